@@ -1,0 +1,42 @@
+"""Errors that end a run with one line and a meaning, and the exit codes that carry it.
+
+The codes are the same for ``python -m rebias_dist.train``, srun and the launcher:
+0 finished, 1 failed (worth a retry), 2 wrong use or configuration, 3 give up,
+75 interrupted after a save.
+"""
+
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_GIVE_UP = 3
+EXIT_INTERRUPTED = 75
+
+
+class RebiasError(Exception):
+    """An error that is shown as one line: what is wrong, its value, and the cure."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(RebiasError):
+    """Wrong use: the configuration, the command line or what they point at does not fit."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(RebiasError):
+    """The data are damaged or are not what their manifest says; a retry cannot help."""
+
+    exit_code = EXIT_GIVE_UP
+
+
+class NonFiniteError(RebiasError):
+    """A loss or a gradient became NaN or infinite; a retry would repeat it."""
+
+    exit_code = EXIT_GIVE_UP
+
+
+class InterruptedRun(RebiasError):  # noqa: N818 - an outcome, not a mistake
+    """A signal asked the run to stop; its state was saved before this was raised."""
+
+    exit_code = EXIT_INTERRUPTED
