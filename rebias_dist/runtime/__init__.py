@@ -1,0 +1,1 @@
+"""The machinery around training: ranks, precision, randomness, state on disk, telemetry."""

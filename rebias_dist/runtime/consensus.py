@@ -1,0 +1,108 @@
+"""Decisions that all ranks take together: stop, fail, and what rank 0 read or decided.
+
+A rank that raises or stops alone leaves the others waiting in their next collective. So
+every such decision goes through here: the ranks exchange what they found, and all of them
+return or raise the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rebias_dist.errors import (
+    ConfigError,
+    DataError,
+    InterruptedRun,
+    NonFiniteError,
+    RebiasError,
+)
+
+_BY_NAME = {
+    error.__name__: error
+    for error in (RebiasError, ConfigError, DataError, NonFiniteError, InterruptedRun)
+}
+
+
+class Consensus:
+    """The ranks of a run as one decision-maker; trivial in a single process.
+
+    Args:
+        group: a gloo group of all ranks, or None for the default group (which must be gloo).
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        together = dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.world_size = dist.get_world_size() if together else 1
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's ``value`` (plain JSON data) on every rank."""
+        # As JSON: torch's object collectives unpickle what they receive.
+        return self._exchange(value, only_zero=True)[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the ranks' values (plain JSON data), in rank order, on every rank."""
+        return self._exchange(value, only_zero=False)
+
+    def _exchange(self, value: Any, only_zero: bool) -> list[Any]:
+        text = json.dumps(value).encode()
+        if self.world_size == 1:
+            return [json.loads(text)]
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(text) if self.rank == 0 or not only_zero else 0
+        dist.all_reduce(lengths, group=self.group)
+        sizes: list[int] = lengths.tolist()
+        # Ranks take disjoint slices of one buffer, so that a sum puts them side by side.
+        buffer = torch.zeros(sum(sizes), dtype=torch.uint8)
+        start = sum(sizes[: self.rank])
+        if sizes[self.rank]:
+            buffer[start : start + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        dist.all_reduce(buffer, group=self.group)
+        joined, texts = bytes(buffer.numpy()), []
+        for size in sizes:
+            texts.append(joined[:size])
+            joined = joined[size:]
+        return [json.loads(text) if text else None for text in texts]
+
+    def agree(self, fault: RebiasError | None = None, stop: bool = False) -> bool:
+        """Return whether any rank wants to stop; if any has a fault, raise it on all of them."""
+        if self.world_size == 1:
+            if fault is not None:
+                raise fault
+            return stop
+        flags = torch.tensor([fault is not None, stop], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        if flags[0]:
+            self._raise_together(fault)
+        return bool(flags[1])
+
+    def _raise_together(self, fault: RebiasError | None) -> None:
+        mine = None if fault is None else [type(fault).__name__, str(fault)]
+        found = [(rank, said) for rank, said in enumerate(self.gather(mine)) if said]
+        rank, (kind, text) = found[0]
+        # A fault that all ranks share is not the doing of one of them.
+        where = "" if len(found) == self.world_size else f"rank {rank}: "
+        raise _BY_NAME.get(kind, RebiasError)(where + text)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block on every rank; if it fails with a known error on any, it fails on all."""
+        fault: RebiasError | None = None
+        try:
+            yield
+        except RebiasError as error:
+            fault = error
+        self.agree(fault)
+
+    @contextmanager
+    def on_rank_zero(self) -> Iterator[bool]:
+        """Run a block that acts on rank 0 alone (it yields whether this is it); fail together."""
+        with self.together():
+            yield self.rank == 0

@@ -1,0 +1,47 @@
+"""How numbers are held: the parameters' type, autocast, and the gradient scaler of fp16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One of float32, bf16, fp16 (both by autocast over float32) and float64."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def parameters(self) -> torch.dtype:
+        """Return the type of the parameters and of normalised inputs."""
+        return torch.float64 if self.name == "float64" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context of one forward pass.
+
+        It is entered per forward: kept open over an optimizer step, its cache of cast
+        weights would hide the update.
+        """
+        if self.name in _AUTOCAST:
+            return torch.autocast(self.device.type, dtype=_AUTOCAST[self.name])
+        return nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return a gradient scaler for one network; it does nothing except in fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def make_deterministic() -> None:
+    """Restrict torch, cuDNN and cuBLAS to deterministic algorithms."""
+    import os
+
+    # cuBLAS reads it when its handle is created, which is later than this.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

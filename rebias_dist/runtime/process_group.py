@@ -1,0 +1,95 @@
+"""Which rank this process is, and the process group that it joins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from rebias_dist.errors import ConfigError
+from rebias_dist.runtime.consensus import Consensus
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# A stopped peer must end the run in minutes, not in the 30 that torch waits by default.
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place of this process among the ranks of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Read torchrun's variables; none of them means a single process.
+
+    Raises:
+        ConfigError: only a part of the variables is set, or one is not a number.
+    """
+    # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
+    if not any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        return Placement(0, 1, 0)
+    missing = [name for name in _TORCHRUN if name not in environment]
+    if missing:
+        given = [name for name in _TORCHRUN if name in environment]
+        raise ConfigError(
+            f"{', '.join(missing)} missing from the environment beside {', '.join(given)}; "
+            "start with torchrun, or unset them all for a single process"
+        )
+    try:
+        rank, world, local = (int(environment[name]) for name in _TORCHRUN[:3])
+    except ValueError:
+        values = ", ".join(f"{name}={environment[name]!r}" for name in _TORCHRUN[:3])
+        raise ConfigError(f"{values}: whole numbers are needed") from None
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK={rank} lies outside WORLD_SIZE={world}")
+    return Placement(rank, world, local)
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Return this rank's device: the CPU, or the CUDA device of its local rank."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda is not available here; use device: cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: local rank {local_rank} has no CUDA device of its own among "
+            f"{torch.cuda.device_count()}; start fewer ranks on this node"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(placement: Placement, device: torch.device) -> Iterator[Consensus]:
+    """Join the process group (none for a single process) and yield what decides jointly in it.
+
+    An existing group, as in a notebook or a test, is used and left alone.
+    """
+    if dist.is_initialized() or placement.world_size == 1:
+        yield Consensus()
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        timeout=_TIMEOUT,
+        rank=placement.rank,
+        world_size=placement.world_size,
+        device_id=device if backend == "nccl" else None,
+    )
+    try:
+        # Decisions are taken on the host; with NCCL they need a group of their own.
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+        yield Consensus(group)
+    finally:
+        dist.destroy_process_group()

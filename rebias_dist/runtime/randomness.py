@@ -1,0 +1,24 @@
+"""Randomness that depends on what is computed, never on which rank computes it or when."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def key(*parts: int | str) -> int:
+    """Return a 63-bit seed that is a pure function of ``parts``."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def keyed(device: torch.device, *parts: int | str) -> Iterator[None]:
+    """Seed torch's generators (CPU and ``device``) by ``parts`` and restore them afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(key(*parts))
+        yield
