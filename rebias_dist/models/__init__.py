@@ -1,0 +1,119 @@
+"""The networks, each of which returns ``(logits, features)``, and the registry of their names."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from rebias_dist.errors import ConfigError
+from rebias_dist.models.bagnet import BagNet18
+from rebias_dist.models.measure import feature_dim, receptive_field
+from rebias_dist.models.named_layer import (
+    accepted_options,
+    torchvision_names,
+    torchvision_network,
+    user_factory,
+    user_network,
+)
+from rebias_dist.models.public_checkpoint import (
+    PublicCheckpoint,
+    load_public_checkpoint,
+    load_state,
+)
+from rebias_dist.models.simple_convnet import SimpleConvNet
+
+__all__ = [
+    "PublicCheckpoint",
+    "build",
+    "feature_dim",
+    "load_public_checkpoint",
+    "load_state",
+    "names",
+    "receptive_field",
+]
+
+_OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "bagnet18": BagNet18}
+
+
+def names() -> list[str]:
+    """Every name that :func:`build` knows without a dotted path: our own, then torchvision's."""
+    return [*_OWN, *torchvision_names()]
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Build a network that maps ``[N, C, H, W]`` to ``(logits [N, num_classes], features [N, d])``.
+
+    The initial weights come from torch's global random state: seed it before the call,
+    alike on all ranks. A convolution bias directly before a BatchNorm has no effect in
+    training and a gradient of rounding noise, which Adam would scale up: it stays in the
+    state dict with ``requires_grad=False``.
+
+    Args:
+        name: ``simple_convnet``, ``bagnet18``, a torchvision classifier, or the dotted
+            path of a factory, ``package.module:factory`` or ``package.module.factory``.
+        options: ``num_classes`` (needed), ``feature``, and those of the network itself;
+            see :class:`SimpleConvNet`, :class:`BagNet18`, :func:`torchvision_network`
+            and :func:`user_network`.
+
+    Raises:
+        ConfigError: unknown name, option or layer, or a value that does not fit.
+    """
+    factory: Callable[..., nn.Module]
+    if name in _OWN:
+        factory = _OWN[name]
+        accepted = accepted_options(factory)
+    elif name in torchvision_names():
+        factory = partial(torchvision_network, name)
+        accepted = ["num_classes", "feature"]
+    elif "." in name or ":" in name:
+        own = user_factory(name)
+        factory = partial(user_network, name, own)
+        accepted = accepted_options(own)
+        if accepted is not None and "num_classes" not in accepted:
+            raise ConfigError(
+                f"network {name!r} takes no num_classes (it takes {', '.join(accepted) or 'none'})"
+                f"; give its factory that parameter"
+            )
+        if accepted is not None and "feature" not in accepted:
+            accepted.append("feature")
+    else:
+        near = get_close_matches(name, names(), n=3, cutoff=0.5) or list(_OWN)
+        raise ConfigError(
+            f"unknown network {name!r}; near names: {', '.join(near)}; a network of your own is "
+            f"named by package.module:factory"
+        )
+    for option in options:
+        if accepted is not None and option not in accepted:
+            raise ConfigError(f"{name} takes no option {option!r}; it takes {', '.join(accepted)}")
+    num_classes, feature = options.get("num_classes"), options.get("feature")
+    if type(num_classes) is not int or num_classes < 1:
+        raise ConfigError(
+            f"{name}: num_classes is {num_classes!r}; it must be the number of classes, from 1"
+        )
+    if not isinstance(feature, str | None):
+        raise ConfigError(f"{name}: feature is {feature!r}; it must be a name")
+    network = factory(**options)
+    _freeze_dead_biases(network)
+    return network
+
+
+def _freeze_dead_biases(network: nn.Module) -> None:
+    """Stop training convolution biases that the next layer, a BatchNorm, subtracts again.
+
+    Only where the order of execution is certain: neighbours in a Sequential.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            layers = list(module)
+            for layer, following in pairwise(layers):
+                if (
+                    isinstance(layer, _ConvNd)
+                    and layer.bias is not None
+                    and isinstance(following, _BatchNorm)
+                ):
+                    layer.bias.requires_grad_(False)

@@ -1,0 +1,200 @@
+"""Any classifier, torchvision's or the user's own, with a named layer as its feature.
+
+The network keeps its own class and its own parameter names (a checkpoint of the
+bare network loads): two forward hooks add the features to what it returns.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import torchvision.models  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from rebias_dist.errors import ConfigError
+
+# torchvision's networks with an auxiliary classifier return more than logits in training.
+_WITHOUT_AUXILIARY = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+_RESIDUAL = ("resnet", "resnext", "wide_resnet")
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers, sorted."""
+    return sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+class _FeatureTap:
+    """Hooks that turn ``network(x) -> logits`` into ``network(x) -> (logits, features)``.
+
+    Bound methods, and not closures: a deep copy of the network gets its own tap.
+    """
+
+    def __init__(self, name: str, feature: str | None, num_classes: int) -> None:
+        self.name = name
+        self.feature = feature
+        self.num_classes = num_classes
+        self.kept: Tensor | None = None
+
+    def keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Forward hook of the named layer."""
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"{self.name}: layer {self.feature!r} returns {type(output).__name__}, not one "
+                f"tensor; name another layer as its feature"
+            )
+        # A copy, for the next layer may work in place on this one's output.
+        self.kept = output.clone()
+
+    def attach(self, module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Tensor]:
+        """Forward hook of the network: its logits and the features as ``[N, d]``."""
+        if self.feature is None:
+            if not (
+                isinstance(output, tuple)
+                and len(output) == 2
+                and all(isinstance(part, Tensor) for part in output)
+            ):
+                raise ConfigError(
+                    f"{self.name} returns {_describe(output)}, not (logits, features); let it "
+                    f"return both, or name the layer that gives its features as 'feature'"
+                )
+            logits, features = output
+        else:
+            logits, features, self.kept = output, self.kept, None
+            if not isinstance(logits, Tensor):
+                raise ConfigError(
+                    f"{self.name} returns {_describe(logits)}; with a layer named as its feature "
+                    f"({self.feature!r}) it must return logits alone"
+                )
+            if features is None:
+                raise ConfigError(
+                    f"{self.name}: its forward pass never calls layer {self.feature!r}; name "
+                    f"another layer as its feature"
+                )
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ConfigError(
+                f"{self.name} returns logits of shape {list(logits.shape)}; "
+                f"num_classes={self.num_classes} needs [N, {self.num_classes}]"
+            )
+        if features.ndim < 2 or features.shape[0] != logits.shape[0]:
+            source = "its features" if self.feature is None else f"layer {self.feature!r}"
+            raise ConfigError(
+                f"{self.name}: {source} of shape {list(features.shape)} do not have one row for "
+                f"each of {logits.shape[0]} images; name another layer as its feature"
+            )
+        return logits, features.flatten(1)
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"one tensor of shape {list(output.shape)}"
+    return f"a {type(output).__name__}"
+
+
+def _with_features(
+    network: nn.Module, *, name: str, feature: str | None, num_classes: int
+) -> nn.Module:
+    tap = _FeatureTap(name, feature, num_classes)
+    if feature is not None:
+        layers = dict(network.named_modules())
+        if not feature or feature not in layers:
+            near = get_close_matches(feature, layers, n=5, cutoff=0.5)
+            near = near or [layer for layer, _ in network.named_children()]
+            raise ConfigError(f"{name} has no layer {feature!r}; near names: {', '.join(near)}")
+        layers[feature].register_forward_hook(tap.keep)
+    network.register_forward_hook(tap.attach)
+    return network
+
+
+def torchvision_network(name: str, num_classes: int, feature: str | None = None) -> nn.Module:
+    """torchvision's classifier ``name``, untrained, with the names of its own state dict.
+
+    Args:
+        name: as ``torchvision.models.list_models`` writes it.
+        num_classes: number of logits.
+        feature: the layer whose output, flattened to ``[N, d]``, is the feature. The
+            ResNets need none: theirs are the pooled features, also called ``pool``.
+
+    Raises:
+        ConfigError: no such layer, or no feature named where one is needed.
+    """
+    network: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **_WITHOUT_AUXILIARY.get(name, {})
+    )
+    if name.startswith(_RESIDUAL) and feature in (None, "pool"):
+        feature = "avgpool"
+    if feature is None:
+        layers = ", ".join(layer for layer, _ in network.named_children())
+        raise ConfigError(
+            f"{name} needs 'feature', the layer whose output is its feature; "
+            f"its outermost layers: {layers}"
+        )
+    return _with_features(network, name=name, feature=feature, num_classes=num_classes)
+
+
+def user_factory(path: str) -> Callable[..., Any]:
+    """Import ``package.module:factory`` or ``package.module.factory``.
+
+    Raises:
+        ConfigError: nothing there, or not something to call.
+    """
+    try:
+        factory = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"network {path!r} cannot be imported ({_one_line(error)}); write it as "
+            f"package.module:factory, importable from where the run starts"
+        ) from error
+    if not callable(factory):
+        raise ConfigError(f"network {path!r} is a {type(factory).__name__}, not a factory to call")
+    return factory  # type: ignore[no-any-return]  # resolve_name returns Any
+
+
+def accepted_options(factory: Callable[..., Any]) -> list[str] | None:
+    """Option names that ``factory`` takes; None if it takes any."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def user_network(
+    path: str,
+    factory: Callable[..., Any],
+    num_classes: int,
+    feature: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """What ``factory(num_classes=…, **options)`` builds, returning ``(logits, features)``.
+
+    Args:
+        path: how the configuration names it, for messages.
+        factory: from :func:`user_factory`; returns an ``nn.Module``.
+        num_classes: number of logits; what the network returns is held to it.
+        feature: the layer whose output, flattened to ``[N, d]``, is the feature; None
+            for a network that itself returns ``(logits, features)``.
+        options: further keyword arguments of the factory.
+
+    Raises:
+        ConfigError: the factory refuses its arguments, does not return a module, or its
+            network has no such layer; and in the forward pass, if what comes out does
+            not fit.
+    """
+    try:
+        network = factory(num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ConfigError(f"network {path!r} cannot be built: {_one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"network {path!r} gives a {type(network).__name__}, not an nn.Module")
+    return _with_features(network, name=path, feature=feature, num_classes=num_classes)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
