@@ -1,0 +1,1 @@
+"""Class maps: one CSV a data set, from source folder to label and class name."""

@@ -1,0 +1,218 @@
+"""What a folder of shards holds: ``manifest.json`` and the index ``index.npy``.
+
+A split is a folder with ``<split>-NNNNNN.tar``, ``manifest.json`` and ``index.npy``. The
+index has one row a sample, in shard order, and is made to be memory-mapped: a reader
+finds each image by offset and never walks a tar.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from data_shards.errors import DataShardsError
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.npy"
+HASH_BYTES = 16
+NO_BIAS = -1
+
+# A name, never a path: a manifest cannot point outside its folder.
+_ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=0)]
+_Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+
+# How a sample came about, in plain values.
+Option = bool | int | float | str | None | list[int] | list[str]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shard(_Record):
+    """One tar file: its name, size in bytes, sha256 and number of samples."""
+
+    name: _ShardName
+    bytes: _Count
+    sha256: _Sha256
+    count: _Count
+
+
+class Excluded(_Record):
+    """A source image that was left out, and why (short codes)."""
+
+    source: str
+    reasons: tuple[str, ...]
+
+
+class Normalize(_Record):
+    """Per-channel mean and standard deviation of pixels scaled to 0..1, for the network input."""
+
+    mean: _Channels
+    std: _Channels
+
+
+class Manifest(_Record):
+    """The content of ``manifest.json``."""
+
+    format: int
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    samples: _Count
+    class_counts: tuple[_Count, ...]
+    normalize: Normalize
+    options: dict[str, Option]
+    shards: tuple[Shard, ...]
+    index_sha256: _Sha256
+    excluded: tuple[Excluded, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format} is not the format {FORMAT} of this version")
+        if len(self.class_counts) != len(self.classes) or sum(self.class_counts) != self.samples:
+            raise ValueError("class_counts do not add up to samples")
+        if sum(shard.count for shard in self.shards) != self.samples:
+            raise ValueError("the counts of the shards do not add up to samples")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("two shards have the same name")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the content in canonical form: equal exactly for equal data sets."""
+        return _canonical_digest(self.model_dump(mode="json"))
+
+    @property
+    def recipe(self) -> str:
+        """Sha256 of what the split was made from; known before a single image is written."""
+        return recipe(self.dataset, self.split, self.classes, self.options)
+
+    @property
+    def shard_counts(self) -> list[int]:
+        """Number of samples of each shard."""
+        return [shard.count for shard in self.shards]
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ``manifest.json``."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _canonical_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe(
+    dataset: str, split: str, classes: tuple[str, ...], options: Mapping[str, Option]
+) -> str:
+    """Return the sha256 of what makes a split: data set, split, classes, options and format."""
+    return _canonical_digest(
+        {
+            "format": FORMAT,
+            "dataset": dataset,
+            "split": split,
+            "classes": list(classes),
+            "options": dict(options),
+        }
+    )
+
+
+def index_dtype(key_bytes: int) -> np.dtype[np.void]:
+    """Return the row of ``index.npy``; ``key_bytes`` is the length of the longest key.
+
+    ``shard`` (number), ``offset`` and ``length`` (bytes of the image inside the tar),
+    ``label``, ``bias`` (-1: none), ``hash`` (first 16 bytes of the image's sha256) and
+    ``key`` (UTF-8).
+    """
+    return np.dtype(
+        [
+            ("shard", "<i4"),
+            ("offset", "<i8"),
+            ("length", "<i8"),
+            ("label", "<i4"),
+            ("bias", "<i4"),
+            ("hash", f"V{HASH_BYTES}"),
+            ("key", f"S{max(key_bytes, 1)}"),
+        ]
+    )
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/manifest.json``; DataShardsError in one line if it does not hold."""
+    path = folder / MANIFEST_NAME
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataShardsError(f"{path}: malformed at {where}: {first['msg']}") from None
+
+
+def load_split(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
+    """Return the manifest and the memory-mapped index of a split, checked against each other.
+
+    The shards themselves are not opened. Raises DataShardsError (one line) if a file is
+    missing or malformed, a row points outside its shard, or a label is not a class.
+    """
+    manifest = load_manifest(folder)
+    path = folder / INDEX_NAME
+    try:
+        index = np.load(path, mmap_mode="r" if manifest.samples else None, allow_pickle=False)
+    except OSError as error:
+        raise DataShardsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError) as error:
+        raise DataShardsError(f"{path}: malformed: {error}") from None
+    _check_index(path, manifest, index)
+    return manifest, index
+
+
+def _check_index(path: Path, manifest: Manifest, index: NDArray[np.void]) -> None:
+    fields = dict(index.dtype.fields or {})
+    key_bytes = fields["key"][0].itemsize if "key" in fields else 0
+    if index.ndim != 1 or index.dtype != index_dtype(key_bytes):
+        raise DataShardsError(f"{path}: malformed: not an index of format {FORMAT}")
+    if len(index) != manifest.samples:
+        raise DataShardsError(
+            f"{path}: has {len(index)} samples, its manifest says {manifest.samples}"
+        )
+    numbers = np.arange(len(manifest.shards))
+    if not np.array_equal(index["shard"], np.repeat(numbers, manifest.shard_counts)):
+        raise DataShardsError(f"{path}: malformed: its shards are not those of the manifest")
+    sizes = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64)
+    room = sizes[index["shard"]] - index["offset"]
+    outside = (index["offset"] < 0) | (index["length"] < 0) | (index["length"] > room)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise DataShardsError(f"{path}: malformed: sample {row} lies outside its shard")
+    labels = index["label"]
+    unknown = (labels < 0) | (labels >= len(manifest.classes))
+    if unknown.any():
+        row = int(np.argmax(unknown))
+        raise DataShardsError(
+            f"{path}: sample {row} ({index['key'][row].decode(errors='replace')}) has the label "
+            f"{labels[row]}, outside the {len(manifest.classes)} classes of the manifest"
+        )
+    counts = np.bincount(labels, minlength=len(manifest.classes))
+    if counts.tolist() != list(manifest.class_counts):
+        raise DataShardsError(f"{path}: its counts per class are not those of the manifest")

@@ -1,0 +1,1 @@
+"""Data sets that shards can be made from, one module each."""
