@@ -9,7 +9,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from data_shards.ordering import permutation
 from data_shards.sources import mnist
 from data_shards.writer import Plan, SplitWriter, present, split_writer
 
-DATASET = "biased-mnist"
+DATASET = "biased_mnist"
 CLASSES = tuple(str(digit) for digit in range(mnist.DIGITS))
 COLOURS = (
     (255, 0, 0),
@@ -69,7 +69,7 @@ class Options:
             ("rho", 0, 1),
             ("confusing_colours", 1, len(COLOURS) - 1),
             ("image_size", _SMALLEST_IMAGE, mnist.SIDE),
-            ("selection_fraction", 0, 0.9),
+            ("selection_fraction", 0, 1),
             ("samples_per_shard", 1, 1_000_000),
         ):
             if not low <= getattr(self, name) <= high:
@@ -195,20 +195,22 @@ def convert(
     *,
     source: Path | None = None,
     splits: Sequence[str] | None = None,
-    on_sample: Callable[[], object] = lambda: None,
 ) -> dict[str, Manifest]:
     """Write splits of Biased-MNIST under ``output`` and return their manifests by split.
 
-    ``source`` and ``splits`` as in :func:`plan_parts`. A split that is there already, made
-    from the same, is kept; a different one is a UsageError, before anything is written.
-    ``on_sample()`` is called after each image written.
+    ``source`` and ``splits`` as in :func:`plan_parts`; the rest as in :func:`write_parts`.
     """
-    return _write(output, plan_parts(options, source=source, splits=splits), on_sample)
+    return write_parts(output, plan_parts(options, source=source, splits=splits))
 
 
-def _write(
-    output: Path, parts: dict[str, Part], on_sample: Callable[[], object]
+def write_parts(
+    output: Path, parts: Mapping[str, Part], on_sample: Callable[[], object] = lambda: None
 ) -> dict[str, Manifest]:
+    """Write planned splits under ``output`` and return their manifests by split.
+
+    A split that is there already, made from the same, is kept; a different one is a
+    UsageError, before anything is written. ``on_sample()`` follows each image written.
+    """
     there = {split: present(output, part.plan) for split, part in parts.items()}
     manifests = {}
     for split, part in parts.items():
@@ -318,7 +320,7 @@ def run(arguments: argparse.Namespace) -> None:
         total = sum(len(parts[split].ids) for split in parts if states[split] == "written")
         quiet = arguments.json or not sys.stderr.isatty()
         with tqdm(total=total, unit="image", disable=quiet) as bar:
-            manifests = _write(arguments.output, parts, bar.update)
+            manifests = write_parts(arguments.output, parts, bar.update)
     for split, part in parts.items():
         report: dict[str, object] = {
             "split": split,

@@ -1,0 +1,21 @@
+"""Samples: indexed shards, keyed order and augmentation, and loaders that any layout can share."""
+
+from rebias_dist.data.embedded import prepare_biased_mnist
+from rebias_dist.data.loader import EvalLoader, MicroBatch, TrainLoader
+from rebias_dist.data.order import epoch_order
+from rebias_dist.data.shards import ShardDataset, open_split
+from rebias_dist.data.transforms import EvalTransform, TrainTransform, Transform, identity
+
+__all__ = [
+    "EvalLoader",
+    "EvalTransform",
+    "MicroBatch",
+    "ShardDataset",
+    "TrainLoader",
+    "TrainTransform",
+    "Transform",
+    "epoch_order",
+    "identity",
+    "open_split",
+    "prepare_biased_mnist",
+]

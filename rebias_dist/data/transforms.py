@@ -1,0 +1,97 @@
+"""Augmentation keyed by (seed, epoch, sample): the same for f and g, any rank, any worker.
+
+Images go in and out as uint8 [3, H, W]; they are normalised on the device, where the
+networks run.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+
+from data_shards.ordering import derive, splitmix64
+
+# Random resized crop (Szegedy et al., "Going deeper with convolutions", 2015) with the
+# ranges that torchvision's class of that name has by default.
+_AREA = (0.08, 1.0)
+_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+_TRIES = 10
+
+
+class Transform(Protocol):
+    """Makes what the networks see from a decoded image: uint8 [3, H, W] to uint8 [3, h, w]."""
+
+    def __call__(self, image: Tensor, epoch: int, sample: int) -> Tensor:
+        """Return the image of ``sample`` (its id) as it is seen in ``epoch``."""
+        ...
+
+
+def identity(image: Tensor, epoch: int, sample: int) -> Tensor:
+    """Return the image as it is (Biased-MNIST)."""
+    return image
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+def random_crop(key: int, height: int, width: int) -> Crop:
+    """Return the crop that the 64-bit ``key`` decides for an image of this size.
+
+    Area uniform in 0.08..1 of the image, aspect ratio log-uniform in 3/4..4/3, position
+    uniform; after ten that do not fit, the largest centred one of an allowed ratio.
+    Mirrored with probability 1/2.
+    """
+    # splitmix64's upper 53 bits give uniform doubles in [0, 1), in any version of any library.
+    draws = (splitmix64(key, np.arange(1 + 4 * _TRIES)) >> np.uint64(11)) * 2.0**-53
+    flip = bool(draws[0] < 0.5)
+    for area_draw, ratio_draw, top_draw, left_draw in draws[1:].reshape(_TRIES, 4).tolist():
+        area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * area_draw)
+        ratio = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratio_draw)
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1))
+            return Crop(top, left, h, w, flip)
+    h = min(height, round(width / math.exp(_LOG_RATIO[0])))
+    w = min(width, round(height * math.exp(_LOG_RATIO[1])))
+    return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop to ``size`` x ``size`` and horizontal flip, keyed by ``seed``."""
+
+    size: int
+    seed: int
+
+    def __call__(self, image: Tensor, epoch: int, sample: int) -> Tensor:
+        """Return the crop that (seed, epoch, sample) decides, uint8 [3, size, size]."""
+        height, width = image.shape[-2:]
+        crop = random_crop(derive("augment", self.seed, epoch, sample), height, width)
+        resized: Tensor = F.resized_crop(
+            image, crop.top, crop.left, crop.height, crop.width, [self.size, self.size]
+        )
+        return F.horizontal_flip(resized) if crop.flip else resized
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Short side to ``resize``, then the central ``crop`` x ``crop``; the same every epoch."""
+
+    resize: int
+    crop: int
+
+    def __call__(self, image: Tensor, epoch: int, sample: int) -> Tensor:
+        """Return uint8 [3, crop, crop]."""
+        resized: Tensor = F.resize(image, [self.resize])
+        return F.center_crop(resized, [self.crop, self.crop])  # type: ignore[no-any-return]
