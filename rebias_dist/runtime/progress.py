@@ -1,0 +1,144 @@
+"""How fast a run goes, and the progress line that tells it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Protocol
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+_log = logging.getLogger("rebias_dist")
+
+
+class Rate:
+    """Steps per second, smoothed: a step's weight falls by e every ``memory`` seconds.
+
+    Steps and seconds are both decayed sums, and the rate is their quotient. So the first
+    measurements need no correction of a start value, and steps that are reported in groups
+    count as much as steps that are reported one by one.
+
+    Args:
+        memory: time constant of the decay, in seconds.
+    """
+
+    def __init__(self, memory: float = 30.0) -> None:
+        self.memory = memory
+        self._steps = 0.0
+        self._seconds = 0.0
+        self._last: tuple[int, float] | None = None
+
+    def update(self, step: int, now: float) -> None:
+        """Note that ``step`` steps are done at ``now`` (seconds of a clock that never jumps)."""
+        if self._last is not None:
+            steps, seconds = step - self._last[0], now - self._last[1]
+            decay = math.exp(-seconds / self.memory)
+            self._steps = self._steps * decay + steps
+            self._seconds = self._seconds * decay + seconds
+        self._last = (step, now)
+
+    def pause(self) -> None:
+        """Leave out the time until the next update: no training happens in it."""
+        self._last = None
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Return the smoothed rate, None before there is one."""
+        return self._steps / self._seconds if self._steps > 0 and self._seconds > 0 else None
+
+    def seconds_left(self, steps: int) -> float | None:
+        """Return the seconds that ``steps`` more steps take, None while the rate is unknown."""
+        if steps <= 0:
+            return 0.0
+        rate = self.steps_per_second
+        return None if rate is None else steps / rate
+
+
+def describe(epoch: int, text: str, images_per_s: float | None, eta_seconds: float | None) -> str:
+    """Return the part of the progress line after step/total; unknown numbers show as '?'."""
+    speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
+    eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
+    return ", ".join(filter(None, (f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}")))
+
+
+class ProgressLine(Protocol):
+    """Where the progress is shown."""
+
+    def show(self, step: int, description: str) -> None:
+        """Show that ``step`` steps are done."""
+
+    def close(self) -> None:
+        """Show the last state, if it is not yet shown, and let the terminal go."""
+
+
+class Bar:
+    """A bar at the bottom of the terminal; what is logged scrolls by above it."""
+
+    def __init__(self, total_steps: int, start_step: int) -> None:
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            # Every update looks at the clock: steps differ too much in length (an evaluation,
+            # a first step) for tqdm's guess of how many of them make up its interval.
+            miniters=1,
+            # Rate and ETA come with the description, the same numbers as in state.json.
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+        self._redirect = ExitStack()
+        self._redirect.enter_context(logging_redirect_tqdm([_log]))
+
+    def show(self, step: int, description: str) -> None:
+        """Move the bar; it is redrawn ten times a second at most."""
+        self._bar.set_postfix_str(description, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Draw the bar a last time and leave it standing."""
+        self._bar.refresh()
+        self._redirect.close()
+        self._bar.close()
+
+
+class Lines:
+    """Ordinary log lines, for batch systems and pipes.
+
+    Args:
+        total_steps: steps of the whole run.
+        interval: shortest time between two lines in seconds; the first and the last step
+            have a line in any case.
+    """
+
+    def __init__(self, total_steps: int, interval: float = 10.0) -> None:
+        self._total_steps = total_steps
+        self._interval = interval
+        self._next = -math.inf
+        self._pending: str | None = None
+
+    def show(self, step: int, description: str) -> None:
+        """Log a line if the last one is old enough."""
+        self._pending = f"step {step}/{self._total_steps}, {description}"
+        now = time.monotonic()
+        if now >= self._next or step >= self._total_steps:
+            self._next = now + self._interval
+            self._flush()
+
+    def close(self) -> None:
+        """Log the last state, if it has no line yet."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending is not None:
+            _log.info("%s", self._pending)
+            self._pending = None
+
+
+def progress_line(total_steps: int, start_step: int) -> ProgressLine:
+    """Return a bar where stderr is a terminal, else log lines."""
+    return Bar(total_steps, start_step) if sys.stderr.isatty() else Lines(total_steps)
