@@ -150,7 +150,10 @@ def user_factory(path: str) -> Callable[..., Any]:
             f"package.module:factory, importable from where the run starts"
         ) from error
     if not callable(factory):
-        raise ConfigError(f"network {path!r} is a {type(factory).__name__}, not a factory to call")
+        raise ConfigError(
+            f"network {path!r} is no factory but of type {type(factory).__name__}; name the "
+            f"function or class that builds it"
+        )
     return factory  # type: ignore[no-any-return]  # resolve_name returns Any
 
 
@@ -192,7 +195,10 @@ def user_network(
     except TypeError as error:
         raise ConfigError(f"network {path!r} cannot be built: {_one_line(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"network {path!r} gives a {type(network).__name__}, not an nn.Module")
+        raise ConfigError(
+            f"network {path!r} builds an object of type {type(network).__name__}; its factory "
+            f"must return an nn.Module"
+        )
     return _with_features(network, name=path, feature=feature, num_classes=num_classes)
 
 

@@ -73,10 +73,12 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
     """
     where = f"public checkpoint {str(path)!r}"
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = _plain(torch.load(path, map_location="cpu", weights_only=True))
+        file = open(path, "rb")  # noqa: SIM115 - only its opening is a matter of the path
     except OSError as error:
-        raise ConfigError(f"{where} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{where} cannot be read: {error.strerror}; check the path") from error
+    try:
+        with file, torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = _plain(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # a hostile file may raise anything
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
