@@ -55,7 +55,6 @@ def content() -> dict[str, Any]:
             "best_acc": np.float16(0.5),
             "flag": np.bool_(True),
             "byte": np.uint8(200),
-            "big_endian": np.array([7], dtype=">i4")[0],
             "scores": scores,
         },
     }
@@ -99,13 +98,22 @@ def test_everything_is_read(tmp_path: Path, zipped: bool, numpy_1: bool) -> None
         "best_acc": 0.5,
         "flag": True,
         "byte": 200,
-        "big_endian": 7,
         "scores": {"unbiased": {"f_acc": SCORE, "g_0_acc": 0.1}},
     }
 
     network = build("simple_convnet", num_classes=10, kernel_size=7, width=0.25)
     load_state(network, checkpoint.f, where="last.pth, f_net")
     assert all(torch.equal(v, checkpoint.f[name]) for name, v in network.state_dict().items())
+
+
+def test_numbers_in_the_byte_order_of_another_machine(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    saved = {"f_net": {}, "g_nets": [], "metadata": {"count": np.int32(0x01020304)}}
+    torch.save(saved, path, _use_new_zipfile_serialization=False)
+    data, little = path.read_bytes(), b"X\x01\x00\x00\x00<"
+    assert data.count(little) == 1
+    path.write_bytes(data.replace(little, little[:-1] + b">"))
+    assert load_public_checkpoint(path).metadata["count"] == 0x04030201
 
 
 def test_munch_is_not_needed_to_read(tmp_path: Path) -> None:
