@@ -1,0 +1,225 @@
+"""Rows of a global batch that lie on several ranks: gathered once, used many times."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Sentinel(enum.Enum):
+    LOCAL = "LOCAL"
+
+
+LOCAL: Final = _Sentinel.LOCAL
+"""As ``group``: the rows of this process are the whole batch; nothing is communicated."""
+
+Group: TypeAlias = dist.ProcessGroup | Literal[_Sentinel.LOCAL] | None
+"""``None`` is the default process group, or this process alone if there is none."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def rank_and_world(group: Group) -> tuple[int, int]:
+    """Return this process's rank in ``group`` and the number of its ranks."""
+    if group is LOCAL or not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """Stack a tensor that has the same shape and dtype on all ranks: ``(W, *shape)``."""
+    stacked, work = _start_all_gather(tensor, group, async_op=False)
+    assert work is None
+    return stacked
+
+
+def _start_all_gather(
+    tensor: Tensor, group: Group, *, async_op: bool
+) -> tuple[Tensor, dist.Work | None]:
+    _, world = rank_and_world(group)
+    if group is LOCAL or world == 1:
+        return tensor.unsqueeze(0), None
+    stacked = tensor.new_empty((world, *tensor.shape))
+    work = dist.all_gather(list(stacked.unbind()), tensor, group=group, async_op=async_op)
+    return stacked, work
+
+
+class _Gathered:
+    """All rows of a global batch, without autograd, and what is derived from them on demand."""
+
+    def __init__(
+        self, stacked: Tensor, sent: Tensor, counts: Sequence[int], work: dist.Work | None
+    ) -> None:
+        self._stacked: Tensor | None = stacked  # (W, max(counts), d), padded
+        self._sent: Tensor | None = sent  # kept alive until the gather is over
+        self._work = work
+        self._counts = counts
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """All rows in rank order, ``(N, d)``, in the dtype they were passed in."""
+        if self._work is not None:
+            self._work.wait()
+        assert self._stacked is not None
+        stacked, self._stacked, self._sent, self._work = self._stacked, None, None, None
+        if all(count == stacked.shape[1] for count in self._counts):
+            return stacked.flatten(0, 1)
+        return torch.cat([part[:n] for part, n in zip(stacked, self._counts, strict=True)])
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """Rows minus their mean, float32 or float64.
+
+        Distances do not change with the origin, but ``|a|² + |b|² - 2ab`` loses as many
+        digits as the rows are far from it.
+        """
+        rows = self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
+        return rows - rows.mean(0)
+
+    @cached_property
+    def half_square_norms(self) -> Tensor:
+        """``|x|²/2`` of the centred rows, ``(N,)``, infinite where the square overflows."""
+        squares = self.centred * self.centred
+        return squares.sum(1, dtype=torch.float64).div_(2).to(squares.dtype)
+
+    @cached_property
+    def square_diameter_bound(self) -> Tensor:
+        """Upper bound of all squared distances, 0-d float64.
+
+        Built from minima and maxima, which have the same bits in any order of summation and
+        on any hardware, so ranks may decide by it.
+        """
+        if self.rows.numel() == 0:
+            return self.rows.new_zeros((), dtype=torch.float64)
+        low, high = torch.aminmax(self.rows, dim=0)
+        return (high.double() - low.double()).amax().square() * self.rows.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """This rank's rows of one network's features, and the gathered rows of all ranks.
+
+    Made by :func:`gather_features`. ``local`` is ``(n, d)`` as passed, with its autograd
+    graph; ``counts`` the rows of each rank; ``offset`` the place of this rank's first row in
+    the global batch. ``rows`` waits for an asynchronous gather.
+    """
+
+    local: Tensor
+    counts: tuple[int, ...]
+    offset: int
+    group: Group
+    gathered: _Gathered
+
+    @property
+    def rows(self) -> Tensor:
+        """All rows in rank order, ``(N, d)``, detached, in the dtype they were passed in."""
+        return self.gathered.rows
+
+    @property
+    def total(self) -> int:
+        """Rows of the global batch, N."""
+        return sum(self.counts)
+
+    def detach(self) -> Features:
+        """Return the same features without autograd; the gathered rows are shared."""
+        return replace(self, local=self.local.detach())
+
+
+def _shape_problem(x: Tensor) -> str | None:
+    if x.ndim != 2:
+        return f"features must be rows (n, d), got shape {tuple(x.shape)}"
+    if x.dtype not in _DTYPES:
+        return f"features must be floating point, got {x.dtype}; cast them first"
+    return None
+
+
+def exchange_counts(tensors: Sequence[Tensor], group: Group) -> list[tuple[int, ...]]:
+    """Return, for each tensor, how many rows each rank holds, once all agreed on the shapes.
+
+    One small all-gather. Each tensor must be ``(n, d)`` with the same d and dtype on all
+    ranks; n may differ.
+
+    Raises:
+        ValueError: on all ranks alike, if a tensor of any rank does not fit.
+    """
+    problems = [_shape_problem(x) for x in tensors]
+    described = [
+        [-1, 0, 0] if problem else [x.shape[0], x.shape[1], _DTYPES.index(x.dtype)]
+        for x, problem in zip(tensors, problems, strict=True)
+    ]
+    table = all_gather(torch.tensor(described, device=tensors[0].device), group)
+    per_tensor: list[list[list[int]]] = table.transpose(0, 1).tolist()
+    for described_by, problem in zip(per_tensor, problems, strict=True):
+        if problem:  # the rank at fault names the cause; the others say whom to look at
+            raise ValueError(problem)
+        _, d0, dtype0 = described_by[0]
+        for rank, (n, d, dtype) in enumerate(described_by):
+            if n < 0:
+                raise ValueError(f"features of rank {rank} are not floating-point rows (n, d)")
+            if (d, dtype) != (d0, dtype0):
+                raise ValueError(
+                    f"features must have one width and dtype on all ranks: rank {rank} has "
+                    f"{d} × {_DTYPES[dtype]}, rank 0 has {d0} × {_DTYPES[dtype0]}"
+                )
+    return [tuple(n for n, _, _ in described_by) for described_by in per_tensor]
+
+
+def gather_features(
+    x: Tensor,
+    *,
+    counts: Sequence[int] | None = None,
+    group: Group = None,
+    async_op: bool = False,
+) -> Features:
+    """Gather the rows of all ranks once; the result serves any number of HSIC terms.
+
+    Args:
+        x: this rank's rows, ``(n, d)``, float16, bfloat16, float32 or float64, the same d
+            and dtype on every rank; n may differ and may be 0. Rows travel in their dtype.
+        counts: rows of every rank, if the caller knows them. Without it the ranks exchange
+            them first: one more collective and a host synchronisation.
+        group: process group; ``None`` is the default one (or this process alone, if none is
+            initialised), ``LOCAL`` never communicates.
+        async_op: return at once; the first use of the gathered rows waits. ``x`` must not
+            be changed in place before that.
+
+    Returns:
+        The features. ``local`` is ``x`` itself; the gathered rows carry no autograd graph.
+
+    Raises:
+        ValueError: if ``x`` does not fit. Without ``counts``, on all ranks alike. If
+            ``counts`` belie ``x``, this rank still takes part in the gather, with NaN, so
+            that no other rank waits for it for ever.
+    """
+    rank, world = rank_and_world(group)
+    if counts is None:
+        [counts] = exchange_counts([x], group)
+    elif problem := _shape_problem(x):
+        raise ValueError(problem)
+    counts = tuple(counts)
+    if len(counts) != world:
+        raise ValueError(f"counts must list the rows of {world} ranks, got {len(counts)} numbers")
+
+    belied = counts[rank] != x.shape[0]
+    rows = x.detach()
+    if belied:
+        sent = rows.new_full((max(counts), x.shape[1]), torch.nan)
+    elif counts[rank] == max(counts):
+        sent = rows.contiguous()
+    else:  # gloo gathers equal sizes only
+        sent = rows.new_zeros((max(counts), x.shape[1]))
+        sent[: x.shape[0]] = rows
+    stacked, work = _start_all_gather(sent, group, async_op=async_op)
+    if belied:
+        raise ValueError(
+            f"counts say that rank {rank} holds {counts[rank]} rows, its tensor has {x.shape[0]}"
+        )
+    gathered = _Gathered(stacked, sent, counts, work)
+    return Features(x, counts, sum(counts[:rank]), group, gathered)

@@ -1,0 +1,436 @@
+"""HSIC of RBF kernels over a global batch whose rows lie on several ranks.
+
+With ``k(a, b) = exp(-|a-b|² / (2σ²))``, kernel matrices K (of x) and L (of y), row sums k and
+ℓ, both estimators have the form
+
+    H = norm · [ Σᵢⱼ Kᵢⱼ Lᵢⱼ + total · (Σk)(Σℓ) − 2 · row · Σᵢ kᵢ ℓᵢ ]
+
+* unbiased (HSIC₁; Song et al., JMLR 13, 2012, equation 5), K and L with zeroed diagonals:
+  norm = 1/(N(N−3)), row = 1/(N−2), total = 1/((N−1)(N−2)); it may be negative;
+* biased (HSIC_b = trace(KHLH)/N²; Gretton et al., ALT 2005, with 1/N² for (N−1)⁻²), K and L
+  with their diagonals: norm = total = 1/N², row = 1/N.
+
+Neither changes when a constant is added to all the entries that it uses of a kernel, so wide
+kernels are held as K − 1 (``expm1``), which keeps the digits that ``exp`` rounds away, and
+narrow ones as K.
+
+With ``U(L)ᵢⱼ = Lᵢⱼ − row·(ℓᵢ+ℓⱼ) + total·Σℓ`` and ``M = U(L)∘K`` off the diagonal,
+
+    ∂H/∂xᵢ = −(2·norm/σ²) · Σⱼ Mᵢⱼ (xᵢ − xⱼ) = −(2·norm/σ²) · [(M1)ᵢ xᵢ − (M X)ᵢ],
+
+and the same with the roles swapped for y. Here the factor K must be the kernel itself.
+
+Each rank holds all rows of X and Y and walks the tiles of its own rows; then one all-gather
+shares the row sums, after which every rank has the exact value and all that its rows of the
+gradient need: the backward pass communicates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from rebias_dist.errors import ConfigError, NonFiniteError
+from rebias_dist.objectives.features import (
+    Features,
+    Group,
+    all_gather,
+    exchange_counts,
+    gather_features,
+)
+from rebias_dist.objectives.precision import full_precision
+
+Estimator: TypeAlias = Literal["unbiased", "biased"]
+_SMALLEST_BATCH = {"unbiased": 4, "biased": 1}
+
+
+class _Coefficients(NamedTuple):
+    norm: float
+    row: float
+    total: float
+
+
+def _coefficients(estimator: Estimator, n: int) -> _Coefficients:
+    if estimator == "unbiased":
+        return _Coefficients(1 / (n * (n - 3)), 1 / (n - 2), 1 / ((n - 1) * (n - 2)))
+    return _Coefficients(1 / n**2, 1 / n, 1 / n**2)
+
+
+class _Block(NamedTuple):
+    """Rows ``i0:i1`` × columns ``j0:j1`` of the kernels; all in terms of the global batch."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+    mirrored: bool  # the block at (j, i) is this one's transpose, and is not walked
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.i1 - self.i0, self.j1 - self.j0
+
+    def diagonal(self, tile: Tensor) -> Tensor:
+        """The entries (i, i) of the global matrix that lie in this tile, as a view."""
+        if not self.j0 <= self.i0 < self.j1:
+            return tile.new_empty(0)
+        return tile.diagonal(self.i0 - self.j0)
+
+
+class _Plan(NamedTuple):
+    """What a call to hsic fixes beside the data."""
+
+    estimator: Estimator
+    counts: tuple[int, ...]
+    lo: int  # this rank's rows are lo:hi of the global batch
+    hi: int
+    tile: int
+    group: Group
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def one_block(self) -> bool:
+        return self.total <= self.tile
+
+    def blocks(self) -> Iterator[_Block]:
+        """This rank's rows × all columns; of its own square only one triangle."""
+        lo, hi, tile = self.lo, self.hi, self.tile
+        if self.one_block:
+            yield _Block(lo, hi, 0, self.total, False)
+            return
+        others = [
+            (j, min(j + tile, end))
+            for begin, end in ((0, lo), (hi, self.total))
+            for j in range(begin, end, tile)
+        ]
+        for i in range(lo, hi, tile):
+            i1 = min(i + tile, hi)
+            for j, j1 in others:
+                yield _Block(i, i1, j, j1, False)
+            for j in range(i, hi, tile):
+                yield _Block(i, i1, j, min(j + tile, hi), j > i)
+
+    def workspace(self, like: Tensor) -> Tensor:
+        """Memory for one tile of the largest shape."""
+        size = min(self.tile, self.hi - self.lo) * min(self.tile, self.total)
+        return like.new_empty(size)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two variables, with its kernel."""
+
+    rows: Tensor  # (N, d), centred
+    half_square_norms: Tensor  # (N,)
+    sigma: float
+    shift: Tensor  # 0-d, 1 where tiles hold K − 1, 0 where they hold K
+
+    @classmethod
+    def of(cls, features: Features, sigma: float) -> _Side:
+        rows = features.gathered.centred
+        # If every exponent is at least -1/2, K − 1 has more digits in floating point than K.
+        wide = features.gathered.square_diameter_bound < sigma**2
+        return cls(rows, features.gathered.half_square_norms, sigma, wide.to(rows.dtype))
+
+    def tile(self, block: _Block, estimator: Estimator, workspace: Tensor) -> Tensor:
+        """K − shift on a block; the diagonal is 0 if the estimator leaves it out."""
+        i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
+        tile = workspace[: math.prod(block.shape)].view(block.shape)
+        half = self.half_square_norms
+        torch.addmm(half[j], self.rows[i], self.rows[j].mT, beta=-1, out=tile)
+        tile.sub_(half[i, None]).clamp_(max=0)  # minus half the squared distance
+        block.diagonal(tile).zero_()
+        tile.mul_(1 / self.sigma**2)
+        if tile.device.type == "cpu":
+            tile = tile.expm1_() if self.shift else tile.exp_()
+        else:  # both, rather than have the host wait for the decision
+            torch.where(self.shift > 0, tile.expm1(), tile.exp(), out=tile)
+        if estimator == "unbiased":
+            block.diagonal(tile).zero_()
+        return tile
+
+
+def _share(sums: Tensor, product: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Row sums ``(2, n)`` of all ranks' rows, ``(2, N)``, and the sum of ``product``.
+
+    Every rank adds the same numbers in the same order, so all have the same bits.
+    """
+    if len(plan.counts) == 1:
+        return sums, product
+    longest = max(plan.counts)
+    packed = sums.new_zeros(2 * longest + 1)
+    packed[:-1].view(2, longest)[:, : sums.shape[1]] = sums
+    packed[-1] = product
+    stacked = all_gather(packed, plan.group)
+    shared = stacked[:, :-1].reshape(-1, 2, longest)
+    parts = [part[:, :n] for part, n in zip(shared, plan.counts, strict=True)]
+    return torch.cat(parts, dim=1), stacked[:, -1].sum()
+
+
+def _forward_pass(
+    x: _Side, y: _Side, plan: _Plan, *, keep: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return the value, the row sums ``(2, N)`` and, if ``keep`` and in one block, K and L."""
+    lo = plan.lo
+    sums = x.rows.new_zeros((2, plan.hi - lo), dtype=torch.float64)
+    product = sums.new_zeros(())
+    buffers = [plan.workspace(x.rows), plan.workspace(y.rows)]
+    kernels: tuple[Tensor, ...] = ()
+    for block in plan.blocks():
+        K, L = (
+            side.tile(block, plan.estimator, buffer)
+            for side, buffer in zip((x, y), buffers, strict=True)
+        )
+        for row_sums, tile in zip(sums, (K, L), strict=True):
+            row_sums[block.i0 - lo : block.i1 - lo] += tile.sum(1, dtype=torch.float64)
+            if block.mirrored:
+                row_sums[block.j0 - lo : block.j1 - lo] += tile.sum(0, dtype=torch.float64)
+        if keep and plan.one_block:
+            kernels = (K, L)
+            KL = K * L
+        else:
+            KL = K.mul_(L) if K.dtype == L.dtype else K * L
+        product += KL.sum(dtype=torch.float64) * (2 if block.mirrored else 1)
+    sums, product = _share(sums, product, plan)
+    c = _coefficients(plan.estimator, plan.total)
+    k, l = sums  # noqa: E741 - the ℓ of the formulas
+    value = c.norm * (product + c.total * k.sum() * l.sum() - 2 * c.row * torch.dot(k, l))
+    return value, sums, kernels
+
+
+def _backward_pass(
+    sides: Sequence[_Side],
+    needed: Sequence[bool],
+    sums: Tensor,
+    kernels: Sequence[Tensor],
+    plan: _Plan,
+) -> list[Tensor | None]:
+    """∂H/∂x and ∂H/∂y of this rank's rows, each in its side's dtype, or None."""
+    lo, hi = plan.lo, plan.hi
+    c = _coefficients(plan.estimator, plan.total)
+    weight_sums = sums.new_zeros((2, hi - lo))  # M1
+    weighted = [  # M X
+        side.rows.new_zeros((hi - lo, side.rows.shape[1])) if wanted else None
+        for side, wanted in zip(sides, needed, strict=True)
+    ]
+    column_terms = c.row * sums
+    row_terms = column_terms - c.total * sums.sum(1, keepdim=True)
+    buffers = [] if kernels else [plan.workspace(side.rows) for side in sides]
+    spare = plan.workspace(sides[0].rows.new_empty(0, dtype=_common_dtype(sides)))
+    for block in plan.blocks():
+        i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
+        own_i, own_j = slice(i.start - lo, i.stop - lo), slice(j.start - lo, j.stop - lo)
+        tiles = kernels or [
+            side.tile(block, plan.estimator, buffer)
+            for side, buffer in zip(sides, buffers, strict=True)
+        ]
+        for this, (side, out) in enumerate(zip(sides, weighted, strict=True)):
+            if out is None:
+                continue
+            other = 1 - this
+            M = spare[: math.prod(block.shape)].view(block.shape)
+            torch.sub(tiles[other], row_terms[other, i, None].to(M.dtype), out=M)
+            M.sub_(column_terms[other, j].to(M.dtype))
+            block.diagonal(M).zero_()
+            M.mul_(tiles[this] + side.shift)
+            weight_sums[this, own_i] += M.sum(1, dtype=torch.float64)
+            M = M.to(side.rows.dtype)
+            out[own_i].addmm_(M, side.rows[j])
+            if block.mirrored:
+                weight_sums[this, own_j] += M.sum(0, dtype=torch.float64)
+                out[own_j].addmm_(M.mT, side.rows[i])
+    gradients: list[Tensor | None] = []
+    for side, out, total in zip(sides, weighted, weight_sums, strict=True):
+        if out is not None:
+            out = side.rows[lo:hi].mul(total[:, None].to(out.dtype)).sub_(out)
+            out.mul_(-2 * c.norm / side.sigma**2)
+        gradients.append(out)
+    return gradients
+
+
+def _common_dtype(sides: Sequence[_Side]) -> torch.dtype:
+    return torch.promote_types(sides[0].rows.dtype, sides[1].rows.dtype)
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    """Identity on a gradient whose own derivative would be silently wrong, so is refused."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gradient: Tensor, *causes: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            "hsic has first derivatives only: its gradient cannot be differentiated again"
+        )
+
+
+class _HSIC(torch.autograd.Function):
+    """Value on all ranks; gradient of the rows that this rank passed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_local: Tensor, y_local: Tensor, x: _Side, y: _Side, poison: Tensor, plan: _Plan
+    ) -> Tensor:
+        needed = any(ctx.needs_input_grad[:2])
+        with full_precision(x.rows.device):
+            value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
+        if needed:
+            data = (x.rows, x.half_square_norms, x.shift, y.rows, y.half_square_norms, y.shift)
+            ctx.save_for_backward(x_local, y_local, poison, sums, *data, *kernels)
+            ctx.plan, ctx.sigmas = plan, (x.sigma, y.sigma)
+        return value + poison
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        (upstream,) = output_gradients
+        x_local, y_local, poison, sums, *data = ctx.saved_tensors
+        sides = [
+            _Side(data[at], data[at + 1], sigma, data[at + 2])
+            for at, sigma in zip((0, 3), ctx.sigmas, strict=True)
+        ]
+        with torch.no_grad(), full_precision(upstream.device):
+            found = _backward_pass(sides, ctx.needs_input_grad[:2], sums, data[6:], ctx.plan)
+            scale = upstream + poison
+            gradients = [
+                None if g is None else (g * scale).to(local.dtype)
+                for g, local in zip(found, (x_local, y_local), strict=True)
+            ]
+        if torch.is_grad_enabled():  # create_graph=True
+            causes = (x_local, y_local, upstream)
+            gradients = [
+                None if g is None else cast(Tensor, _FirstDerivativeOnly.apply(g, *causes))
+                for g in gradients
+            ]
+        return *gradients, None, None, None, None
+
+
+def _as_features(
+    x: Tensor | Features, y: Tensor | Features, group: Group
+) -> tuple[Features, Features]:
+    if isinstance(x, Features) and isinstance(y, Features):
+        if x.group is not y.group:
+            raise ValueError("x and y were gathered in different groups; gather both in one")
+        _refuse_different(x.counts, y.counts)
+        return x, y
+    if isinstance(x, Features):
+        assert isinstance(y, Tensor)
+        return x, gather_features(y, counts=x.counts, group=x.group)
+    if isinstance(y, Features):
+        return gather_features(x, counts=y.counts, group=y.group), y
+    counts, counts_y = exchange_counts([x, y], group)
+    _refuse_different(counts, counts_y)
+    return (
+        gather_features(x, counts=counts, group=group),
+        gather_features(y, counts=counts, group=group),
+    )
+
+
+def _refuse_different(counts_x: tuple[int, ...], counts_y: tuple[int, ...]) -> None:
+    if counts_x != counts_y:
+        raise ValueError(
+            f"x and y must have the same rows on each rank, got {counts_x} and {counts_y}"
+        )
+
+
+def _refuse_non_finite(name: str, features: Features) -> None:
+    rows = features.rows
+    bad = ~rows.isfinite().all(1)
+    what = "non-finite values"
+    if not bad.any():
+        bad = ~features.gathered.half_square_norms.isfinite()
+        what = "values whose squares overflow"
+    if not bad.any():
+        return
+    first = int(bad.nonzero()[0])
+    rank, end = 0, features.counts[0]
+    while first >= end:
+        rank += 1
+        end += features.counts[rank]
+    raise NonFiniteError(
+        f"hsic: {name} has {what} in {int(bad.sum())} of {features.total} rows, the first of "
+        f"them on rank {rank}; look at the loss, the learning rate and the precision"
+    )
+
+
+def hsic(
+    x: Tensor | Features,
+    y: Tensor | Features,
+    sigma_x: float,
+    sigma_y: float,
+    *,
+    group: Group = None,
+    tile: int = 1024,
+    estimator: Estimator = "unbiased",
+    check: bool = True,
+) -> Tensor:
+    """Hilbert-Schmidt independence criterion of the global batch, with RBF kernels.
+
+    The unbiased estimator is that of Song et al. (JMLR 2012, equation 5); it may be negative.
+    The biased one is ``trace(KHLH)/N²`` (Gretton et al., ALT 2005).
+
+    Every rank gets the value of the whole batch, and in the backward pass the true partial
+    derivatives of that value by its own rows, without communication. (DDP averages
+    parameter gradients, so a trainer multiplies its loss by the number of ranks.) A side that
+    needs no gradient costs none. Second derivatives are refused.
+
+    Computed in float32 (float64 for float64 rows) with float64 sums, whatever the autocast
+    and TF32 settings. With d the larger width: memory O(N·d + tile²) a rank, time O(N²·d/W).
+    Kernels are kept for the backward pass only if N ≤ tile.
+
+    Args:
+        x: this rank's rows, ``(n, d_x)``, or :class:`Features`. Ranks may hold different
+            numbers of rows, or none.
+        y: the same rows' other variable, ``(n, d_y)``, or :class:`Features`.
+        sigma_x: σ of x's kernel ``exp(-|a-b|² / (2σ²))``, in the units of the rows.
+        sigma_y: σ of y's kernel.
+        group: process group; see :func:`gather_features`. Features bring their own.
+        tile: side of the square tiles in which kernels are computed.
+        estimator: ``"unbiased"`` or ``"biased"``.
+        check: raise on non-finite rows; this waits for the device. Without it the value and
+            all gradients are NaN on every rank instead.
+
+    Returns:
+        0-d float64 tensor, with the same bits on every rank.
+
+    Raises:
+        ConfigError: fewer than 4 rows in the global batch (1 for the biased estimator), or
+            an option out of range.
+        NonFiniteError: with ``check``, on all ranks alike, if any row is not finite or its
+            distance to the mean overflows when squared.
+        ValueError: shapes, dtypes, counts or groups that do not fit.
+    """
+    if estimator not in _SMALLEST_BATCH:
+        raise ConfigError(f"estimator must be 'unbiased' or 'biased', got {estimator!r}")
+    if tile < 1:
+        raise ConfigError(f"tile must be at least 1, got {tile}")
+    for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ConfigError(f"{name} must be a positive number, got {sigma}")
+
+    x, y = _as_features(x, y, group)
+    if x.total < _SMALLEST_BATCH[estimator]:
+        raise ConfigError(
+            f"{estimator} HSIC needs at least {_SMALLEST_BATCH[estimator]} rows in the global "
+            f"batch, got {x.total}; raise the global batch"
+        )
+    with full_precision(x.local.device):
+        sides = _Side.of(x, float(sigma_x)), _Side.of(y, float(sigma_y))
+        # 0, or NaN if any squared norm is infinite or NaN: all ranks hold all rows, so all
+        # get the same answer, even those whose own tiles would hide it behind exp(-inf) = 0.
+        norms = [side.half_square_norms.sum(dtype=torch.float64) for side in sides]
+        poison = (norms[0] + norms[1]) * 0
+    if check and not poison.isfinite():
+        _refuse_non_finite("x", x)
+        _refuse_non_finite("y", y)
+    plan = _Plan(estimator, x.counts, x.offset, x.offset + x.local.shape[0], tile, x.group)
+    return cast(Tensor, _HSIC.apply(x.local, y.local, *sides, poison, plan))
