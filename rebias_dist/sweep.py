@@ -1,0 +1,244 @@
+"""Sweeps: the product of some settings, each cell a run of its own, one after the other.
+
+A sweep is continued by its own command: finished cells are skipped, a cell that was under way
+goes on from its checkpoint. No torch is imported here; each cell is a process group of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from rebias_dist.cell_runner import CellRunner
+from rebias_dist.cli import OneLineParser, parse_train, run_cli, version
+from rebias_dist.config import Config, Count, Section
+from rebias_dist.config_files import differences, read_config_file, validate
+from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
+from rebias_dist.plan import check_world
+
+# What a flag can carry; null cannot be told from a text there.
+Value = str | int | float | bool | list[Any] | dict[str, Any]
+Settings = dict[str, Value]
+Axis = Annotated[list[Value], Field(min_length=1)]
+
+
+class Sweep(Section):
+    """A sweep file: every key of a setting is a dotted field of the configuration."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}$")]
+    """Opens the name of each run."""
+    config: str
+    """The configuration that the cells share: a file or a shipped one."""
+    ranks: Count = 1
+    """Processes of each run."""
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    """Values of which every combination is a cell."""
+    zip: dict[str, Axis] = Field(default_factory=dict)
+    """Values that vary together: the first of each, the second of each and so on."""
+    set: Settings = Field(default_factory=dict)
+    """Settings of every cell."""
+    where: dict[str, dict[str, Settings]] = Field(default_factory=dict)
+    """Settings of the cells in which a key has a value: {key: {value: settings}}."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sweep:
+        lengths = {key: len(values) for key, values in self.zip.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"zip: the lists must be equally long, not {lengths}")
+        named = [*self.grid, *self.zip]
+        for key in (*named, *self.set):
+            if key in ("name", "runs_dir"):
+                raise ValueError(f"{key}: decided by the sweep (see --runs-dir); remove it")
+            if [*named, *self.set].count(key) > 1:
+                raise ValueError(f"{key}: given twice among grid, zip and set; remove one")
+        for key, cases in self.where.items():
+            known = {str(value) for value in (*self.grid.get(key, ()), *self.zip.get(key, ()))}
+            for value, settings in cases.items():
+                if value not in known:
+                    raise ValueError(f"where.{key}.{value}: no cell has this value")
+                for overridden in settings.keys() & {*named, "name", "runs_dir"}:
+                    raise ValueError(
+                        f"where.{key}.{value}.{overridden}: would belie the run's name"
+                    )
+        return self
+
+    def cells(self) -> Iterator[tuple[str, Settings]]:
+        """Yield the run name and the settings of each cell, the first key varying slowest."""
+        axes: list[list[Settings]] = [[{k: v} for v in values] for k, values in self.grid.items()]
+        if self.zip:
+            rows = zip(*self.zip.values(), strict=True)
+            axes.append([dict(zip(self.zip, row, strict=True)) for row in rows])
+        for combination in itertools.product(*axes):
+            labels = [_label(*next(iter(part.items()))) for part in combination]
+            settings = dict(self.set)
+            for part in combination:
+                settings |= part
+            for key, cases in self.where.items():
+                settings |= cases.get(str(settings.get(key)), {})
+            yield "-".join([self.name, *labels]), settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str
+    arguments: list[str]
+    """Flags of ``rebias_dist.train``."""
+    config: Config
+    ranks: int
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the run."""
+        return Path(self.config.runs_dir) / self.name
+
+    @property
+    def log(self) -> Path:
+        """Return the file of the cell's output; beside the folder, which the run itself makes."""
+        return Path(self.config.runs_dir) / ".sweeps" / f"{self.name}.log"
+
+    @property
+    def command(self) -> list[str]:
+        """Return the command that starts the run, or continues it."""
+        launcher = ["--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={self.ranks}"]
+        train = ["-m", "rebias_dist.train", *self.arguments]
+        return [sys.executable, "-m", "torch.distributed.run", *launcher, *train]
+
+    def is_finished(self) -> bool:
+        """Return whether the run's folder says that it is complete."""
+        try:
+            state = json.loads((self.folder / "state.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(state, dict) and state.get("status") == "finished"
+
+
+def _label(key: str, value: Value) -> str:
+    """Return a value as a part of a name: 'rebias', but 'seed0', for a bare number says nothing."""
+    text = value if isinstance(value, str) else f"{key.rpartition('.')[2]}{json.dumps(value)}"
+    return re.sub(r"[^A-Za-z0-9._+=]+", "_", text).strip("_")
+
+
+def read_sweep(path: str) -> Sweep:
+    """Read a sweep file, or raise ``ConfigError`` with one line for the first fault."""
+    values = read_config_file(path)
+    try:
+        return Sweep.model_validate(values)
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+    if error["type"] == "value_error":
+        raise ConfigError(f"{path}: {error['msg'].removeprefix('Value error, ')}")
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        raise ConfigError(f"{path}: {where}: no such key; known: {', '.join(Sweep.model_fields)}")
+    raise ConfigError(f"{path}: {where}: {error['input']!r}: {error['msg']}")
+
+
+def plan_cells(sweep: Sweep, where: str, ranks: int | None, runs_dir: str | None) -> list[Cell]:
+    """Resolve every cell by the trainer's own command line; raise before any of them starts."""
+    cells: list[Cell] = []
+    for name, settings in sweep.cells():
+        arguments = [f"--config={sweep.config}", f"--name={name}"]
+        arguments += [] if runs_dir is None else [f"--runs-dir={runs_dir}"]
+        for key, value in settings.items():
+            arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        try:
+            config = parse_train(arguments, program=f"rebias-sweep: {where}").config
+            check_world(config, ranks or sweep.ranks)
+            cell = Cell(name, arguments, config, ranks or sweep.ranks)
+            _check_folder(cell)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: cell {name}: {error}") from None
+        if any(name == other.name for other in cells):
+            raise ConfigError(f"{where}: two cells are named {name}; their values look alike")
+        cells.append(cell)
+    return cells
+
+
+def _check_folder(cell: Cell) -> None:
+    """Refuse a cell whose folder holds the run of another configuration."""
+    path = cell.folder / "config.yaml"
+    if not path.exists():
+        return
+    old = validate(read_config_file(str(path)), str(path))
+    changed = differences(old.identity(), cell.config.identity())
+    if changed:
+        raise ConfigError(
+            f"{cell.folder} holds another configuration ({'; '.join(changed)}); "
+            "rename the sweep or remove the folder"
+        )
+
+
+def run_cells(cells: Sequence[Cell], command: str) -> int:
+    """Run the cells that are not finished; return 0, or 1 when any failed.
+
+    Raises ``InterruptedRun`` after a signal, when the cell under way has saved and left.
+    """
+    runner = CellRunner()
+    runner.handle_signals()
+    failed: list[str] = []
+    for index, cell in enumerate(cells, 1):
+        title = f"[{index}/{len(cells)}] {cell.name:{max(len(c.name) for c in cells)}}"
+        if cell.is_finished():
+            print(f"{title} finished before", flush=True)
+        elif not runner.stopping:
+            code = runner.run(cell.command, cell.ranks, cell.log, title)
+            # The exit code alone is not enough: the folder has to agree.
+            if not runner.stopping and not (code == EXIT_FINISHED and cell.is_finished()):
+                failed.append(f"{cell.name}: exit code {code}, unfinished; see {cell.log}")
+        if runner.stopping:
+            raise InterruptedRun(f"stopped; the same command goes on from here: {command}")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return EXIT_FAILED if failed else EXIT_FINISHED
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="rebias-sweep",
+        description="Run every cell of a sweep that is not finished, one after the other.",
+        epilog="example: rebias-sweep biased_mnist/sweeps/results --ranks 4",
+        allow_abbrev=False,
+    )
+    parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep file or a shipped one's name")
+    parser.add_argument("--ranks", type=int, help="processes of each run [as the file says]")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
+    arguments: argparse.Namespace = parser.parse_args(argv)
+    if arguments.ranks is not None and arguments.ranks < 1:
+        raise ConfigError(f"--ranks: {arguments.ranks} is too few; use 1 or more")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a sweep by its command line; return the exit code."""
+    arguments = _parse(argv)
+    sweep = read_sweep(arguments.sweep)
+    cells = plan_cells(sweep, arguments.sweep, arguments.ranks, arguments.runs_dir)
+    if arguments.dry_run:
+        for cell in cells:
+            print(f"# {cell.name}: {'finished' if cell.is_finished() else 'to run'}")
+            print(shlex.join(cell.command))
+        return EXIT_FINISHED
+    return run_cells(cells, shlex.join(["rebias-sweep", *argv]))
+
+
+def cli() -> None:
+    """Console entry point."""
+    run_cli("rebias-sweep", lambda: main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
