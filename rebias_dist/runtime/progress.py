@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -43,8 +44,13 @@ class Rate:
         self._last = (step, now)
 
     def pause(self) -> None:
-        """Leave out the time until the next update: no training happens in it."""
+        """Leave out the time until ``resume`` or the next update: no training happens in it."""
         self._last = None
+
+    def resume(self, step: int, now: float) -> None:
+        """End a pause, if there is one, with ``step`` steps done at ``now``."""
+        if self._last is None:
+            self._last = (step, now)
 
     @property
     def steps_per_second(self) -> float | None:
@@ -141,4 +147,7 @@ class Lines:
 
 def progress_line(total_steps: int, start_step: int) -> ProgressLine:
     """Return a bar where stderr is a terminal, else log lines."""
-    return Bar(total_steps, start_step) if sys.stderr.isatty() else Lines(total_steps)
+    # Containers and batch systems hand out terminals that are 0 columns wide: no place for a bar.
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
+        return Bar(total_steps, start_step)
+    return Lines(total_steps)

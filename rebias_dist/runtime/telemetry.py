@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -102,8 +103,9 @@ class Telemetry:
         if not self._leader:
             return
         now = time.time()
-        record = {"step": step, "epoch": epoch, "time": now, **values}
-        for tag, value in values.items():
+        record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
+        for tag, number in values.items():
+            record[tag] = value = float(number)  # of a tensor or numpy scalar, too
             if not math.isfinite(value):
                 _log.warning("%s is %s at step %d", tag, value, step)
             self._writer.add_scalar(tag, value, step, walltime=now)
@@ -140,7 +142,9 @@ class Telemetry:
         """
         if not self._leader:
             return
-        if status != "running":
+        if status == "running":
+            self._rate.resume(step, time.monotonic())
+        else:
             self._rate.pause()
         if not force and status == self._status and time.monotonic() < self._next_state:
             return
@@ -160,6 +164,8 @@ class Telemetry:
         temporary = self._state_path.with_name("state.json.tmp")
         temporary.write_text(json.dumps(_plain(state), allow_nan=False, indent=1) + "\n")
         temporary.replace(self._state_path)
+        if status != self._status:
+            self.flush()
         self._status = status
         self._next_state = time.monotonic() + _STATE_INTERVAL
 
@@ -196,6 +202,16 @@ class Telemetry:
             self._writer.file_writer.add_summary(summary)
         for tag, value in tagged.items():
             self._writer.add_scalar(tag, value, self._last_step)
+
+    def flush(self) -> None:
+        """Bring all scalars to the disk; call it before a checkpoint is saved.
+
+        Otherwise a run that is killed and resumes from that checkpoint would have a gap in
+        its records: TensorBoard's events wait in memory for some seconds.
+        """
+        if self._leader:
+            self._writer.flush()
+            os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Write out what is pending and let files, terminal and logger go."""
@@ -237,14 +253,14 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                # A kill or a full disk may leave the last line torn, with or without its end.
-                step = json.loads(line)["step"] if line.endswith(b"\n") else None
+                # A node that dies or a full disk may leave the last line torn.
+                step = json.loads(line)["step"]
             except (ValueError, KeyError, TypeError):
                 step = None
             if not isinstance(step, int):
                 _log.warning("%s: line %d is damaged and was dropped", path, number)
             elif step < first_lost_step:
-                yield line
+                yield line.rstrip(b"\n") + b"\n"
 
 
 def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
