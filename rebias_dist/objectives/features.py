@@ -80,26 +80,39 @@ class _Gathered:
         Distances do not change with the origin, but ``|a|² + |b|² - 2ab`` loses as many
         digits as the rows are far from it.
         """
-        rows = self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
+        rows = self._wide_rows()
         return rows - rows.mean(0)
 
     @cached_property
     def half_square_norms(self) -> Tensor:
         """``|x|²/2`` of the centred rows, ``(N,)``, infinite where the square overflows."""
         squares = self.centred * self.centred
-        return squares.sum(1, dtype=torch.float64).div_(2).to(squares.dtype)
+        return squares.sum(1, dtype=torch.float64).mul_(0.5).to(squares.dtype)
+
+    @cached_property
+    def poison(self) -> Tensor:
+        """0, or NaN if any row is not finite or its squared norm overflows; 0-d float64.
+
+        All ranks hold all rows, so all agree, even those whose own part of a result would
+        hide the row behind ``exp(-inf) = 0``.
+        """
+        return self.half_square_norms.sum(dtype=torch.float64) * 0
 
     @cached_property
     def square_diameter_bound(self) -> Tensor:
         """Upper bound of all squared distances, 0-d float64.
 
-        Built from minima and maxima, which have the same bits in any order of summation and
-        on any hardware, so ranks may decide by it.
+        Built from differences and a maximum, which have the same bits in any order of
+        evaluation and on any hardware, so ranks may decide by it.
         """
-        if self.rows.numel() == 0:
-            return self.rows.new_zeros((), dtype=torch.float64)
-        low, high = torch.aminmax(self.rows, dim=0)
-        return (high.double() - low.double()).amax().square() * self.rows.shape[1]
+        rows = self._wide_rows()
+        if rows.numel() == 0:
+            return rows.new_zeros((), dtype=torch.float64)
+        largest = (rows - rows[0]).abs_().amax()  # from the first row, in any coordinate
+        return largest.double().square_().mul_(4 * rows.shape[1])
+
+    def _wide_rows(self) -> Tensor:
+        return self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)

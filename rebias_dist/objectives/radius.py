@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rebias_dist.errors import EXIT_GIVE_UP, NonFiniteError, RebiasError
+from rebias_dist.errors import DataError, NonFiniteError
 from rebias_dist.objectives.features import (
     LOCAL,
     Group,
@@ -26,13 +26,13 @@ _KEPT = 2**27
 _BINS = 2**16
 
 
-class CollapsedFeaturesError(RebiasError):
+class CollapsedFeaturesError(DataError):
     """At least half of the pairs of feature rows are equal, so no kernel radius fits them."""
 
-    exit_code = EXIT_GIVE_UP
 
-
-def median_distance(batches: Sequence[Tensor], *, group: Group = None) -> float:
+def median_distance(
+    batches: Sequence[Tensor], *, group: Group = None, name: str = "features"
+) -> float:
     """Kernel radius σ: ``sqrt(numpy.median(squared distances))``.
 
     The median heuristic of Gretton et al. (JMLR 2012, section 8) over all distinct pairs
@@ -54,6 +54,7 @@ def median_distance(batches: Sequence[Tensor], *, group: Group = None) -> float:
         batches: this rank's rows, ``(n, d)``, of each sampled global batch, in the same order
             on all ranks; n may differ and may be 0.
         group: process group; see :func:`gather_features`.
+        name: what the errors call the features, such as the name of their network.
 
     Raises:
         CollapsedFeaturesError: the median is zero, or too small for float32.
@@ -64,16 +65,18 @@ def median_distance(batches: Sequence[Tensor], *, group: Group = None) -> float:
     counts = _counts_of_batches(batches, group)
     pairs = sum(math.comb(sum(rows), 2) for rows in counts)
     if pairs == 0:
-        raise ValueError("the median distance needs a batch of at least two rows, got none")
+        raise ValueError(f"{name}: the median distance needs a batch of at least two rows")
     device = batches[0].device
     _, world = rank_and_world(group)
 
     # Decided from numbers that all ranks share: computing distances takes collectives.
     if pairs <= _KEPT * world:
-        kept = list(_distance_bits(batches, counts, group))
+        kept = list(_distance_bits(batches, counts, group, name))
 
-    def bits() -> Iterator[Tensor]:
-        return iter(kept) if pairs <= _KEPT * world else _distance_bits(batches, counts, group)
+    def bits() -> Iterable[Tensor]:
+        if pairs <= _KEPT * world:
+            return kept
+        return _distance_bits(batches, counts, group, name)
 
     upper = torch.zeros(_BINS, dtype=torch.int64, device=device)
     for part in bits():
@@ -94,12 +97,13 @@ def median_distance(batches: Sequence[Tensor], *, group: Group = None) -> float:
     squared = torch.tensor(chosen, dtype=torch.int32).view(torch.float32).double().mean().item()
     if squared == 0:
         raise CollapsedFeaturesError(
-            f"the median distance of {pairs} pairs of features is 0: the features have "
+            f"{name}: the median distance of {pairs} pairs of rows is 0, so the features have "
             "collapsed; set a fixed radius or look at the training"
         )
     if not math.isfinite(squared):
         raise NonFiniteError(
-            f"the median squared distance of {pairs} pairs of features overflows float32"
+            f"{name}: the median squared distance of {pairs} pairs of rows overflows float32; "
+            "set a fixed radius or look at the training"
         )
     return math.sqrt(squared)
 
@@ -117,7 +121,7 @@ def _counts_of_batches(batches: Sequence[Tensor], group: Group) -> list[tuple[in
 
 
 def _distance_bits(
-    batches: Sequence[Tensor], counts: Sequence[tuple[int, ...]], group: Group
+    batches: Sequence[Tensor], counts: Sequence[tuple[int, ...]], group: Group, name: str
 ) -> Iterator[Tensor]:
     """Yield this rank's share of the squared distances, float32 bits as int32.
 
@@ -129,7 +133,7 @@ def _distance_bits(
         rows = gather_features(local, counts=rows_of_rank, group=group).rows.double()
         if not rows.isfinite().all():
             raise NonFiniteError(
-                f"features of sampled batch {number} are not finite; look at the loss, the "
+                f"{name}: sampled batch {number} has non-finite rows; look at the loss, the "
                 "learning rate and the precision"
             )
         blocks = torch.split(rows, _TILE)

@@ -136,8 +136,8 @@ class _Side:
     @classmethod
     def of(cls, features: Features, sigma: float) -> _Side:
         rows = features.gathered.centred
-        # If every exponent is at least -1/2, K − 1 has more digits in floating point than K.
-        wide = features.gathered.square_diameter_bound < sigma**2
+        # Where every exponent is above -2, K − 1 loses next to nothing, and may gain a lot.
+        wide = features.gathered.square_diameter_bound < 4 * sigma**2
         return cls(rows, features.gathered.half_square_norms, sigma, wide.to(rows.dtype))
 
     def tile(self, block: _Block, estimator: Estimator, workspace: Tensor) -> Tensor:
@@ -189,16 +189,14 @@ def _forward_pass(
             side.tile(block, plan.estimator, buffer)
             for side, buffer in zip((x, y), buffers, strict=True)
         )
-        for row_sums, tile in zip(sums, (K, L), strict=True):
-            row_sums[block.i0 - lo : block.i1 - lo] += tile.sum(1, dtype=torch.float64)
+        K64, L64 = K.double(), L.double()
+        for row_sums, tile in zip(sums, (K64, L64), strict=True):
+            row_sums[block.i0 - lo : block.i1 - lo] += tile.sum(1)
             if block.mirrored:
-                row_sums[block.j0 - lo : block.j1 - lo] += tile.sum(0, dtype=torch.float64)
+                row_sums[block.j0 - lo : block.j1 - lo] += tile.sum(0)
+        product += torch.dot(K64.view(-1), L64.view(-1)) * (2 if block.mirrored else 1)
         if keep and plan.one_block:
             kernels = (K, L)
-            KL = K * L
-        else:
-            KL = K.mul_(L) if K.dtype == L.dtype else K * L
-        product += KL.sum(dtype=torch.float64) * (2 if block.mirrored else 1)
     sums, product = _share(sums, product, plan)
     c = _coefficients(plan.estimator, plan.total)
     k, l = sums  # noqa: E741 - the ℓ of the formulas
@@ -221,10 +219,12 @@ def _backward_pass(
         side.rows.new_zeros((hi - lo, side.rows.shape[1])) if wanted else None
         for side, wanted in zip(sides, needed, strict=True)
     ]
+    dtype = torch.promote_types(sides[0].rows.dtype, sides[1].rows.dtype)
     column_terms = c.row * sums
-    row_terms = column_terms - c.total * sums.sum(1, keepdim=True)
+    row_terms = (column_terms - c.total * sums.sum(1, keepdim=True)).to(dtype)
+    column_terms = column_terms.to(dtype)
     buffers = [] if kernels else [plan.workspace(side.rows) for side in sides]
-    spare = plan.workspace(sides[0].rows.new_empty(0, dtype=_common_dtype(sides)))
+    spare = plan.workspace(row_terms)
     for block in plan.blocks():
         i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
         own_i, own_j = slice(i.start - lo, i.stop - lo), slice(j.start - lo, j.stop - lo)
@@ -237,8 +237,8 @@ def _backward_pass(
                 continue
             other = 1 - this
             M = spare[: math.prod(block.shape)].view(block.shape)
-            torch.sub(tiles[other], row_terms[other, i, None].to(M.dtype), out=M)
-            M.sub_(column_terms[other, j].to(M.dtype))
+            torch.sub(tiles[other], row_terms[other, i, None], out=M)
+            M.sub_(column_terms[other, j])
             block.diagonal(M).zero_()
             M.mul_(tiles[this] + side.shift)
             weight_sums[this, own_i] += M.sum(1, dtype=torch.float64)
@@ -254,10 +254,6 @@ def _backward_pass(
             out.mul_(-2 * c.norm / side.sigma**2)
         gradients.append(out)
     return gradients
-
-
-def _common_dtype(sides: Sequence[_Side]) -> torch.dtype:
-    return torch.promote_types(sides[0].rows.dtype, sides[1].rows.dtype)
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -282,8 +278,7 @@ class _HSIC(torch.autograd.Function):
         ctx: Any, x_local: Tensor, y_local: Tensor, x: _Side, y: _Side, poison: Tensor, plan: _Plan
     ) -> Tensor:
         needed = any(ctx.needs_input_grad[:2])
-        with full_precision(x.rows.device):
-            value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
+        value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
         if needed:
             data = (x.rows, x.half_square_norms, x.shift, y.rows, y.half_square_norms, y.shift)
             ctx.save_for_backward(x_local, y_local, poison, sums, *data, *kernels)
@@ -423,14 +418,11 @@ def hsic(
             f"{estimator} HSIC needs at least {_SMALLEST_BATCH[estimator]} rows in the global "
             f"batch, got {x.total}; raise the global batch"
         )
-    with full_precision(x.local.device):
-        sides = _Side.of(x, float(sigma_x)), _Side.of(y, float(sigma_y))
-        # 0, or NaN if any squared norm is infinite or NaN: all ranks hold all rows, so all
-        # get the same answer, even those whose own tiles would hide it behind exp(-inf) = 0.
-        norms = [side.half_square_norms.sum(dtype=torch.float64) for side in sides]
-        poison = (norms[0] + norms[1]) * 0
-    if check and not poison.isfinite():
-        _refuse_non_finite("x", x)
-        _refuse_non_finite("y", y)
     plan = _Plan(estimator, x.counts, x.offset, x.offset + x.local.shape[0], tile, x.group)
-    return cast(Tensor, _HSIC.apply(x.local, y.local, *sides, poison, plan))
+    with full_precision(x.local.device):
+        poison = x.gathered.poison + y.gathered.poison
+        if check and math.isnan(poison.item()):
+            _refuse_non_finite("x", x)
+            _refuse_non_finite("y", y)
+        sides = _Side.of(x, float(sigma_x)), _Side.of(y, float(sigma_y))
+        return cast(Tensor, _HSIC.apply(x.local, y.local, *sides, poison, plan))
