@@ -57,7 +57,7 @@ class Plan:
         return {**self.options, "samples_per_shard": self.samples_per_shard}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     shard: int
     offset: int

@@ -55,4 +55,9 @@ def prepare_biased_mnist(
         raise ConfigError(str(error)) from None
     except DataShardsError as error:
         raise DataError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{cache_folder()}: shards cannot be kept there ({error.strerror}); "
+            "set REBIAS_CACHE to a folder with room"
+        ) from None
     return final

@@ -103,6 +103,8 @@ def _fetch(fetcher: _Fetcher, requests: list[_Request], workers: int) -> Iterato
         sampler=requests,
         num_workers=workers,
         worker_init_fn=_shield_worker if workers else None,
+        # DataLoader draws a number from its generator; the global one is not ours to advance.
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
     for fetched in loader:

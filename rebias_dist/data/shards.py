@@ -108,7 +108,7 @@ class ShardDataset:
             if size != shard.bytes:
                 raise DataError(
                     f"{path}: has {size} bytes, its manifest says {shard.bytes}; "
-                    "convert or copy it again"
+                    f"remove {self.folder} and make it again"
                 )
         path = self.folder / INDEX_NAME
         with path.open("rb") as file:
