@@ -1,0 +1,298 @@
+"""The report against figures computed here, and against damaged folders."""
+
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rebias_dist import report
+from rebias_dist.config_files import to_yaml, validate
+from rebias_dist.errors import ConfigError
+from rebias_dist.run_results import Figure, Group, group_runs, read_run
+
+
+def write_run(
+    folder: Path,
+    values: dict[str, Any],
+    correct: dict[str, dict[str, int]],
+    *,
+    samples: int = 1000,
+    classes: int = 10,
+    last: dict[str, dict[str, int]] | None = None,
+) -> Path:
+    """Write a finished run whose networks have so many correct answers: {split: {network: n}}."""
+    config = validate({"name": folder.name, **values})
+
+    def checkpoint(step: int, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+        splits = {
+            split: {
+                "samples": samples,
+                "hsic": [0.01],
+                "networks": {
+                    name: {"accuracy": n / samples, "correct": n, "confusion": []}
+                    for name, n in networks.items()
+                },
+            }
+            for split, networks in counts.items()
+        }
+        return {"step": step, "splits": splits}
+
+    results = {
+        "format": 1,
+        "run": folder.name,
+        "method": config.method.name,
+        "dataset": config.data.dataset,
+        "classes": [str(i) for i in range(classes)],
+        "chosen_on": "oracle" if config.data.selection == "none" else "selection",
+        "steps": 840,
+        "seconds": 93.1,
+        "checkpoints": {"best": checkpoint(420, correct), "last": checkpoint(840, last or correct)},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
+def method(name: str, **values: Any) -> dict[str, Any]:
+    return {"method": {"name": name}, **values}
+
+
+def groups_of(*folders: Path) -> tuple[list[Group], list[str]]:
+    return group_runs([read_run(folder) for folder in folders])
+
+
+def row(text: str, label: str, block: int) -> list[str]:
+    """Return the cells of the n-th line that starts with a label."""
+    lines = [line for line in text.splitlines() if line.startswith(label + "  ")]
+    return [cell.strip() for cell in lines[block].split("  ") if cell.strip()]
+
+
+def test_one_seed_has_the_binomial_standard_error(tmp_path, capsys):
+    write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 640, "g0": 100}})
+    assert report.main([str(tmp_path / "a"), "--text"]) == 0
+    text = capsys.readouterr().out
+    error = 100 * math.sqrt(0.64 * 0.36 / 1000)
+    assert row(text, "rebias", 0) == ["rebias", "f", "1", f"64.0 ({error:.1f})"]
+    assert "1,000 samples, chance 10.0" in text
+
+
+def test_several_seeds_have_mean_and_standard_deviation_of_the_library(tmp_path, capsys):
+    counts = [612, 655, 700]
+    for seed, n in enumerate(counts):
+        values = method("rebias", seed=seed, data={"seed": seed})
+        write_run(tmp_path / f"s{seed}", values, {"unbiased": {"f": n, "g0": 100 + seed}})
+    assert report.main([str(tmp_path), "--text"]) == 0
+    mean, spread = (f([n / 10 for n in counts]) for f in (statistics.mean, statistics.stdev))
+    cells = row(capsys.readouterr().out, "rebias", 0)
+    assert cells == ["rebias", "f", "3", f"{mean:.1f} ± {spread:.1f}"]
+
+
+def test_a_repeated_seed_counts_once(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, method("vanilla", seed=3), {"unbiased": {"f": 500}})
+    groups, notes = groups_of(tmp_path / "a", tmp_path / "b")
+    assert len(groups) == 1
+    assert [run.name for run in groups[0].runs] == ["a"]
+    assert notes == ["b: left out, it repeats the seeds of a"]
+
+
+def test_runs_of_different_settings_are_not_averaged(tmp_path):
+    for seed, lam in enumerate((1.0, 0.5)):
+        values = {"method": {"name": "rebias", "lambda_f": lam}, "seed": seed}
+        write_run(tmp_path / f"r{seed}", values, {"unbiased": {"f": 500 + seed, "g0": 1}})
+    groups, _ = groups_of(tmp_path / "r0", tmp_path / "r1")
+    labels = [group.label for group in groups]
+    assert labels == ["rebias, method.lambda_f 1.0", "rebias, method.lambda_f 0.5"]
+
+
+def test_what_does_not_decide_the_weights_does_not_split_a_group(tmp_path):
+    for seed in (0, 1):
+        values = method("vanilla", seed=seed, runs_dir=f"elsewhere{seed}", data={"workers": seed})
+        write_run(tmp_path / f"r{seed}", values, {"unbiased": {"f": 500}})
+    assert len(groups_of(tmp_path / "r0", tmp_path / "r1")[0]) == 1
+
+
+def test_networks_that_a_method_lacks_are_dashes(tmp_path, capsys):
+    write_run(tmp_path / "v", method("vanilla"), {"biased": {"f": 900}})
+    write_run(tmp_path / "b", method("biased"), {"biased": {"g0": 990}})
+    assert report.main([str(tmp_path), "--text"]) == 0
+    text = capsys.readouterr().out
+    rows = [line.split() for line in text.splitlines() if line.startswith(("vanilla", "biased  "))]
+    assert [r[1:4] for r in rows[:4]] == [
+        ["f", "1", "90.0"],
+        ["g0", "1", "–"],
+        ["f", "1", "–"],
+        ["g0", "1", "99.0"],
+    ]
+
+
+def test_best_and_last_are_told_apart_and_an_oracle_is_marked(tmp_path, capsys):
+    values = method("vanilla", data={"selection": "none"})
+    write_run(tmp_path / "v", values, {"unbiased": {"f": 900}}, last={"unbiased": {"f": 500}})
+    assert report.main([str(tmp_path / "v"), "--text"]) == 0
+    best, last = capsys.readouterr().out.split("last checkpoint")
+    assert "ORACLE: chosen on TEST data" in best
+    assert "90.0" in best
+    assert "50.0" in last
+    assert "ORACLE" not in last
+
+
+def damage_missing_results(run: Path) -> None:
+    (run / "results.json").unlink()
+
+
+def damage_truncated(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text[: len(text) // 2])
+
+
+def damage_binary(run: Path) -> None:
+    (run / "results.json").write_bytes(b"\xff\xfe\x00")
+
+
+def damage_deep(run: Path) -> None:
+    (run / "results.json").write_text("[" * 100_000)
+
+
+def damage_deep_state(run: Path) -> None:
+    (run / "state.json").write_text("[" * 100_000)
+
+
+def damage_unfinished(run: Path) -> None:
+    (run / "state.json").write_text('{"status": "running"}')
+
+
+def damage_no_state(run: Path) -> None:
+    (run / "state.json").unlink()
+
+
+def damage_config(run: Path) -> None:
+    (run / "config.yaml").write_text("epochs: [")
+
+
+def damage_no_config(run: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def damage_false_accuracy(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace('"correct": 640', '"correct": 641'))
+
+
+def damage_nan(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace("0.64", "NaN"))
+
+
+def damage_other_method(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace('"vanilla"', '"rebias"'))
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__.removeprefix("damage_"))
+def test_a_run_without_valid_results_gets_a_line_and_no_figure(tmp_path, capsys, damage):
+    for seed in (0, 1):
+        values = method("vanilla", seed=seed)
+        write_run(tmp_path / f"run{seed}", values, {"unbiased": {"f": 640 - 300 * seed}})
+    damage(tmp_path / "run0")
+    arguments = [str(tmp_path / "run0"), str(tmp_path / "run1"), "--text"]
+    assert report.main(arguments) == 0
+    text = capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if line.startswith("without figures: run0: ")]
+    assert len(line) < 400
+    assert "34.0" in text
+    assert "64.0" not in text
+    # Alone, it is a report without results: no crash, nothing written, and a code that says so.
+    assert report.main([str(tmp_path / "run0"), "--out", str(tmp_path / "out")]) == 1
+    assert "run0" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_seeds_show_in_the_count(tmp_path, capsys):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"r{seed}", method("vanilla", seed=seed), {"unbiased": {"f": 500}})
+    damage_unfinished(tmp_path / "r2")
+    assert report.main([str(tmp_path), "--text"]) == 0
+    assert row(capsys.readouterr().out, "vanilla", 0)[2] == "2 of 3"
+
+
+def test_csv_holds_every_figure_and_the_picture_is_one(tmp_path, capsys):
+    splits = {"biased": {"f": 990, "g0": 995}, "unbiased": {"f": 640, "g0": 100}}
+    write_run(tmp_path / "runs/a", method("rebias"), splits)
+    write_run(tmp_path / "runs/b", method("vanilla"), {k: {"f": v["f"]} for k, v in splits.items()})
+    out = tmp_path / "out"
+    assert report.main([str(tmp_path / "runs"), "--out", str(out), "--name", "demo"]) == 0
+    with (out / "demo.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = {(r["run"], r["checkpoint"], r["split"], r["network"]): int(r["correct"]) for r in rows}
+    expected = {
+        (run, checkpoint, split, network): n
+        for run, networks in (("a", ("f", "g0")), ("b", ("f",)))
+        for checkpoint in ("best", "last")
+        for split, counts in splits.items()
+        for network, n in counts.items()
+        if network in networks
+    }
+    assert found == expected
+    assert all(float(r["accuracy"]) == int(r["correct"]) / 1000 for r in rows)
+    with Image.open(out / "demo.png") as image:
+        colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
+    assert colours is not None
+    present = {colour for _, colour in colours}
+    # The background is light; f (blue) and g (orange) are both there.
+    assert max(colours)[1] == (255, 255, 255)
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= present
+
+
+PROTOCOL = {
+    "method": {"name": "vanilla"},
+    "micro_batch": 256,
+    "radius": {"f": 1.0, "g": 1.0},
+    "data": {"selection": "none", "rho": 0.997, "source": "mnist"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "samples", "shown"),
+    [
+        ({}, 10_000, True),
+        ({}, 1_000, False),
+        ({"epochs": 10}, 10_000, False),
+        ({"micro_batch": 32}, 10_000, False),
+        ({"data": {**PROTOCOL["data"], "rho": 0.95}}, 10_000, False),
+        ({"data": {"rho": 0.997, "source": "mnist"}}, 10_000, False),
+    ],
+)
+def test_published_figures_only_beside_the_same_protocol(tmp_path, capsys, change, samples, shown):
+    values = {**PROTOCOL, **change}
+    write_run(tmp_path / "v", values, {"unbiased": {"f": samples // 2}}, samples=samples)
+    assert report.main([str(tmp_path / "v"), "--text"]) == 0
+    assert ("published 33.4" in capsys.readouterr().out) is shown
+
+
+def test_the_error_of_one_run_follows_its_size():
+    small, large = Figure.of((0.5,), (100,)), Figure.of((0.5,), (10_000,))
+    assert small.error == pytest.approx(10 * large.error)
+    assert large.error == pytest.approx(0.005)
+
+
+def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
+    with pytest.raises(ConfigError, match="absent"):
+        report.main([str(tmp_path / "absent")])
+
+
+def test_no_torch_is_imported():
+    code = "import sys, rebias_dist.report, rebias_dist.sweep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
