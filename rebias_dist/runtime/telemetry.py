@@ -64,10 +64,10 @@ class Telemetry:
         start_step: int = 0,
         identity: Mapping[str, Any],
     ) -> None:
-        self._leader = rank == 0
+        self.leader = rank == 0
         self._closed = False
-        self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self._leader)
-        if not self._leader:
+        self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
+        if not self.leader:
             return
         # Only rank 0 needs it, and importing it takes a second.
         from torch.utils.tensorboard import SummaryWriter
@@ -100,7 +100,7 @@ class Telemetry:
         A value that is NaN or infinite is null in metrics.jsonl, because JSON has no such
         numbers, and a warning in the log; TensorBoard has it as it is.
         """
-        if not self._leader:
+        if not self.leader:
             return
         now = time.time()
         record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
@@ -120,7 +120,7 @@ class Telemetry:
             epoch: the current epoch.
             text: what else to show, the losses for instance.
         """
-        if not self._leader:
+        if not self.leader:
             return
         self._rate.update(step, time.monotonic())
         self._progress.show(step, describe(epoch, text, self._images_per_s(), self._eta(step)))
@@ -140,7 +140,7 @@ class Telemetry:
             force: write now.
             more: further entries, plain JSON data.
         """
-        if not self._leader:
+        if not self.leader:
             return
         if status == "running":
             self._rate.resume(step, time.monotonic())
@@ -171,12 +171,12 @@ class Telemetry:
 
     def text(self, tag: str, step: int, text: str) -> None:
         """Show a text (Markdown) in TensorBoard."""
-        if self._leader:
+        if self.leader:
             self._writer.add_text(tag, text, step)
 
     def image(self, tag: str, step: int, image: torch.Tensor | np.ndarray[Any, Any]) -> None:
         """Show an image in TensorBoard: uint8, ``[3, height, width]``."""
-        if self._leader:
+        if self.leader:
             self._writer.add_image(tag, image, step)
 
     def hparams(
@@ -190,7 +190,7 @@ class Telemetry:
             config: the fields of the configuration by their dotted names.
             metrics: the results by name.
         """
-        if not self._leader:
+        if not self.leader:
             return
         from torch.utils.tensorboard.summary import hparams
 
@@ -207,9 +207,9 @@ class Telemetry:
         """Bring all scalars to the disk; call it before a checkpoint is saved.
 
         Otherwise a run that is killed and resumes from that checkpoint would have a gap in
-        its records: TensorBoard's events wait in memory for some seconds.
+        its records: TensorBoard's events may wait in memory for some seconds.
         """
-        if self._leader:
+        if self.leader:
             self._writer.flush()
             os.fsync(self._metrics.fileno())
 
@@ -218,7 +218,7 @@ class Telemetry:
         if self._closed:
             return
         self._closed = True
-        if self._leader:
+        if self.leader:
             self._progress.close()
             self._writer.close()
             self._metrics.close()
