@@ -95,7 +95,7 @@ def version() -> str:
 
 
 def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
-    """Add ``--config`` and a flag for every field; ``values`` of a file become the defaults shown."""
+    """Add ``--config`` and a flag for every field; ``values`` of a file are shown as defaults."""
     parser.add_argument(
         "--config",
         metavar="NAME_OR_FILE",
@@ -142,7 +142,9 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         flags.append(_SHORT[dotted])
     default = given if given is not None else field.get_default(call_default_factory=True)
     if isinstance(default, list):
-        default = [e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default]
+        default = [
+            e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default
+        ]
     text = re.sub(r"\s+", " ", field.description or "").strip()
     group.add_argument(
         *flags,
@@ -206,7 +208,9 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
         return validate(merged)
     except ConfigError as error:
         # A fault of the file is reported with its name; a flag's fault speaks for itself.
-        raise ConfigError(f"{where}: {error}" if _fault(values) == str(error) else str(error)) from None
+        raise ConfigError(
+            f"{where}: {error}" if _fault(values) == str(error) else str(error)
+        ) from None
 
 
 def _fault(values: dict[str, Any]) -> str | None:
@@ -240,7 +244,7 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None) -
 
 
 def read_file_of(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
-    """Return the values and name of the configuration that ``argv`` names, and if it is the default."""
+    """Return the values and name of the configuration that ``argv`` names, or of the default."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?")
     chosen = first.parse_known_args(argv)[0].config
@@ -273,7 +277,7 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         "--resume",
         choices=("auto", "never", "must"),
         default="auto",
-        help="continue an existing run of this name: if there is one (auto), never, or always [auto]",
+        help="continue the run of this name: if there is one (auto), never, or always (must)",
     )
     add_config_flags(parser, values)
     arguments = parser.parse_args(argv)

@@ -289,7 +289,9 @@ class Config(Section):
                 f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
                 f"({', '.join(self.data.test_splits)})"
             )
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", self.name):
+        if self.name is not None and not re.fullmatch(
+            r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", self.name
+        ):
             raise ValueError(
                 f"name: {self.name!r} cannot name a folder; use letters, digits and . _ + = -"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 import typing
@@ -29,7 +30,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ConfigError(f"line {event.start_mark.line + 1}: YAML aliases are not read")
         return super().compose_node(parent, index)
 
@@ -57,7 +58,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML text; ``where`` (a file or a flag) opens the message of a ``ConfigError``."""
     try:
         # Derived from SafeLoader: it builds plain values only.
-        return yaml.load(text, _StrictLoader)  # noqa: S506
+        return yaml.load(text, _StrictLoader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
@@ -85,6 +86,13 @@ def list_configs() -> Iterator[tuple[str, str]]:
         yield path.relative_to(folder).with_suffix("").as_posix(), first.lstrip("# ")
 
 
+def config_comment(name: str) -> str:
+    """Return the comment that opens a configuration: command, cost, what to expect."""
+    lines = find_config(name).read_text(encoding="utf-8").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in opening)
+
+
 def find_config(name: str) -> Path:
     """Return the path of a configuration given as a file or as the name of a shipped one."""
     if Path(name).is_file():
@@ -94,7 +102,9 @@ def find_config(name: str) -> Path:
     if path.is_file() and path.resolve().is_relative_to(configs_folder().resolve()):
         return path
     names = [known for known, _ in list_configs()]
-    raise ConfigError(f"config: no file {name!r} and no shipped configuration; {_nearest(name, names)}")
+    raise ConfigError(
+        f"config: no file {name!r} and no shipped configuration; {_nearest(name, names)}"
+    )
 
 
 def read_config_file(name: str) -> dict[str, Any]:
@@ -162,13 +172,11 @@ def _path_names(values: Any, location: tuple[int | str, ...]) -> set[int | str]:
     """Return the parts of an error's place that exist as keys in ``values``."""
     found: set[int | str] = set()
     for part in location:
-        if (isinstance(values, dict) and part in values) or (
-            isinstance(values, list) and isinstance(part, int) and part < len(values)
-        ):
-            found.add(part)
+        try:
             values = values[part]
-        else:
+        except (KeyError, IndexError, TypeError):
             break
+        found.add(part)
     return found
 
 

@@ -91,3 +91,29 @@ def learning_rate(base: float, scheduler: SchedulerConfig, epoch: int, epochs: i
     if scheduler.name == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return base
+
+
+def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
+    """Return the plan as lines of text, every derived number among them.
+
+    Args:
+        config: the configuration.
+        plan: what follows from it.
+        facts: further lines, by name: data, networks, device.
+    """
+    o, s = config.optimizer, config.scheduler
+    first = learning_rate(o.lr, s, 0, config.epochs)
+    last = learning_rate(o.lr, s, config.epochs - 1, config.epochs)
+    lines = {
+        "method": f"{config.method.name}, precision {config.precision}",
+        "global batch": f"N = {plan.N} samples a step",
+        "micro-batch": f"b = {plan.b}, so M = {plan.M} a step",
+        "layout": f"W = {plan.W} ranks, A = {plan.A} micro-batches on each",
+        "samples": f"{plan.samples:,} for training, {plan.dropped} dropped an epoch",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all "
+        f"({plan.pretrain_epochs} epochs of pretraining, {config.epochs} of the game)",
+        "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name})",
+        "deterministic": "yes" if config.deterministic else "as the device's algorithms are",
+        **facts,
+    }
+    return [f"{name:15} {text}" for name, text in lines.items()]

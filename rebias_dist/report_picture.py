@@ -59,13 +59,20 @@ def draw(path: Path, groups: Sequence[Group]) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     seeds = max(len(group.runs) for group in shown)
     error = "standard deviation over seeds" if seeds > 1 else "one seed, binomial standard error"
-    figure.suptitle(f"{shown[0].config.data.dataset}: error bars are the {error}", fontsize=11)
+    dataset, kinds = shown[0].config.data.dataset, {_checkpoint(group) for group in shown}
+    title = f"{dataset}, {' or '.join(sorted(kinds))} checkpoint; error bars: {error}"
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _checkpoint(group: Group) -> str:
+    """Return the checkpoint that counts: the best, unless test data chose it."""
+    return "last" if group.is_oracle else "best"
 
 
 def _draw_point(axis: Axes, row: int, group: Group, split: str, network: str) -> None:
     """Draw a network's mean accuracy with its error bar and number, and a tick for each seed."""
-    point = group.figure("last" if group.is_oracle else "best", split, network)
+    point = group.figure(_checkpoint(group), split, network)
     if point is None:
         return
     style = _F if network == "f" else _G
@@ -85,4 +92,5 @@ def _draw_point(axis: Axes, row: int, group: Group, split: str, network: str) ->
         va="center",
         fontsize=8,
         color=style.colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rebias_dist.config import METHODS, Config
+from rebias_dist.config import Config
 from rebias_dist.config_files import read_config_file, validate
 from rebias_dist.errors import ConfigError
 
@@ -206,7 +206,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             notes.append(f"{run.name}: left out, it repeats the seeds of {twin.name}")
         else:
             group.runs.append(run)
-    ordered = sorted(groups.values(), key=lambda g: METHODS.index(g.config.method.name))
+    # The plain methods first, then what is measured against them.
+    order = ("vanilla", "biased", "rubi", "learned_mixin", "rebias")
+    ordered = sorted(groups.values(), key=lambda g: order.index(g.config.method.name))
     for group in ordered:
         mine, name = _settings(group.config), group.config.method.name
         same = [_settings(g.config) for g in ordered if g.config.method.name == name]

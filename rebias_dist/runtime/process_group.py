@@ -31,9 +31,13 @@ class Placement:
 def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     """Read torchrun's variables; none of them means a single process.
 
+    Inside a process group that exists already, as in a notebook or a test, it decides.
+
     Raises:
         ConfigError: only a part of the variables is set, or one is not a number.
     """
+    if dist.is_initialized():
+        return Placement(dist.get_rank(), dist.get_world_size(), 0)
     # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
     if not any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return Placement(0, 1, 0)
@@ -89,7 +93,11 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
     )
     try:
         # Decisions are taken on the host; with NCCL they need a group of their own.
-        group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-        yield Consensus(group)
+        if backend == "nccl":
+            group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            assert isinstance(group, dist.ProcessGroup)
+            yield Consensus(group)
+        else:
+            yield Consensus()
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,239 @@
+"""The parts of a run, made from its configuration: data, networks, players."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rebias_dist import methods, models
+from rebias_dist.config import Config, NetworkConfig
+from rebias_dist.data import (
+    EvalTransform,
+    ShardDataset,
+    TrainLoader,
+    TrainTransform,
+    Transform,
+    identity,
+    open_split,
+    prepare_biased_mnist,
+)
+from rebias_dist.errors import ConfigError
+from rebias_dist.minimax import Minimax
+from rebias_dist.models import feature_dim
+from rebias_dist.runtime.player import Player
+from rebias_dist.runtime.precision import Precision
+from rebias_dist.runtime.randomness import keyed
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set."""
+
+    train: ShardDataset
+    selection: ShardDataset | None
+    tests: dict[str, ShardDataset]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, by label."""
+        return self.train.manifest.classes
+
+    @property
+    def monitored(self) -> dict[str, ShardDataset]:
+        """Return the splits that are evaluated during training.
+
+        Test data are looked at only when there are no selection data, and what they choose
+        is then an oracle.
+        """
+        return self.tests if self.selection is None else {"selection": self.selection}
+
+    def check(self) -> None:
+        """Check that every shard is there and whole in size."""
+        for split in (self.train, self.selection, *self.tests.values()):
+            if split is not None:
+                split.check_files()
+
+
+def data_root(config: Config) -> Path:
+    """Return the folder of the shards; the embedded data set is made on the first call."""
+    data = config.data
+    if data.root is not None:
+        return Path(data.root)
+    return prepare_biased_mnist(
+        rho=data.rho,
+        confusing_colours=data.confusing_colours,
+        seed=data.seed,
+        image_size=data.image_size,
+        selection_fraction=0.0 if data.selection == "none" else data.selection,
+        source=data.source,
+    )
+
+
+def open_data(config: Config, root: Path) -> Data:
+    """Open all splits of a configuration; they must agree on the data set and its classes."""
+    name, data = config.data.dataset, config.data
+    train = open_split(root, data.train_split, dataset=name)
+    classes = train.manifest.classes
+    selection = (
+        None
+        if data.selection == "none"
+        else open_split(root, "selection", dataset=name, classes=classes)
+    )
+    tests = {s: open_split(root, s, dataset=name, classes=classes) for s in data.test_splits}
+    return Data(train, selection, tests)
+
+
+def train_transform(config: Config) -> Transform:
+    """Return the augmentation of the training samples."""
+    if config.data.augmentation == "none":
+        return identity
+    return TrainTransform(config.data.crop, config.seed)
+
+
+def eval_transform(config: Config) -> Transform:
+    """Return what evaluation does to a sample."""
+    if config.data.augmentation == "none":
+        return identity
+    return EvalTransform(config.data.resize, config.data.crop)
+
+
+class Normalise:
+    """Maps uint8 images ``[b, 3, H, W]`` to what the networks take, on the images' device."""
+
+    def __init__(self, dataset: ShardDataset, precision: Precision) -> None:
+        constants = dataset.manifest.normalize
+        mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
+        self._mean = _per_channel(255 * mean, precision)
+        self._scale = _per_channel(1 / (255 * std), precision)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images.to(self._mean.dtype) - self._mean) * self._scale
+
+
+def _per_channel(values: Tensor, precision: Precision) -> Tensor:
+    return values.view(3, 1, 1).to(precision.device, precision.parameters)
+
+
+def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
+    """Build ``f``, ``g0``, ``g1`` … as far as the method has them.
+
+    Initial weights are keyed by the seed and the network's name: they are alike on all
+    ranks, and f starts alike whatever the method and the other networks are.
+    """
+    wanted: dict[str, NetworkConfig] = {"f": config.f} if config.has_f else {}
+    if config.has_g:
+        wanted |= {f"g{index}": g for index, g in enumerate(config.g)}
+    networks = {}
+    for name, network in wanted.items():
+        with keyed(torch.device("cpu"), config.seed, "init", name):
+            try:
+                built = models.build(network.name, num_classes=classes, **network.build_options())
+            except ConfigError as error:
+                raise ConfigError(f"{name.replace('g', 'g.')}: {error}") from None
+        networks[name] = built.to(precision.device, precision.parameters)
+    return networks
+
+
+def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
+    """Return the shape of what the networks see: channels, height, width."""
+    if config.data.augmentation == "crop_flip":
+        return 3, config.data.crop, config.data.crop
+    channels, height, width = data.train.image(0).shape
+    return channels, height, width
+
+
+def build_players(
+    config: Config,
+    method: methods.Method,
+    networks: dict[str, nn.Module],
+    shape: tuple[int, int, int],
+    classes: int,
+    precision: Precision,
+) -> dict[str, Player]:
+    """Wrap the networks with optimizers, scalers and gradient reduction; a collective."""
+    widths = {name: feature_dim(network, shape) for name, network in networks.items()}
+    heads = None
+    if method.has_f:
+        g_widths = [width for name, width in widths.items() if name != "f"]
+        with keyed(torch.device("cpu"), config.seed, "init", "heads"):
+            heads = method.heads(widths["f"], g_widths, classes)
+        if heads is not None:
+            heads.to(precision.device, precision.parameters)
+    return {
+        name: Player(
+            name,
+            network,
+            heads=heads if name == "f" else None,
+            optimizer=config.optimizer,
+            precision=precision,
+            unused=name != "f" and not config.method.update_g_cls,
+        )
+        for name, network in networks.items()
+    }
+
+
+def build_game(
+    config: Config, method: methods.Method, players: dict[str, Player], normalise: Normalise
+) -> Minimax:
+    """Return the game that the players play."""
+    return Minimax(
+        method,
+        players.get("f"),
+        [player for name, player in players.items() if name != "f"],
+        normalise=normalise,
+        global_batch=config.global_batch,
+        micro_batches=config.global_batch // config.b,
+        seed=config.seed,
+    )
+
+
+def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: int) -> TrainLoader:
+    """Return the loader of a rank's share of the training samples."""
+    return TrainLoader(
+        dataset,
+        global_batch=config.global_batch,
+        micro_batch=config.b,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        transform=train_transform(config),
+        workers=config.data.workers,
+        window=config.data.window,
+    )
+
+
+def facts(
+    config: Config,
+    data: Data,
+    networks: dict[str, nn.Module],
+    method: methods.Method,
+    device: torch.device,
+) -> dict[str, str]:
+    """Return what a plan says of the data, the networks and the device."""
+    manifest = data.train.manifest
+    tests = ", ".join(f"{split} {len(dataset):,}" for split, dataset in data.tests.items())
+    chosen = "none" if data.selection is None else f"{len(data.selection):,}"
+    named = {}
+    for name in ("f", *(f"g{index}" for index in range(len(config.g)))):
+        kind = config.f.name if name == "f" else config.g[int(name[1:])].name
+        named[name] = (
+            f"{kind}, {parameter_count(networks[name]):,} parameters" if name in networks else "–"
+        )
+    radius = "not used"
+    if method.uses_radius:
+        radius = f"f {config.radius.f}, g {config.radius.g}"
+    return {
+        "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
+        "held out": f"selection {chosen}; tests {tests}",
+        **named,
+        "kernel radius": radius,
+        "device": str(device),
+    }
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Return the number of trained parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,45 @@
+"""RUBi (Cadène et al., NeurIPS 2019): what g already knows is masked out of f's loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rebias_dist.methods.base import Method, Output, wide
+
+
+class _Classifiers(nn.Module):
+    """One linear head c per g, on features through which no gradient returns."""
+
+    def __init__(self, widths: list[int], classes: int) -> None:
+        super().__init__()
+        self.c = nn.ModuleList(nn.Linear(width, classes) for width in widths)
+
+    def forward(self, f: Output, gs: list[Output]) -> list[Tensor]:
+        return [c(wide(g.features).detach()) for c, g in zip(self.c, gs, strict=True)]
+
+
+class RUBi(Method):
+    """f minimises λ_f Σ [CE(f · sigmoid(c(g))) + CE(c(g))]; each g minimises CE."""
+
+    f_needs_g = True
+
+    def heads(self, f_width: int, g_widths: list[int], classes: int) -> nn.Module:
+        """Return a classifier c for each g."""
+        return _Classifiers(g_widths, classes)
+
+    def f_terms(
+        self, f: Output, gs: list[Output], labels: Tensor, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the cross-entropies of the masked logits and of the heads."""
+        assert heads is not None
+        logits, weight = wide(f.logits), self.config.lambda_f
+        masked = torch.zeros_like(logits[:, 0])
+        question = torch.zeros_like(masked)
+        for c in heads(f, gs):
+            masked = masked + cross_entropy(
+                logits * torch.sigmoid(wide(c)), labels, reduction="none"
+            )
+            question = question + cross_entropy(wide(c), labels, reduction="none")
+        return {"masked_ce": weight * masked, "head_ce": weight * question}

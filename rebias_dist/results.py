@@ -1,0 +1,191 @@
+"""The figures of a run: results.json, what the log says at the end, what TensorBoard shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebias_dist.config import Config
+from rebias_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from rebias_dist.data import ShardDataset
+    from rebias_dist.runtime.telemetry import Telemetry
+
+FORMAT = 1
+
+
+def judged_network(config: Config) -> str:
+    """Return the network whose accuracy is the run's: f, or g where the method has no f."""
+    return "f" if config.has_f else "g0"
+
+
+def chosen_figure(config: Config, splits: Mapping[str, Any]) -> float:
+    """Return the accuracy that chooses the best checkpoint."""
+    split = "selection" if config.data.selection != "none" else config.evaluate.monitor
+    return float(splits[split]["networks"][judged_network(config)]["accuracy"])
+
+
+def assemble(
+    config: Config, classes: Sequence[str], checkpoints: Mapping[str, Any], steps: int
+) -> dict[str, Any]:
+    """Return the content of results.json."""
+    return {
+        "format": FORMAT,
+        "run": config.name,
+        "method": config.method.name,
+        "dataset": config.data.dataset,
+        "classes": list(classes),
+        "chosen_on": "oracle" if config.data.selection == "none" else "selection",
+        "steps": steps,
+        "checkpoints": dict(checkpoints),
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write results.json whole."""
+    from rebias_dist.runtime.run_folder import write_atomically
+
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read results.json.
+
+    Raises:
+        DataError: it is damaged or of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: format {content['format']!r} is not read, only {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the results of a run ({error})") from None
+    return dict(content)
+
+
+def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
+    """Return the accuracies as text: a row for each checkpoint and network, a column a split."""
+    splits = list(next(iter(checkpoints.values()))["splits"])
+    head = f"{'checkpoint':12} {'step':>7} {'network':8}" + "".join(f"{s:>16}" for s in splits)
+    lines = [head, "-" * len(head)]
+    for choice, found in checkpoints.items():
+        for network in next(iter(found["splits"].values()))["networks"]:
+            cells = [found["splits"][s]["networks"][network] for s in splits]
+            text = "".join(f"{c['accuracy']:>9.3f} ±{c['standard_error']:.3f}" for c in cells)
+            lines.append(f"{choice:12} {found['step']:>7} {network:8}{text}")
+    any_checkpoint = next(iter(checkpoints.values()))["splits"]
+    samples = ", ".join(f"{s} {any_checkpoint[s]['samples']:,}" for s in splits)
+    lines.append(f"n: {samples}; chance {chance:.3f}; ± is the binomial standard error")
+    return "\n".join(lines)
+
+
+def closing_text(content: dict[str, Any], folder: Path) -> str:
+    """Return what a run says at its end."""
+    note = {
+        "selection": "best: chosen on selection data",
+        "oracle": "best: an ORACLE, chosen on the test data themselves; report last",
+    }
+    return "\n".join(
+        [
+            f"finished after {content['steps']} steps; test accuracies:",
+            table(content["checkpoints"], 1 / len(content["classes"])),
+            note[content["chosen_on"]],
+            f"tensorboard --logdir {folder / 'tensorboard'}",
+        ]
+    )
+
+
+# ---------------------------------------------------------------- TensorBoard
+
+
+def conflicting_accuracy(figures: Mapping[str, Any]) -> float | None:
+    """Return the accuracy on samples whose bias is not their own class's, if there are any.
+
+    For data sets whose biases are numbered like the classes that they go with.
+    """
+    correct = total = 0
+    for label, (right, count) in enumerate(
+        zip(figures["bias_correct"], figures["bias_count"], strict=True)
+    ):
+        for bias, (r, n) in enumerate(zip(right, count, strict=True)):
+            if bias != label:
+                correct, total = correct + r, total + n
+    return correct / total if total else None
+
+
+def show(
+    telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any], classes: Sequence[str]
+) -> None:
+    """Record an evaluation: accuracies and HSIC as scalars, confusion matrices as images."""
+    import numpy as np
+
+    from rebias_dist.runtime.figures import confusion_image
+
+    scalars: dict[str, float] = {}
+    for split, found in splits.items():
+        for network, figures in found["networks"].items():
+            scalars[f"{split}/{network}_accuracy"] = figures["accuracy"]
+            conflicting = conflicting_accuracy(figures)
+            if conflicting is not None:
+                scalars[f"{split}/{network}_conflicting_accuracy"] = conflicting
+            if telemetry.leader:
+                telemetry.image(
+                    f"{split}/{network}_confusion",
+                    step,
+                    confusion_image(
+                        np.array(figures["confusion"]), classes, classes, f"{split}: {network}"
+                    ),
+                )
+                if any(map(any, figures["bias_count"])):
+                    count = np.array(figures["bias_count"])
+                    with np.errstate(invalid="ignore"):
+                        cells = np.array(figures["bias_correct"]) / count
+                    telemetry.image(
+                        f"{split}/{network}_label_by_bias",
+                        step,
+                        confusion_image(
+                            cells, classes, [str(b) for b in range(count.shape[1])],
+                            f"{split}: accuracy of {network}", column_axis="colour",
+                        ),
+                    )  # fmt: skip
+        for index, value in enumerate(found["hsic"]):
+            if value is not None:
+                scalars[f"{split}/hsic_g{index}"] = value
+    telemetry.scalars(step, scalars, epoch=epoch)
+
+
+def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
+    """Show the first training images."""
+    import numpy as np
+
+    from rebias_dist.runtime.figures import sample_grid
+
+    if telemetry.leader:
+        images = [dataset.image(i).numpy() for i in range(min(32, len(dataset)))]
+        same = [image for image in images if image.shape == images[0].shape]
+        telemetry.image("data/train", 0, sample_grid(np.stack(same)))
+
+
+def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any]) -> None:
+    """Record the configuration with its final figures in TensorBoard's table of runs."""
+    flat: dict[str, str | int | float | bool] = {}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                flatten(f"{prefix}{key}.", inner)
+        else:
+            plain = isinstance(value, (str, int, float, bool))
+            flat[prefix.removesuffix(".")] = value if plain else str(value)
+
+    flatten("", config.identity())
+    metrics = {
+        f"{choice}_{split}_{network}_accuracy": figures["accuracy"]
+        for choice, found in content["checkpoints"].items()
+        for split, of_split in found["splits"].items()
+        for network, figures in of_split["networks"].items()
+    }
+    telemetry.hparams(flat, metrics)

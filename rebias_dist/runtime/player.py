@@ -1,0 +1,170 @@
+"""One network of the game with all that an update of it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from adamp import AdamP  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rebias_dist.config import OptimizerConfig
+from rebias_dist.errors import NonFiniteError
+from rebias_dist.methods import Output
+from rebias_dist.runtime.batchnorm import RunningStatistics
+from rebias_dist.runtime.precision import Precision
+
+
+class Player:
+    """A network, its optimizer, gradient scaler, BatchNorm buffers and gradient all-reduce.
+
+    Args:
+        name: ``f``, ``g0``, ``g1`` …; used in messages and metrics.
+        network: maps images to ``(logits, features)``; already on its device.
+        heads: trained with the network (those of RUBi and LearnedMixin), or None.
+        optimizer: settings of the optimizer, which the network does not share.
+        precision: the types of the forward pass.
+        unused: some parameters get no gradient (g without its cross-entropy).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        heads: nn.Module | None = None,
+        optimizer: OptimizerConfig,
+        precision: Precision,
+        unused: bool = False,
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.heads = heads
+        self.precision = precision
+        self.clip_norm = optimizer.clip_norm
+        self.parameters = [
+            parameter
+            for module in (network, heads)
+            if module is not None
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
+        self.optimizer = make_optimizer(self.parameters, optimizer)
+        self.scaler = precision.scaler()
+        self.statistics = RunningStatistics(network)
+        self.fixed = False
+        self._replica = _replicate(network, precision.device, unused)
+        self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
+
+    def fix(self) -> None:
+        """Put the network into evaluation mode for good: it trains no more."""
+        self.network.eval()
+        self.fixed = True
+
+    def forward(self, images: Tensor, *, gradient: bool) -> Output:
+        """Run one micro-batch; only passes with ``gradient`` reach the BatchNorm buffers.
+
+        Passes without go around DDP, which counts a forward as the start of a reduction.
+        """
+        module = self._replica if gradient else self.network
+        with (
+            torch.set_grad_enabled(gradient),
+            self.statistics.protected(collect=gradient),
+            self.precision.autocast(),
+        ):
+            return Output(*module(images))
+
+    @contextmanager
+    def without_reduction(self, without: bool) -> Iterator[None]:
+        """Keep the gradients of this forward and backward local: not the last micro-batch."""
+        with ExitStack() as stack:
+            for module in (self._replica, self.heads_replica):
+                if without and isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate a loss, scaled where the precision needs it."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def take_step(self, micro_batches: int) -> Tensor:
+        """Update the weights and then the BatchNorm buffers; return the gradients' norm.
+
+        All ranks hold the same reduced gradients, bit for bit, so that each of them comes to
+        the same decision: a non-finite gradient skips the update in fp16, where a smaller
+        scale cures it, and ends the run otherwise.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        finite = bool(torch.isfinite(norm))
+        if not finite and not self.scaler.is_enabled():
+            raise NonFiniteError(
+                f"the gradient of {self.name} is not finite; lower optimizer.lr "
+                f"or set optimizer.clip_norm"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Not earlier: a buffer that changes between forward and backward breaks the graph.
+        if finite:
+            self.statistics.commit(micro_batches)
+        else:
+            self.statistics.discard()
+        return norm
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the coming steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the future of this network depends on."""
+        return {
+            "network": self.network.state_dict(),
+            "heads": None if self.heads is None else self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.network.load_state_dict(state["network"])
+        if self.heads is not None:
+            self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Module:
+    if not dist.is_initialized() or not any(p.requires_grad for p in module.parameters()):
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        # Ranks agree on the buffers by their own rule (runtime/batchnorm.py).
+        forward_sync_buffers=False,
+        find_unused_parameters=unused,
+    )
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Return the configured optimizer over ``parameters``."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    adaptive = {"adamp": AdamP, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    optimizer: torch.optim.Optimizer = adaptive(
+        parameters, lr=config.lr, weight_decay=config.weight_decay
+    )
+    return optimizer

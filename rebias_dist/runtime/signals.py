@@ -1,0 +1,44 @@
+"""Signals ask a run to stop; the run does so at the end of its step, with its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# SIGUSR2 is what a scheduler sends ahead of the time limit.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Whether a signal has asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            # A second Ctrl-C means now.
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listen for stop signals inside the block; earlier handlers return afterwards."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set handlers; called from another, signals act as ever.
+        yield request
+        return
+    earlier = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
