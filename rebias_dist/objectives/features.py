@@ -200,11 +200,11 @@ def gather_features(
             them first: one more collective and a host synchronisation.
         group: process group; ``None`` is the default one (or this process alone, if none is
             initialised), ``LOCAL`` never communicates.
-        async_op: return at once; the first use of the gathered rows waits. ``x`` must not
-            be changed in place before that.
+        async_op: return at once; the first use of the gathered rows waits.
 
     Returns:
-        The features. ``local`` is ``x`` itself; the gathered rows carry no autograd graph.
+        The features. ``local`` is ``x`` itself, which must not be changed in place while
+        they are in use; the gathered rows carry no autograd graph.
 
     Raises:
         ValueError: if ``x`` does not fit. Without ``counts``, on all ranks alike. If
