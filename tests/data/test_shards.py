@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -92,6 +93,21 @@ def test_undecodable_image_names_shard_and_sample(tmp_path):
             dataset.image(i)
         assert "\n" not in str(caught.value)
     assert dataset.decoded == 1
+
+
+def test_only_jpeg_and_png_are_decoded(tmp_path):
+    pixels = np.zeros((9, 9, 3), dtype=np.uint8)
+    bitmap = _encoded(pixels, "BMP")
+    dataset = _toy(tmp_path, _encoded(pixels, "PNG") + bytes(1000))
+    row = np.load(dataset.folder / "index.npy", allow_pickle=False)
+    bitmap += bytes(int(row["length"][0]) - len(bitmap))
+    with (dataset.folder / "train-000000.tar").open("r+b") as shard:
+        shard.seek(int(row["offset"][0]))
+        shard.write(bitmap)
+    row["hash"][0] = np.void(hashlib.sha256(bitmap).digest()[:16])
+    np.save(dataset.folder / "index.npy", row, allow_pickle=False)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        ShardDataset(dataset.folder).image(0)
 
 
 def test_decompression_bomb_is_refused(tmp_path):

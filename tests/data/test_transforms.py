@@ -21,6 +21,12 @@ def test_crops_lie_inside(key, height, width):
     assert min(crop.height, crop.width) >= 1
 
 
+def test_crops_reach_every_edge():
+    crops = [random_crop(k, 4, 4) for k in range(500)]
+    corners = {(c.top, c.left) for c in crops if c.height == c.width == 3}
+    assert corners == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
 def test_crops_have_torchvisions_distribution():
     # The same two-sample Kolmogorov-Smirnov distance would come from two runs of torchvision.
     count, size = 4000, (375, 500)
