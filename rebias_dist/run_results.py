@@ -64,7 +64,7 @@ class Results(_Read):
     dataset: str
     classes: Annotated[list[str], Field(min_length=1)]
     chosen_on: Literal["selection", "oracle"]
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)] | None = None
     checkpoints: dict[str, Checkpoint]
     """By 'best' and 'last'."""
 

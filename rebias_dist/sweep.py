@@ -127,7 +127,7 @@ class Cell:
 def _label(key: str, value: Value) -> str:
     """Return a value as a part of a name: 'rebias', but 'seed0', for a bare number says nothing."""
     text = value if isinstance(value, str) else f"{key.rpartition('.')[2]}{json.dumps(value)}"
-    return re.sub(r"[^A-Za-z0-9._+=]+", "_", text).strip("_")
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("_")
 
 
 def read_sweep(path: str) -> Sweep:
