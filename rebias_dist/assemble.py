@@ -110,6 +110,7 @@ class Normalise:
         self._scale = _per_channel(1 / (255 * std), precision)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Return the images as floating point, about zero mean and unit deviation."""
         return (images.to(self._mean.dtype) - self._mean) * self._scale
 
 

@@ -19,8 +19,8 @@ from rebias_dist.objectives.features import (
     rank_and_world,
 )
 
-# Rows a side of the tiles that are dealt to the ranks.
-_TILE = 64
+# Rows of a batch that are compared at a time. Pairs of blocks are dealt to the ranks.
+_BLOCK = 512
 # Distances that a rank keeps between the two passes (4 bytes each) rather than compute twice.
 _KEPT = 2**27
 _BINS = 2**16
@@ -125,7 +125,7 @@ def _distance_bits(
 ) -> Iterator[Tensor]:
     """Yield this rank's share of the squared distances, float32 bits as int32.
 
-    Tiles of the upper triangles are dealt to the ranks in turn.
+    Blocks of rows, and pairs of blocks, are dealt to the ranks in turn.
     """
     rank, world = rank_and_world(group)
     turn = 0
@@ -136,25 +136,28 @@ def _distance_bits(
                 f"{name}: sampled batch {number} has non-finite rows; look at the loss, the "
                 "learning rate and the precision"
             )
-        blocks = torch.split(rows, _TILE)
+        blocks = torch.split(rows, _BLOCK)
         for i, block in enumerate(blocks):
-            band = []
             for j in range(i, len(blocks)):
                 turn += 1
                 if turn % world == rank:
-                    band.append(_pair_bits(block, blocks[j], same=i == j))
-            if band:
-                yield torch.cat(band)
+                    squared = (
+                        _squared_within(block) if i == j else _squared_across(block, blocks[j])
+                    )
+                    yield squared.float().view(torch.int32)
 
 
-def _pair_bits(a: Tensor, b: Tensor, *, same: bool) -> Tensor:
-    # This mode of cdist runs over the features of one pair at a time, differences first.
-    distances = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    squared = distances.square_().float()
-    if same:
-        i, j = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
-        squared = squared[i, j]
-    return squared.flatten().view(torch.int32)
+def _squared_within(rows: Tensor) -> Tensor:
+    # pdist walks the features of one pair at a time, differences first: (a - b)² has the
+    # same bits as (b - a)², and no other pair has a part in them.
+    return torch.pdist(rows).square_()
+
+
+def _squared_across(a: Tensor, b: Tensor) -> Tensor:
+    # With half of the distances thrown away this is still faster than cdist, whose loop over
+    # the features of a pair is not vectorised; and all pairs go through the same code.
+    i, j = torch.triu_indices(len(a) + len(b), len(a) + len(b), offset=1, device=a.device)
+    return _squared_within(torch.cat([a, b]))[(i < len(a)) & (j >= len(a))]
 
 
 def _all_reduce(histogram: Tensor, group: Group) -> None:
