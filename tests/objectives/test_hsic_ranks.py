@@ -98,11 +98,9 @@ def subgroup_and_reuse() -> list[float]:
 
 def half_precision() -> list[Any]:
     counts = [20, 4, 16]
-    x, y = (v.bfloat16() for v in dependent(40, 8, 8))
-    return [
-        *value_and_gradients(own(x, counts).float(), own(y, counts).float()),
-        hsic(own(x, counts), own(y, counts), SIGMA, TAU).item(),
-    ]
+    x, y = (own(v.bfloat16(), counts) for v in dependent(40, 8, 8))
+    half = hsic(x, y, SIGMA, TAU).item()
+    return [*value_and_gradients(x.float(), y.float()), half]
 
 
 def several(*functions: Callable[[], Any]) -> list[Any]:

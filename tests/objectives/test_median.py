@@ -58,7 +58,7 @@ def test_equals_numpy_with_ties(sizes, width, levels, exponent, seed):
         assert median_distance(batches) == expected
 
 
-@pytest.mark.parametrize("sizes", [(128, 128), (65,), (3,), (2, 2), (200, 1, 0, 64)])
+@pytest.mark.parametrize("sizes", [(128, 128), (65,), (3,), (2, 2), (600, 1, 0, 64)])
 def test_equals_numpy_on_real_numbers(sizes):
     for width in (1, 37, 512):
         batches = random_batches(sizes, width)
@@ -100,7 +100,7 @@ def test_distances_are_computed_twice_rather_than_kept(monkeypatch):
     assert median_distance(batches) == expected
 
 
-SIZES, WIDTH, MICRO = (150, 48, 96, 7), 96, 12
+SIZES, WIDTH, MICRO = (150, 48, 1100, 7), 33, 12
 
 
 def same_radius_on_all_layouts(world: int) -> list[float]:
