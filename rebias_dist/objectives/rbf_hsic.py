@@ -28,9 +28,8 @@ gradient need: the backward pass communicates nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,120 +44,12 @@ from rebias_dist.objectives.features import (
     gather_features,
 )
 from rebias_dist.objectives.precision import full_precision
+from rebias_dist.objectives.tiles import Estimator, Plan, Side, coefficients
 
-Estimator: TypeAlias = Literal["unbiased", "biased"]
 _SMALLEST_BATCH = {"unbiased": 4, "biased": 1}
 
 
-class _Coefficients(NamedTuple):
-    norm: float
-    row: float
-    total: float
-
-
-def _coefficients(estimator: Estimator, n: int) -> _Coefficients:
-    if estimator == "unbiased":
-        return _Coefficients(1 / (n * (n - 3)), 1 / (n - 2), 1 / ((n - 1) * (n - 2)))
-    return _Coefficients(1 / n**2, 1 / n, 1 / n**2)
-
-
-class _Block(NamedTuple):
-    """Rows ``i0:i1`` × columns ``j0:j1`` of the kernels; all in terms of the global batch."""
-
-    i0: int
-    i1: int
-    j0: int
-    j1: int
-    mirrored: bool  # the block at (j, i) is this one's transpose, and is not walked
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.i1 - self.i0, self.j1 - self.j0
-
-    def diagonal(self, tile: Tensor) -> Tensor:
-        """The entries (i, i) of the global matrix that lie in this tile, as a view."""
-        if not self.j0 <= self.i0 < self.j1:
-            return tile.new_empty(0)
-        return tile.diagonal(self.i0 - self.j0)
-
-
-class _Plan(NamedTuple):
-    """What a call to hsic fixes beside the data."""
-
-    estimator: Estimator
-    counts: tuple[int, ...]
-    lo: int  # this rank's rows are lo:hi of the global batch
-    hi: int
-    tile: int
-    group: Group
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def one_block(self) -> bool:
-        return self.total <= self.tile
-
-    def blocks(self) -> Iterator[_Block]:
-        """This rank's rows × all columns; of its own square only one triangle."""
-        lo, hi, tile = self.lo, self.hi, self.tile
-        if self.one_block:
-            yield _Block(lo, hi, 0, self.total, False)
-            return
-        others = [
-            (j, min(j + tile, end))
-            for begin, end in ((0, lo), (hi, self.total))
-            for j in range(begin, end, tile)
-        ]
-        for i in range(lo, hi, tile):
-            i1 = min(i + tile, hi)
-            for j, j1 in others:
-                yield _Block(i, i1, j, j1, False)
-            for j in range(i, hi, tile):
-                yield _Block(i, i1, j, min(j + tile, hi), j > i)
-
-    def workspace(self, like: Tensor) -> Tensor:
-        """Memory for one tile of the largest shape."""
-        size = min(self.tile, self.hi - self.lo) * min(self.tile, self.total)
-        return like.new_empty(size)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One of the two variables, with its kernel."""
-
-    rows: Tensor  # (N, d), centred
-    half_square_norms: Tensor  # (N,)
-    sigma: float
-    shift: Tensor  # 0-d, 1 where tiles hold K − 1, 0 where they hold K
-
-    @classmethod
-    def of(cls, features: Features, sigma: float) -> _Side:
-        rows = features.gathered.centred
-        # Where every exponent is above -2, K − 1 loses next to nothing, and may gain a lot.
-        wide = features.gathered.square_diameter_bound < 4 * sigma**2
-        return cls(rows, features.gathered.half_square_norms, sigma, wide.to(rows.dtype))
-
-    def tile(self, block: _Block, estimator: Estimator, workspace: Tensor) -> Tensor:
-        """K − shift on a block; the diagonal is 0 if the estimator leaves it out."""
-        i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
-        tile = workspace[: math.prod(block.shape)].view(block.shape)
-        half = self.half_square_norms
-        torch.addmm(half[j], self.rows[i], self.rows[j].mT, beta=-1, out=tile)
-        tile.sub_(half[i, None]).clamp_(max=0)  # minus half the squared distance
-        block.diagonal(tile).zero_()
-        tile.mul_(1 / self.sigma**2)
-        if tile.device.type == "cpu":
-            tile = tile.expm1_() if self.shift else tile.exp_()
-        else:  # both, rather than have the host wait for the decision
-            torch.where(self.shift > 0, tile.expm1(), tile.exp(), out=tile)
-        if estimator == "unbiased":
-            block.diagonal(tile).zero_()
-        return tile
-
-
-def _share(sums: Tensor, product: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _share(sums: Tensor, product: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Row sums ``(2, n)`` of all ranks' rows, ``(2, N)``, and the sum of ``product``.
 
     Every rank adds the same numbers in the same order, so all have the same bits.
@@ -176,7 +67,7 @@ def _share(sums: Tensor, product: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
 
 
 def _forward_pass(
-    x: _Side, y: _Side, plan: _Plan, *, keep: bool
+    x: Side, y: Side, plan: Plan, *, keep: bool
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Return the value, the row sums ``(2, N)`` and, if ``keep`` and in one block, K and L."""
     lo = plan.lo
@@ -198,22 +89,22 @@ def _forward_pass(
         if keep and plan.one_block:
             kernels = (K, L)
     sums, product = _share(sums, product, plan)
-    c = _coefficients(plan.estimator, plan.total)
+    c = coefficients(plan.estimator, plan.total)
     k, l = sums  # noqa: E741 - the ℓ of the formulas
     value = c.norm * (product + c.total * k.sum() * l.sum() - 2 * c.row * torch.dot(k, l))
     return value, sums, kernels
 
 
 def _backward_pass(
-    sides: Sequence[_Side],
+    sides: Sequence[Side],
     needed: Sequence[bool],
     sums: Tensor,
     kernels: Sequence[Tensor],
-    plan: _Plan,
+    plan: Plan,
 ) -> list[Tensor | None]:
     """∂H/∂x and ∂H/∂y of this rank's rows, each in its side's dtype, or None."""
     lo, hi = plan.lo, plan.hi
-    c = _coefficients(plan.estimator, plan.total)
+    c = coefficients(plan.estimator, plan.total)
     weight_sums = sums.new_zeros((2, hi - lo))  # M1
     weighted = [  # M X
         side.rows.new_zeros((hi - lo, side.rows.shape[1])) if wanted else None
@@ -275,7 +166,7 @@ class _HSIC(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_local: Tensor, y_local: Tensor, x: _Side, y: _Side, poison: Tensor, plan: _Plan
+        ctx: Any, x_local: Tensor, y_local: Tensor, x: Side, y: Side, poison: Tensor, plan: Plan
     ) -> Tensor:
         needed = any(ctx.needs_input_grad[:2])
         value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
@@ -290,7 +181,7 @@ class _HSIC(torch.autograd.Function):
         (upstream,) = output_gradients
         x_local, y_local, poison, sums, *data = ctx.saved_tensors
         sides = [
-            _Side(data[at], data[at + 1], sigma, data[at + 2])
+            Side(data[at], data[at + 1], sigma, data[at + 2])
             for at, sigma in zip((0, 3), ctx.sigmas, strict=True)
         ]
         with torch.no_grad(), full_precision(upstream.device):
@@ -418,11 +309,11 @@ def hsic(
             f"{estimator} HSIC needs at least {_SMALLEST_BATCH[estimator]} rows in the global "
             f"batch, got {x.total}; raise the global batch"
         )
-    plan = _Plan(estimator, x.counts, x.offset, x.offset + x.local.shape[0], tile, x.group)
+    plan = Plan(estimator, x.counts, x.offset, x.offset + x.local.shape[0], tile, x.group)
     with full_precision(x.local.device):
         poison = x.gathered.poison + y.gathered.poison
         if check and math.isnan(poison.item()):
             _refuse_non_finite("x", x)
             _refuse_non_finite("y", y)
-        sides = _Side.of(x, float(sigma_x)), _Side.of(y, float(sigma_y))
+        sides = Side.of(x, float(sigma_x)), Side.of(y, float(sigma_y))
         return cast(Tensor, _HSIC.apply(x.local, y.local, *sides, poison, plan))

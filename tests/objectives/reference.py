@@ -38,7 +38,7 @@ def biased(x: Tensor, y: Tensor, sigma_x: float, sigma_y: float) -> Tensor:
 def over_quadruples(x: Tensor, y: Tensor, sigma_x: float, sigma_y: float) -> Tensor:
     """HSIC₁ by its definition: a mean over all ordered quadruples of distinct rows.
 
-    Song et al. (JMLR 2012), section 2.3: E[k l] + E[k] E[l] − 2 E[k l'] with each product of
+    Song et al. (JMLR 2012): E[k l] + E[k] E[l] − 2 E[k l'] with each product of
     expectations estimated from rows that have none in common.
     """
     K, L = 1 + kernel_excess(x, sigma_x), 1 + kernel_excess(y, sigma_y)
