@@ -84,6 +84,8 @@ def run_cli(program: str, command: Callable[[], int | None]) -> None:
         raise SystemExit(command() or 0)
     except RebiasError as error:
         leave(program, error)
+    except KeyboardInterrupt:
+        leave(program, RebiasError("interrupted before anything could be saved"))
 
 
 def version() -> str:

@@ -118,7 +118,7 @@ def evaluate_split(
     )
     return {
         "samples": manifest.samples,
-        "hsic": _feature_hsic(rows, radii, consensus),
+        "hsic": _feature_hsic(rows, radii, precision.device, consensus),
         "networks": {
             name: _figures(c["confusion"], c["bias_correct"], bias_count)
             for name, c in counts.items()
@@ -159,7 +159,10 @@ def _figures(confusion: Tensor, bias_correct: Tensor, bias_count: Tensor) -> dic
 
 
 def _feature_hsic(
-    rows: dict[str, list[Tensor]], radii: Radii | None, consensus: Consensus
+    rows: dict[str, list[Tensor]],
+    radii: Radii | None,
+    device: torch.device,
+    consensus: Consensus,
 ) -> list[float | None]:
     import torch
 
@@ -168,10 +171,14 @@ def _feature_hsic(
     gs = [name for name in rows if name != "f"]
     if "f" not in rows or not gs:
         return [None for _ in gs]
-    # A rank without batches has no features, but takes part; the others know the width.
-    widths = consensus.gather({name: r[0].shape[1] for name, r in rows.items() if r})
-    width = {name: max(w.get(name, 0) for w in widths) for name in rows}
-    joined = {name: torch.cat(r) if r else torch.zeros(0, width[name]) for name, r in rows.items()}
+    # A rank without batches has no features, but takes part with none of the others' kind.
+    mine = {name: [r[0].shape[1], str(r[0].dtype)] for name, r in rows.items() if r}
+    kind = next(known for known in consensus.gather(mine) if known)
+    joined = {}
+    for name, parts in rows.items():
+        width, dtype = kind[name]
+        like = {"dtype": getattr(torch, dtype.removeprefix("torch.")), "device": device}
+        joined[name] = torch.cat(parts) if parts else torch.zeros(0, width, **like)
     if sum(consensus.gather(len(joined["f"]))) < 4:
         return [None for _ in gs]
     features = {name: gather_features(r) for name, r in joined.items()}

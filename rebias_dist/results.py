@@ -117,13 +117,15 @@ def conflicting_accuracy(figures: Mapping[str, Any]) -> float | None:
 
 
 def show(
-    telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any], classes: Sequence[str]
+    telemetry: Telemetry,
+    step: int,
+    epoch: int,
+    splits: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    images: bool,
 ) -> None:
-    """Record an evaluation: accuracies and HSIC as scalars, confusion matrices as images."""
-    import numpy as np
-
-    from rebias_dist.runtime.figures import confusion_image
-
+    """Record an evaluation: accuracies and HSIC as scalars, with ``images`` also as matrices."""
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
@@ -131,30 +133,30 @@ def show(
             conflicting = conflicting_accuracy(figures)
             if conflicting is not None:
                 scalars[f"{split}/{network}_conflicting_accuracy"] = conflicting
-            if telemetry.leader:
-                telemetry.image(
-                    f"{split}/{network}_confusion",
-                    step,
-                    confusion_image(
-                        np.array(figures["confusion"]), classes, classes, f"{split}: {network}"
-                    ),
-                )
-                if any(map(any, figures["bias_count"])):
-                    count = np.array(figures["bias_count"])
-                    with np.errstate(invalid="ignore"):
-                        cells = np.array(figures["bias_correct"]) / count
-                    telemetry.image(
-                        f"{split}/{network}_label_by_bias",
-                        step,
-                        confusion_image(
-                            cells, classes, [str(b) for b in range(count.shape[1])],
-                            f"{split}: accuracy of {network}", column_axis="colour",
-                        ),
-                    )  # fmt: skip
+            if images and telemetry.leader:
+                _show_matrices(telemetry, step, f"{split}/{network}", figures, classes)
         for index, value in enumerate(found["hsic"]):
             if value is not None:
                 scalars[f"{split}/hsic_g{index}"] = value
     telemetry.scalars(step, scalars, epoch=epoch)
+
+
+def _show_matrices(
+    telemetry: Telemetry, step: int, tag: str, figures: Mapping[str, Any], classes: Sequence[str]
+) -> None:
+    import numpy as np
+
+    from rebias_dist.runtime.figures import confusion_image
+
+    confusion = confusion_image(np.array(figures["confusion"]), classes, classes, tag)
+    telemetry.image(f"{tag}_confusion", step, confusion)
+    count = np.array(figures["bias_count"])
+    if count.any():
+        with np.errstate(invalid="ignore"):  # a cell without samples is 0 / 0, shown empty
+            cells = np.array(figures["bias_correct"]) / count
+        names = [str(bias) for bias in range(count.shape[1])]
+        image = confusion_image(cells, classes, names, f"{tag}: accuracy", column_axis="colour")
+        telemetry.image(f"{tag}_accuracy_by_colour", step, image)
 
 
 def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
@@ -169,8 +171,8 @@ def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
         telemetry.image("data/train", 0, sample_grid(np.stack(same)))
 
 
-def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any]) -> None:
-    """Record the configuration with its final figures in TensorBoard's table of runs."""
+def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
+    """Record the test figures, and the configuration with them in TensorBoard's table of runs."""
     flat: dict[str, str | int | float | bool] = {}
 
     def flatten(prefix: str, value: Any) -> None:
@@ -188,4 +190,6 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any]) ->
         for split, of_split in found["splits"].items()
         for network, figures in of_split["networks"].items()
     }
+    last = content["checkpoints"]["last"]
+    show(telemetry, last["step"], epoch, last["splits"], content["classes"], images=True)
     telemetry.hparams(flat, metrics)

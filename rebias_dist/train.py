@@ -131,13 +131,18 @@ def _train(
     status: Status = "failed"
     save_fault: RebiasError | None = None
 
+    def save(best: bool = False) -> None:
+        """Save on rank 0, with the records up to here; collective."""
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                telemetry.flush()
+                run.save(folder.checkpoints, best=best)
+
     def leave_if_asked(fault: RebiasError | None) -> None:
         """Agree with the other ranks whether to go on; collective."""
         if consensus.agree(fault or save_fault, stop=bool(stop)):
             nonlocal status
-            with consensus.on_rank_zero() as leader:
-                if leader:
-                    run.save(folder.checkpoints)
+            save()
             status = "interrupted"
             raise InterruptedRun(
                 f"interrupted; saved at step {run.step}, and the same command "
@@ -214,6 +219,7 @@ def _train(
                 # ------------------------------------------------------------ checkpoint in time
                 if time.monotonic() - last_saved > 60 * config.checkpoint.every_minutes:
                     # Rank 0 saves by its own clock; should it fail, the next agreement tells all.
+                    telemetry.flush()
                     save_fault = run.try_save(folder.checkpoints) if consensus.rank == 0 else None
                     last_saved = time.monotonic()
 
@@ -225,13 +231,12 @@ def _train(
                 figures = evaluate_splits(
                     networks, config, data.monitored, normalise, precision, run.radii, consensus
                 )
-                results.show(telemetry, run.step, epoch, figures, data.classes)
+                results.show(telemetry, run.step, epoch, figures, data.classes, images=done)
                 improved = run.note(results.chosen_figure(config, figures))
                 run.epoch = run.step // layout.steps_per_epoch
-                with consensus.on_rank_zero() as leader:
-                    if leader and (improved or done):
-                        run.save(folder.checkpoints, best=improved)
-                        last_saved = time.monotonic()
+                if improved or done:
+                    save(best=improved)
+                    last_saved = time.monotonic()
                 meter.start()
             run.epoch = run.step // layout.steps_per_epoch
             if done:
@@ -255,7 +260,7 @@ def _train(
         with consensus.on_rank_zero() as leader:
             if leader:
                 results.write(folder.results_file, final)
-        results.show_final(telemetry, config, final)
+        results.show_final(telemetry, config, final, run.epoch)
         for line in results.closing_text(final, folder.path).splitlines():
             log.info("%s", line)
         status = "finished"

@@ -18,7 +18,16 @@ def key(*parts: int | str) -> int:
 @contextmanager
 def keyed(device: torch.device, *parts: int | str) -> Iterator[None]:
     """Seed torch's generators (CPU and ``device``) by ``parts`` and restore them afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key(*parts))
+    # Not torch.manual_seed: without CUDA it records a stack trace each time, for later.
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+    states = [generator.get_state() for generator in generators]
+    seed = key(*parts)
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,62 @@
+"""What the tests share: a small set of real digits, and where caches go."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards.sources.mnist import load_embedded
+
+TRAIN_PER_DIGIT, TEST_PER_DIGIT = 48, 12
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory) -> Path:
+    """A folder of IDX files, as MNIST's, with 480 real training digits and 120 test digits."""
+    folder = tmp_path_factory.mktemp("mnist")
+    digits = load_embedded()
+    members = [np.flatnonzero(digits.labels == digit) for digit in range(10)]
+    for name, begin, end in (
+        ("train", 0, TRAIN_PER_DIGIT),
+        ("t10k", TRAIN_PER_DIGIT, TRAIN_PER_DIGIT + TEST_PER_DIGIT),
+    ):
+        chosen = np.concatenate([indices[begin:end] for indices in members])
+        images, labels = digits.images[chosen], digits.labels[chosen].astype(np.uint8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 2051, len(images), 28, 28) + images.tobytes()
+        )
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, len(labels)) + labels.tobytes()
+        )
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory):
+    """Keep what tests make out of the user's cache (also in the processes that they start)."""
+    before = os.environ.get("REBIAS_CACHE")
+    os.environ["REBIAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["REBIAS_CACHE"]
+    else:
+        os.environ["REBIAS_CACHE"] = before
+
+
+@pytest.fixture
+def small_run(few_digits, tmp_path):
+    """The dotted settings of a run that takes seconds: few digits, small networks."""
+    return {
+        "runs_dir": str(tmp_path / "runs"),
+        "global_batch": 48,
+        "micro_batch": 12,
+        "epochs": 3,
+        "precision": "float64",
+        "f": {"name": "simple_convnet", "kernel_size": 3, "width": 0.25},
+        "g": [{"name": "simple_convnet", "kernel_size": 1, "width": 0.25}],
+        "radius": {"f": 1.0, "g": 1.0},
+        "evaluate": {"every_epochs": 3},
+        "data": {"source": str(few_digits), "image_size": 8, "rho": 0.8},
+    }
