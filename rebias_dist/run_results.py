@@ -64,6 +64,7 @@ class Results(_Read):
     dataset: str
     classes: Annotated[list[str], Field(min_length=1)]
     chosen_on: Literal["selection", "oracle"]
+    steps: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=0)] | None = None
     checkpoints: dict[str, Checkpoint]
     """By 'best' and 'last'."""
@@ -85,6 +86,8 @@ class Group:
 
     label: str
     config: Config
+    settings: dict[str, str]
+    """What they share, as texts by dotted key."""
     runs: list[Run] = field(default_factory=list)
     """Those with results, each with seeds of its own."""
     missing: int = 0
@@ -184,21 +187,26 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """Return what makes a configuration another one, seeds apart."""
-    settings = flat(config.identity())
-    return {key: value for key, value in settings.items() if key not in ("seed", "data.seed")}
+def _settings(config: Config, results: Results | None) -> dict[str, str]:
+    """Return what makes figures comparable: the settings without seeds, and the steps made."""
+    settings = {key: json.dumps(value) for key, value in flat(config.identity()).items()}
+    del settings["seed"], settings["data.seed"]
+    return settings if results is None else {**settings, "steps": str(results.steps)}
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Group runs that differ in their seeds alone; return the groups and notes on other runs."""
-    groups: dict[str, Group] = {}
+    groups: list[Group] = []
     notes = [f"{run.name}: {run.problem}" for run in runs if run.problem]
-    for run in runs:
+    # Runs without results come last, to be counted with the seeds that they were meant to join.
+    for run in sorted(runs, key=lambda run: run.results is None):
         if run.config is None:
             continue
-        key = json.dumps(_settings(run.config))
-        group = groups.setdefault(key, Group(run.config.method.name, run.config))
+        settings = _settings(run.config, run.results)
+        group = next((g for g in groups if settings.items() <= g.settings.items()), None)
+        if group is None:
+            group = Group(run.config.method.name, run.config, settings)
+            groups.append(group)
         if run.results is None:
             group.missing += 1
         elif twin := next((r for r in group.runs if _seeds(r) == _seeds(run)), None):
@@ -208,13 +216,13 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             group.runs.append(run)
     # The plain methods first, then what is measured against them.
     order = ("vanilla", "biased", "rubi", "learned_mixin", "rebias")
-    ordered = sorted(groups.values(), key=lambda g: order.index(g.config.method.name))
-    for group in ordered:
-        mine, name = _settings(group.config), group.config.method.name
-        same = [_settings(g.config) for g in ordered if g.config.method.name == name]
-        varied = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
-        group.label = ", ".join([name, *(f"{key} {mine[key]}" for key in varied)])
-    return ordered, notes
+    groups.sort(key=lambda group: order.index(group.config.method.name))
+    for group in groups:
+        name = group.config.method.name
+        same = [g.settings for g in groups if g.config.method.name == name]
+        varied = [k for k, v in group.settings.items() if any(o.get(k) != v for o in same)]
+        group.label = ", ".join([name, *(f"{key} {group.settings[key]}" for key in varied)])
+    return groups, notes
 
 
 def _seeds(run: Run) -> tuple[int, int]:

@@ -172,7 +172,11 @@ def _check_folder(cell: Cell) -> None:
     if not path.exists():
         return
     old = validate(read_config_file(str(path)), str(path))
-    changed = differences(old.identity(), cell.config.identity())
+    # A run may be prolonged by max_steps, but a cell that is finished would then be passed over.
+    changed = differences(
+        {"max_steps": old.max_steps, **old.identity()},
+        {"max_steps": cell.config.max_steps, **cell.config.identity()},
+    )
     if changed:
         raise ConfigError(
             f"{cell.folder} holds another configuration ({'; '.join(changed)}); "

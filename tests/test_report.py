@@ -114,6 +114,15 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path):
     assert labels == ["rebias, method.lambda_f 1.0", "rebias, method.lambda_f 0.5"]
 
 
+def test_runs_of_different_length_are_not_averaged(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"r{seed}", method("vanilla", seed=seed), {"unbiased": {"f": 500}})
+    text = (tmp_path / "r1/results.json").read_text()
+    (tmp_path / "r1/results.json").write_text(text.replace('"steps": 840', '"steps": 3'))
+    groups, _ = groups_of(tmp_path / "r0", tmp_path / "r1")
+    assert [group.label for group in groups] == ["vanilla, steps 840", "vanilla, steps 3"]
+
+
 def test_what_does_not_decide_the_weights_does_not_split_a_group(tmp_path):
     for seed in (0, 1):
         values = method("vanilla", seed=seed, runs_dir=f"elsewhere{seed}", data={"workers": seed})

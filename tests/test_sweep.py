@@ -1,5 +1,6 @@
 """Sweeps: which cells they have, what they refuse, and how real processes start, fail and stop."""
 
+import json
 import os
 import pty
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rebias_dist import sweep
+from rebias_dist import report, sweep
 from rebias_dist.cell_runner import CellRunner
 from rebias_dist.config_files import configs_folder, list_configs, to_yaml, validate
 from rebias_dist.errors import ConfigError
@@ -309,3 +310,71 @@ def test_a_log_is_appended_to_and_only_the_new_part_is_shown(tmp_path, capsys):
         assert CellRunner().run([sys.executable, "-c", script], 1, log, "cell") == 1
     assert log.read_text() == "first\nsecond\n"
     assert capsys.readouterr().out.count("first") == 1
+
+
+SMALL = {
+    "ranks": 2,
+    "grid": {"method.name": ["vanilla"]},
+    "set": {"data.image_size": 8, "f.width": 0.25, "global_batch": 32, "micro_batch": 8},
+}
+
+
+def sweep_process(path: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rebias_dist.sweep", path, "--runs-dir", str(folder / "runs")],
+        cwd=ROOT,
+        env={**os.environ, "REBIAS_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def status(folder: Path) -> tuple[str, int]:
+    """Return how a run stands and how many steps it has made."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except FileNotFoundError:
+        return "absent", 0
+    return state["status"], state["step"]
+
+
+def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
+    path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "max_steps": 3}})
+    process = sweep_process(path, tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out
+    assert status(tmp_path / "runs/s-vanilla") == ("finished", 3)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert row_count(capsys.readouterr().out, "vanilla") == 4  # best and last, f and g0
+    assert (tmp_path / "out/results.png").stat().st_size > 0
+
+
+def row_count(text: str, label: str) -> int:
+    return sum(line.startswith(label) for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_a_real_run_that_was_stopped_goes_on_by_the_same_command(tmp_path):
+    path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "epochs": 2}})
+    process = sweep_process(path, tmp_path)
+    folder = tmp_path / "runs/s-vanilla"
+    deadline = time.monotonic() + 120
+    while status(folder)[1] < 5:
+        assert time.monotonic() < deadline, status(folder)
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+    stopped, step = status(folder)
+    assert stopped == "interrupted"
+    assert step >= 5
+
+    process = sweep_process(path, tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out
+    assert status(folder)[0] == "finished"
+    # Every step was made once: none was lost, none repeated.
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert steps == list(range(1, status(folder)[1] + 1))
+    print(f"stopped at step {step} of {len(steps)}")
