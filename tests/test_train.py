@@ -1,0 +1,307 @@
+"""The training command: real processes, real exit codes, what a run leaves behind."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rebias_dist.config_files import validate
+
+
+def torchrun(ranks: int, *arguments: str, cwd: Path, module: str = "rebias_dist.train"):
+    """Run a module under torchrun on loopback; return the finished process."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={ranks}", "-m", module, *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def train(*arguments: str, cwd: Path):
+    """Run the training command in a single process."""
+    command = [sys.executable, "-m", "rebias_dist.train", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def config_file(small_run, tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_run))
+    return str(path)
+
+
+def test_the_default_runs_on_eight_ranks_without_any_setting(tmp_path):
+    done = torchrun(8, "--max-steps", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no --config given" in done.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    state = json.loads((run / "state.json").read_text())
+    assert state["status"] == "finished"
+    assert state["step"] == state["total_steps"] == 3
+    assert state["world_size"] == 8
+    assert sorted(p.name for p in (run / "logs").iterdir()) == [f"rank{r}.log" for r in range(8)]
+
+
+def test_the_records_of_a_run(config_file, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = torchrun(2, "--config", config_file, "--name", "a", "--max-steps", "20", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "a"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    written = {
+        (tag, line["step"]): value
+        for line in lines
+        for tag, value in line.items()
+        if tag not in ("step", "epoch", "time")
+    }
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("hparam/")
+        for event in events.Scalars(tag)
+    }
+    assert written.keys() == shown.keys()
+    for key, value in written.items():
+        assert math.isfinite(value), key
+        assert shown[key] == pytest.approx(value, rel=1e-6, abs=1e-30), key
+    steps = [line for line in lines if "f/loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 21))
+    for tag in ("f/loss", "f/ce", "f/hsic_g0", "f/grad_norm", "g0/loss", "g0/hsic", "f/accuracy"):
+        assert len({line[tag] for line in steps}) > 5, f"{tag} hardly changes"
+    for line in steps:
+        assert line["f/loss"] == pytest.approx(line["f/ce"] + line["f/hsic_g0"], rel=1e-12)
+        assert line["g0/loss"] == pytest.approx(line["g0/ce"] - line["g0/hsic"], rel=1e-12)
+        assert 0 <= line["speed/data_wait"] <= 1
+    images = events.Tags()["images"]
+    assert {"data/train", "unbiased/f_confusion", "unbiased/f_accuracy_by_colour"} <= set(images)
+    assert validate(yaml.safe_load((run / "config.yaml").read_text())).name == "a"
+
+
+def test_evaluate_prints_the_same_figures_from_disk(config_file, tmp_path):
+    assert (
+        train("--config", config_file, "--name", "a", "--max-steps", "12", cwd=tmp_path).returncode
+        == 0
+    )
+    results = json.loads((tmp_path / "runs/a/results.json").read_text())
+    found = torchrun(3, "runs/a", "--json", cwd=tmp_path, module="rebias_dist.evaluate")
+    assert found.returncode == 0, found.stderr
+    again = json.loads(found.stdout)
+    for choice in ("last", "best"):
+        for split, of_split in results["checkpoints"][choice]["splits"].items():
+            assert again[choice]["splits"][split]["networks"] == of_split["networks"]
+            assert again[choice]["splits"][split]["hsic"] == pytest.approx(
+                of_split["hsic"], rel=1e-9
+            )
+
+
+def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
+    import numpy as np
+    import torch
+
+    import rebias_dist
+    from rebias_dist.assemble import Normalise, data_root, open_data
+    from rebias_dist.runtime.precision import Precision
+
+    assert (
+        train("--config", config_file, "--name", "a", "--max-steps", "12", cwd=tmp_path).returncode
+        == 0
+    )
+    run = rebias_dist.load(tmp_path / "runs/a", "last")
+    assert run.metrics is not None
+    data = open_data(run.config, data_root(run.config))
+    normalise = Normalise(data.train, Precision("float64", torch.device("cpu")))
+    for split, dataset in data.tests.items():
+        cells = np.zeros((10, 10, 2), dtype=int)
+        for i in range(len(dataset)):
+            with torch.no_grad():
+                logits, _ = run.f(normalise(dataset.image(i)[None]))
+            right = int(logits.argmax()) == dataset.labels[i]
+            cells[dataset.labels[i], dataset.bias[i]] += (1, right)
+        figures = run.metrics["checkpoints"]["last"]["splits"][split]["networks"]["f"]
+        assert figures["bias_count"] == cells[..., 0].tolist()
+        assert figures["bias_correct"] == cells[..., 1].tolist()
+        assert figures["accuracy"] == cells[..., 1].sum() / len(dataset)
+        assert np.sum(figures["confusion"]) == len(dataset) == 120
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small_run, tmp_path):
+    """In one process and deterministic order: the same bits as the run that was not stopped."""
+    import signal
+
+    import torch
+
+    from rebias_dist import train as module
+    from rebias_dist.errors import InterruptedRun
+    from rebias_dist.minimax import Minimax
+    from rebias_dist.runtime.checkpoint import load_choice
+
+    whole = {**small_run, "name": "whole", "max_steps": 14, "checkpoint": {"keep": 2}}
+    module.main(validate(whole))
+
+    step = Minimax.step
+
+    def stop_after_five(self, batches, number, radii):
+        found = step(self, batches, number, radii)
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    stopped = validate({**whole, "name": "stopped"})
+    Minimax.step = stop_after_five
+    try:
+        with pytest.raises(InterruptedRun, match="saved at step 6"):
+            module.main(stopped)
+    finally:
+        Minimax.step = step
+    state = json.loads((tmp_path / "runs/stopped/state.json").read_text())
+    assert (state["status"], state["step"]) == ("interrupted", 6)
+    module.main(stopped)
+
+    a = load_choice(tmp_path / "runs/whole/checkpoints", "last")
+    b = load_choice(tmp_path / "runs/stopped/checkpoints", "last")
+    for name in ("f", "g0"):
+        for key, tensor in a["players"][name]["network"].items():
+            assert torch.equal(tensor, b["players"][name]["network"][key]), (name, key)
+        for key, entry in a["players"][name]["optimizer"]["state"].items():
+            for part, value in entry.items():
+                other = b["players"][name]["optimizer"]["state"][key][part]
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(other))
+    for run in ("whole", "stopped"):
+        lines = (tmp_path / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        steps = [e["step"] for e in map(json.loads, lines) if "f/loss" in e]
+        assert steps == list(range(1, 15)), run
+
+
+def test_a_finished_run_says_so_and_another_configuration_is_refused(config_file, tmp_path):
+    arguments = ("--config", config_file, "--name", "a", "--max-steps", "2")
+    assert train(*arguments, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "runs/a/metrics.jsonl").read_bytes()
+    again = train(*arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    other = train(*arguments, "--optimizer.lr", "0.5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1
+    assert "optimizer.lr: 0.001 → 0.5" in other.stderr
+    never = train(*arguments, "--resume", "never", cwd=tmp_path)
+    assert (never.returncode, never.stderr.count("\n")) == (2, 1)
+    assert (tmp_path / "runs/a/metrics.jsonl").read_bytes() == before
+    must = train("--config", config_file, "--name", "b", "--resume", "must", cwd=tmp_path)
+    assert (must.returncode, must.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "runs/b").exists()
+
+
+@pytest.fixture
+def shards(small_run, tmp_path):
+    """The settings of a run on shards in a folder of their own, which a test may damage."""
+    import shutil
+
+    from rebias_dist.assemble import data_root
+
+    root = tmp_path / "shards"
+    shutil.copytree(data_root(validate(small_run)), root)
+    del small_run["data"]["source"]
+    small_run["data"]["root"] = str(root)
+    path = tmp_path / "shards.yaml"
+    path.write_text(yaml.safe_dump(small_run))
+    return root, str(path)
+
+
+def _damage(root: Path, how: str) -> None:
+    shard = next((root / "train").glob("*.tar"))
+    manifest = root / "train" / "manifest.json"
+    if how == "missing shard":
+        shard.unlink()
+    elif how == "short shard":
+        shard.write_bytes(shard.read_bytes()[:-1000])
+    elif how == "another data set":
+        manifest.write_text(manifest.read_text().replace("biased_mnist", "imagenet9"))
+    elif how == "label outside":
+        import numpy as np
+
+        index = np.load(root / "train" / "index.npy")
+        index["label"][3] = 10
+        np.save(root / "train" / "index.npy", index)
+    elif how == "flipped bit":
+        content = bytearray(shard.read_bytes())
+        content[content.rindex(b"IDAT") + 8] ^= 1  # the first sample tells the images' shape
+        shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "named"),
+    [
+        ("missing shard", 3, "train-000000.tar"),
+        ("short shard", 3, "train-000000.tar"),
+        ("another data set", 2, "imagenet9"),
+        ("label outside", 3, "label"),
+        ("flipped bit", 3, "train-000000.tar"),
+    ],
+)
+def test_damaged_data_end_with_one_line(shards, tmp_path, how, code, named):
+    root, config = shards
+    _damage(root, how)
+    done = train("--config", config, "--name", "a", cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert done.returncode == code, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert named in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_sample_of_one_rank_ends_all_ranks_with_one_line(shards, tmp_path):
+    root, config = shards
+    _damage(root, "flipped bit")
+    done = torchrun(2, "--config", config, "--name", "a", cwd=tmp_path)
+    assert done.returncode == 1  # torchrun's, whatever the ranks say
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rebias-train: error")]
+    assert len(lines) == 1, done.stderr
+    assert "train-000000.tar" in lines[0]
+    assert done.stderr.replace(" ", "").count("exitcode:3(") == 2, done.stderr
+    assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "failed"
+
+
+def test_a_checkpoint_of_another_network_is_refused(config_file, tmp_path):
+    arguments = ("--config", config_file, "--max-steps", "2")
+    assert train(*arguments, "--name", "a", cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs/a"
+    changed = (run / "config.yaml").read_text().replace("kernel_size: 3", "kernel_size: 5")
+    (run / "config.yaml").write_text(changed)
+    command = [sys.executable, "-m", "rebias_dist.evaluate", str(run)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "extracter.0.weight" in done.stderr
+
+
+def test_too_many_ranks_are_refused_by_rank_zero_alone(config_file, tmp_path):
+    done = torchrun(5, "--config", config_file, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rebias-train")]
+    assert len(lines) == 1
+    assert "at most 4 ranks" in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(config_file, tmp_path):
+    done = train("--config", config_file, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "N = 48",
+        "b = 12",
+        "M = 4",
+        "W = 1",
+        "A = 4",
+        "9 an epoch",
+        "432 for training",
+    ):
+        assert expected in done.stdout
+    assert not (tmp_path / "runs").exists()
