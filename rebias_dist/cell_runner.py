@@ -72,7 +72,7 @@ class CellRunner:
         verdict = "finished" if code == 0 else "stopped" if self.stopping else f"exit code {code}"
         print(f"{verdict} in {_duration(time.monotonic() - begin)}", flush=True)
         if code != 0 and not self.stopping:
-            for line in _last_lines(log, start)[-_TAIL:]:
+            for line in _without_launcher(_last_lines(log, start))[-_TAIL:]:
                 print(f"    {line}", flush=True)
         return code
 
@@ -86,6 +86,12 @@ def _last_lines(log: Path, start: int) -> list[str]:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     lines = ("".join(filter(str.isprintable, line)) for line in re.split(r"[\r\n]+", text))
     return [line for line in lines if line.strip()]
+
+
+def _without_launcher(lines: list[str]) -> list[str]:
+    """Cut off torchrun's own traceback, which says only that a rank failed, not why."""
+    ends = (i for i, line in enumerate(lines) if re.match(r"E\d{4} .*failed \(exitcode", line))
+    return lines[: next(ends, len(lines))]
 
 
 def _show_progress(title: str, seconds: float, lines: list[str]) -> None:

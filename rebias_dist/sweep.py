@@ -198,9 +198,9 @@ def run_cells(cells: Sequence[Cell], command: str) -> int:
             print(f"{title} finished before", flush=True)
         elif not runner.stopping:
             code = runner.run(cell.command, cell.ranks, cell.log, title)
-            # The exit code alone is not enough: the folder has to agree.
-            if not runner.stopping and not (code == EXIT_FINISHED and cell.is_finished()):
-                failed.append(f"{cell.name}: exit code {code}, unfinished; see {cell.log}")
+            # The folder decides, not the exit code, so that a repeated sweep judges alike.
+            if not runner.stopping and not cell.is_finished():
+                failed.append(f"{cell.name}: exit code {code}, not finished; see {cell.log}")
         if runner.stopping:
             raise InterruptedRun(f"stopped; the same command goes on from here: {command}")
     for line in failed:

@@ -165,7 +165,12 @@ with (folder / "starts").open("a") as file: file.write("x")
 print("threads", os.environ["OMP_NUM_THREADS"])
 (folder / "state.json").write_text('{"status": "finished"}')
 """
-FAIL = "print('\\x1b[31mearly\\x1b[0m'); print('the reason'); raise SystemExit(3)"
+FAIL = """
+print('\\x1b[31mearly\\x1b[0m\\nthe reason')
+print('E1124 08:22:24.069000 12471 api.py:1002] failed (exitcode: 3) local_rank: 1')
+print('Traceback (most recent call last):')
+raise SystemExit(3)
+"""
 LIE = "print('exit 0, but nothing was finished')"
 
 
@@ -191,7 +196,7 @@ def test_failures_do_not_stop_the_sweep_and_finished_cells_run_once(tmp_path, ca
     assert run_cells(cells, "again") == 1
     shown = capsys.readouterr()
     assert "exit code 3" in shown.out
-    assert "    early\n    the reason\n" in shown.out
+    assert "    early\n    the reason\n[2/3]" in shown.out
     failed = shown.err.splitlines()
     assert [line.split(":")[:2] for line in failed] == [["failed", " bad"], ["failed", " lie"]]
     assert (tmp_path / "good/starts").read_text() == "x"
