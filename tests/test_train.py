@@ -266,7 +266,8 @@ def test_a_damaged_sample_of_one_rank_ends_all_ranks_with_one_line(shards, tmp_p
     lines = [line for line in done.stderr.splitlines() if line.startswith("rebias-train: error")]
     assert len(lines) == 1, done.stderr
     assert "train-000000.tar" in lines[0]
-    assert done.stderr.replace(" ", "").count("exitcode:3(") == 2, done.stderr
+    # The first rank to leave says 3; torchrun may end the others before they do.
+    assert "exitcode:3(" in done.stderr.replace(" ", ""), done.stderr
     assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "failed"
 
 
@@ -300,8 +301,8 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(config_file, tmp_path):
         "M = 4",
         "W = 1",
         "A = 4",
-        "9 an epoch",
-        "432 for training",
+        "8 an epoch",
+        "430 for training",
     ):
         assert expected in done.stdout
     assert not (tmp_path / "runs").exists()
