@@ -13,11 +13,11 @@ import yaml
 from rebias_dist.config_files import validate
 
 
-def torchrun(ranks: int, *arguments: str, cwd: Path, module: str = "rebias_dist.train"):
-    """Run a module under torchrun on loopback; return the finished process."""
+def torchrun(ranks: int, *arguments: str, cwd: Path, module: str | None = "rebias_dist.train"):
+    """Run a module, or the script that comes first, under torchrun; return the process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={ranks}", "-m", module, *arguments]
+    command += [f"--nproc_per_node={ranks}", *(["-m", module] if module else []), *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
     )
