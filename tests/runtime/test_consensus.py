@@ -1,0 +1,53 @@
+"""Decisions that the ranks take together, on real ranks."""
+
+import pytest
+
+from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.runtime.consensus import Consensus
+from tests.distributed.ranks import run_ranks
+
+
+def _decide() -> list:
+    consensus = Consensus()
+    rank = consensus.rank
+    found: list = [consensus.broadcast({"from": rank, "text": "σ" * 3})]
+    found.append(consensus.gather(["x" * (5 * rank), rank]))
+    found.append(consensus.gather(None if rank else "only zero"))
+    found.append([consensus.agree(stop=False), consensus.agree(stop=rank == 2)])
+    for faulty, error in (([1], DataError("a bad sample")), ([0, 1, 2], ConfigError("no data"))):
+        try:
+            consensus.agree(error if rank in faulty else None)
+        except RebiasError as raised:
+            found.append([type(raised).__name__, str(raised), raised.exit_code])
+    try:
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                raise RebiasError("disk full")
+    except RebiasError as raised:
+        found.append(str(raised))
+    found.append(consensus.gather(rank))
+    return found
+
+
+def test_all_ranks_hear_and_raise_the_same():
+    ranks = run_ranks(3, _decide)
+    assert ranks[0] == ranks[1] == ranks[2]
+    assert ranks[0] == [
+        {"from": 0, "text": "σσσ"},
+        [["", 0], ["xxxxx", 1], ["xxxxxxxxxx", 2]],
+        ["only zero", None, None],
+        [False, True],
+        ["DataError", "rank 1: a bad sample", 3],
+        ["ConfigError", "no data", 2],
+        "rank 0: disk full",
+        [0, 1, 2],
+    ]
+
+
+def test_alone_it_decides_for_itself():
+    consensus = Consensus()
+    assert consensus.broadcast([1, None]) == [1, None]
+    assert consensus.gather("a") == ["a"]
+    assert consensus.agree(stop=True)
+    with pytest.raises(DataError, match=r"^mine$"), consensus.together():
+        raise DataError("mine")
