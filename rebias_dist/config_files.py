@@ -8,7 +8,6 @@ import math
 import re
 import typing
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def configs_folder() -> Path:
     checkout = Path(__file__).resolve().parent.parent / "configs"
     if checkout.is_dir() and (checkout.parent / "setup.cfg").is_file():
         return checkout
-    return Path(str(resources.files("rebias_dist.configs")))
+    return Path(__file__).resolve().parent / "configs"
 
 
 def list_configs() -> Iterator[tuple[str, str]]:
