@@ -46,11 +46,16 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what the loader above reads back: it quotes the texts that look like 1e3."""
+
+
+for _side in (_StrictLoader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -181,7 +186,7 @@ def _path_names(values: Any, location: tuple[int | str, ...]) -> set[int | str]:
 
 def to_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML that reads back to the same configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.runtime.consensus import Consensus
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -91,13 +92,22 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
         world_size=placement.world_size,
         device_id=device if backend == "nccl" else None,
     )
+    # Decisions are taken on the host; with NCCL they need a group of their own.
+    group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+    assert not isinstance(group, int), "new_group() without ranks returns a group"
     try:
-        # Decisions are taken on the host; with NCCL they need a group of their own.
-        if backend == "nccl":
-            group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-            assert isinstance(group, dist.ProcessGroup)
-            yield Consensus(group)
-        else:
-            yield Consensus()
-    finally:
-        dist.destroy_process_group()
+        yield Consensus(group)
+    except RebiasError:
+        _leave()
+        raise
+    # Any other exception is this rank's alone: leaving in good order could wait for the others
+    # for ever, so that is left to the launcher.
+    dist.barrier(group)
+    _leave()
+
+
+def _leave() -> None:
+    # DDP's reducers sit in reference cycles. One that outlives the group is freed when the
+    # interpreter ends, together with gloo's threads, and that has been seen to abort the process.
+    gc.collect()
+    dist.destroy_process_group()
