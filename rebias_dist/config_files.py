@@ -198,3 +198,13 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{prefix}{key}.")
         ]
     return [] if old == new else [f"{prefix.removesuffix('.')}: {old!r} → {new!r}"]
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings and lists as one mapping from dotted names to plain values."""
+    if isinstance(values, list):
+        values = {str(i): value for i, value in enumerate(values)}
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    parts = (flat(value, f"{prefix}{key}.") for key, value in values.items())
+    return {key: value for part in parts for key, value in part.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rebias_dist.cli import OneLineParser, run_cli, version
 from rebias_dist.config import Config
+from rebias_dist.config_files import flat
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError
 from rebias_dist.report_picture import draw
 from rebias_dist.run_results import (
@@ -17,7 +18,6 @@ from rebias_dist.run_results import (
     Run,
     chance_of,
     find_runs,
-    flat,
     group_runs,
     read_run,
     splits_of,

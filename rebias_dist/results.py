@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_shards.files import write_synced
 from rebias_dist.config import Config
+from rebias_dist.config_files import flat
 from rebias_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,9 +48,7 @@ def assemble(
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write results.json whole."""
-    from rebias_dist.runtime.run_folder import write_atomically
-
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_synced(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -173,17 +173,10 @@ def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
 
 def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
     """Record the test figures, and the configuration with them in TensorBoard's table of runs."""
-    flat: dict[str, str | int | float | bool] = {}
-
-    def flatten(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                flatten(f"{prefix}{key}.", inner)
-        else:
-            plain = isinstance(value, (str, int, float, bool))
-            flat[prefix.removesuffix(".")] = value if plain else str(value)
-
-    flatten("", config.identity())
+    settings = {
+        key: value if isinstance(value, (str, int, float, bool)) else str(value)
+        for key, value in flat(config.identity()).items()
+    }
     metrics = {
         f"{choice}_{split}_{network}_accuracy": figures["accuracy"]
         for choice, found in content["checkpoints"].items()
@@ -192,4 +185,4 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
     }
     last = content["checkpoints"]["last"]
     show(telemetry, last["step"], epoch, last["splits"], content["classes"], images=True)
-    telemetry.hparams(flat, metrics)
+    telemetry.hparams(settings, metrics)

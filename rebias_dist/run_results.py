@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rebias_dist.config import Config
-from rebias_dist.config_files import read_config_file, validate
+from rebias_dist.config_files import flat, read_config_file, validate
 from rebias_dist.errors import ConfigError
 
 
@@ -175,16 +175,6 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
         inside = sorted(p.parent for p in path.glob("*/config.yaml"))
         found += inside if inside and not (path / "config.yaml").exists() else [path]
     return list(dict.fromkeys(found))
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings and lists as one mapping from dotted names to plain values."""
-    if isinstance(values, list):
-        values = {str(i): value for i, value in enumerate(values)}
-    if not isinstance(values, dict):
-        return {prefix.removesuffix("."): values}
-    parts = (flat(value, f"{prefix}{key}.") for key, value in values.items())
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def _settings(config: Config, results: Results | None) -> dict[str, str]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from data_shards.files import sync_folder, write_synced
 from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.runtime.run_folder import write_atomically
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})$")
@@ -44,16 +44,16 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
             "state.pt": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         },
     }
-    write_atomically(temporary / "checkpoint.json", json.dumps(record, indent=1))
+    write_synced(temporary / "checkpoint.json", json.dumps(record, indent=1).encode())
     os.rename(temporary, final)
-    _sync_folder(folder)
+    sync_folder(folder)
     _remove_old(folder, keep)
     return final
 
 
 def mark_best(folder: Path, step: int, **figures: Any) -> None:
     """Record that the checkpoint of a step is the best so far, and by which figures."""
-    write_atomically(folder / "best.json", json.dumps({"step": step, **figures}, indent=1))
+    write_synced(folder / "best.json", json.dumps({"step": step, **figures}, indent=1).encode())
 
 
 def best_step(folder: Path) -> int | None:
@@ -143,11 +143,3 @@ def _remove_old(folder: Path, keep: int) -> None:
     for step in steps(folder)[:-keep]:
         if step != best:
             shutil.rmtree(folder / f"step-{step:09d}", ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

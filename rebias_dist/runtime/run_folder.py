@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
+from data_shards.files import write_synced
 from rebias_dist.config import Config
 from rebias_dist.config_files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.errors import ConfigError
@@ -60,30 +60,16 @@ def open_run(config: Config, resume: str) -> RunFolder:
             raise ConfigError(f"name: no run {config.name!r} in {config.runs_dir} to resume")
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.config_file, to_yaml(config))
+            write_synced(run.config_file, to_yaml(config).encode())
         except OSError as error:
             raise ConfigError(f"runs_dir: {run.path} cannot be written: {error.strerror}") from None
         return run
     if resume == "never":
         raise ConfigError(f"name: the run {run.path} exists; choose another name, or let it resume")
-    changed = differences(_identity(run.read_config()), _identity(config))
+    changed = differences(run.read_config().identity(), config.identity())
     if changed:
         raise ConfigError(
             f"name: the run {run.path} was created with another configuration "
             f"({'; '.join(changed)}); choose another name"
         )
     return run
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    return config.identity()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
