@@ -1,0 +1,140 @@
+"""What does a step of the game cost, against the public algorithm and naive accumulation?
+
+    python -m benchmarks.step [--quick]
+
+* public: both losses back-propagated into both networks, so two forwards and two backwards
+  of each, as the public ReBias code does.
+* naive: accumulation with HSIC inside each micro-batch, opponents detached. It trains another
+  objective, and is here as the cheapest that accumulation could be.
+
+All take the same optimizer steps on the same batches; they alternate, and the median counts.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.machine import describe
+from rebias_dist import methods, models
+from rebias_dist.config import MethodConfig, OptimizerConfig
+from rebias_dist.data import MicroBatch
+from rebias_dist.minimax import Minimax, Radii
+from rebias_dist.objectives import LOCAL, hsic
+from rebias_dist.runtime.player import Player
+from rebias_dist.runtime.precision import Precision
+
+CLASSES, RADII = 9, Radii(10.0, (10.0,))
+Pair = tuple[tuple[str, dict], tuple[str, dict]]
+CONVNETS: Pair = (("simple_convnet", {"kernel_size": 7}), ("simple_convnet", {"kernel_size": 1}))
+EQUAL: Pair = (("simple_convnet", {"kernel_size": 3}), ("simple_convnet", {"kernel_size": 3}))
+RESNET: Pair = (("resnet18", {}), ("bagnet18", {}))
+
+
+def build_game(pair: Pair, samples: int, parts: int) -> Minimax:
+    """Return a game of two fresh networks."""
+    precision = Precision("float32", torch.device("cpu"))
+    players = []
+    for name, (network, options) in zip(("f", "g0"), pair, strict=True):
+        torch.manual_seed(0)
+        built = models.build(network, num_classes=CLASSES, **options)
+        players.append(Player(name, built, optimizer=OptimizerConfig(), precision=precision))
+    return Minimax(
+        methods.build(MethodConfig()),
+        players[0],
+        players[1:],
+        normalise=lambda images: images.float() / 255,
+        global_batch=samples,
+        micro_batches=parts,
+        seed=0,
+    )
+
+
+def batches_of(samples: int, parts: int, side: int) -> list[MicroBatch]:
+    """Return a global batch of noise in micro-batches."""
+    images = torch.randint(0, 256, (samples, 3, side, side)).to(torch.uint8)
+    labels = torch.randint(0, CLASSES, (samples,))
+    chunks = [t.chunk(parts) for t in (images, labels, labels, labels)]
+    return [MicroBatch(*(chunk[j] for chunk in chunks), j) for j in range(parts)]
+
+
+def public(game: Minimax, batches: list[MicroBatch]) -> None:
+    """Take a step as the public code does, on one micro-batch."""
+    (batch,), (g,) = batches, game.gs
+    images = game.normalise(batch.images)
+    for player, sign in ((g, -1), (game.f, 1)):
+        outputs = {p.name: p.network(images) for p in (game.f, g)}
+        loss = cross_entropy(outputs[player.name][0], batch.labels)
+        term = hsic(outputs["f"][1], outputs["g0"][1], RADII.f, RADII.g[0], group=LOCAL)
+        (loss + sign * term).backward()
+        player.optimizer.step()
+        for p in (game.f, g):
+            p.optimizer.zero_grad()
+
+
+def naive(game: Minimax, batches: list[MicroBatch]) -> None:
+    """Take a step with HSIC inside each micro-batch."""
+    (g,) = game.gs
+    for player, other, sign in ((g, game.f, -1), (game.f, g, 1)):
+        for batch in batches:
+            images = game.normalise(batch.images)
+            with torch.no_grad():
+                _, opponent = other.network(images)
+            logits, features = player.network(images)
+            term = hsic(features, opponent, RADII.f, RADII.g[0], group=LOCAL)
+            loss = cross_entropy(logits, batch.labels) + sign * term
+            (loss / len(batches)).backward()
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+
+
+def compare(
+    pair: Pair, samples: int, parts: int, side: int, baseline: Callable, repeats: int
+) -> tuple[float, float]:
+    """Return the median seconds of a step, ours and the baseline's, measured in turn."""
+    batches = batches_of(samples, parts, side)
+    games = [build_game(pair, samples, parts) for _ in range(2)]
+    ours, theirs = [], []
+    for repeat in range(repeats + 1):
+        begin = time.perf_counter()
+        games[0].step(batches, repeat, RADII)
+        middle = time.perf_counter()
+        baseline(games[1], batches)
+        end = time.perf_counter()
+        if repeat:  # the first of each warms up
+            ours.append(middle - begin)
+            theirs.append(end - middle)
+    return statistics.median(ours), statistics.median(theirs)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small cases, one repeat")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(describe())
+    print("\n| networks | N | micro-batches | image | baseline | baseline s | ours s | ratio |")
+    print("|---" * 8 + "|")
+    cases = [
+        ("simple_convnet 7 and 1", CONVNETS, 256, 1, 28, public),
+        ("ResNet-18, BagNet-18", RESNET, 16, 1, 224, public),
+        ("simple_convnet 3 and 3", EQUAL, 256, 8, 28, naive),
+    ]
+    if options.quick:
+        cases = [("simple_convnet 7 and 1", CONVNETS, 16, 1, 14, public),
+                 ("simple_convnet 3 and 3", EQUAL, 16, 2, 14, naive)]  # fmt: skip
+    for name, pair, samples, parts, side, baseline in cases:
+        ours, theirs = compare(pair, samples, parts, side, baseline, 1 if options.quick else 7)
+        print(
+            f"| {name} | {samples} | {parts} | {side}² | {baseline.__name__} | {theirs:.3f} "
+            f"| {ours:.3f} | {theirs / ours:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
