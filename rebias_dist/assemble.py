@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rebias_dist import methods, models
-from rebias_dist.config import Config, NetworkConfig
+from rebias_dist import models
+from rebias_dist.config import Config, DataConfig, NetworkConfig
 from rebias_dist.data import (
     EvalTransform,
     ShardDataset,
@@ -21,6 +21,7 @@ from rebias_dist.data import (
     prepare_biased_mnist,
 )
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Method
 from rebias_dist.minimax import Minimax
 from rebias_dist.models import feature_dim
 from rebias_dist.runtime.player import Player
@@ -50,6 +51,22 @@ class Data:
         """
         return self.tests if self.selection is None else {"selection": self.selection}
 
+    def digests(self) -> dict[str, str]:
+        """Return the digest of the manifest of each split that a run depends on."""
+        splits = {"train": self.train, **self.tests}
+        if self.selection is not None:
+            splits["selection"] = self.selection
+        return {name: split.manifest.digest for name, split in splits.items()}
+
+    def check_digests(self, expected: dict[str, str]) -> None:
+        """Refuse data that are not those a run was started with."""
+        for name, digest in self.digests().items():
+            if name in expected and expected[name] != digest:
+                raise ConfigError(
+                    f"{self.train.folder.parent}: the split {name} is not the one that the run "
+                    "was started with; restore it, or start a run under another name"
+                )
+
     def check(self) -> None:
         """Check that every shard is there and whole in size."""
         for split in (self.train, self.selection, *self.tests.values()):
@@ -70,6 +87,12 @@ def data_root(config: Config) -> Path:
         selection_fraction=0.0 if data.selection == "none" else data.selection,
         source=data.source,
     )
+
+
+def with_absolute_paths(data: DataConfig) -> DataConfig:
+    """Return the data section as another working folder can use it."""
+    paths = {"root": data.root, "source": data.source}
+    return data.model_copy(update={k: str(Path(p).resolve()) for k, p in paths.items() if p})
 
 
 def open_data(config: Config, root: Path) -> Data:
@@ -148,7 +171,7 @@ def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
 
 def build_players(
     config: Config,
-    method: methods.Method,
+    method: Method,
     networks: dict[str, nn.Module],
     shape: tuple[int, int, int],
     classes: int,
@@ -157,7 +180,7 @@ def build_players(
     """Wrap the networks with optimizers, scalers and gradient reduction; a collective."""
     widths = {name: feature_dim(network, shape) for name, network in networks.items()}
     heads = None
-    if method.has_f:
+    if method.facts.has_f:
         g_widths = [width for name, width in widths.items() if name != "f"]
         with keyed(torch.device("cpu"), config.seed, "init", "heads"):
             heads = method.heads(widths["f"], g_widths, classes)
@@ -177,7 +200,7 @@ def build_players(
 
 
 def build_game(
-    config: Config, method: methods.Method, players: dict[str, Player], normalise: Normalise
+    config: Config, method: Method, players: dict[str, Player], normalise: Normalise
 ) -> Minimax:
     """Return the game that the players play."""
     return Minimax(
@@ -210,7 +233,7 @@ def facts(
     config: Config,
     data: Data,
     networks: dict[str, nn.Module],
-    method: methods.Method,
+    method: Method,
     device: torch.device,
 ) -> dict[str, str]:
     """Return what a plan says of the data, the networks and the device."""

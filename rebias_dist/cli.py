@@ -28,7 +28,7 @@ from rebias_dist.config_files import (
     to_yaml,
     validate,
 )
-from rebias_dist.errors import EXIT_USAGE, ConfigError, RebiasError
+from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RebiasError
 
 # The contract's short names, beside which every field has its dotted flag.
 _SHORT = {"method.name": "--method"}
@@ -73,8 +73,9 @@ def is_rank_zero() -> bool:
 
 def leave(program: str, error: RebiasError) -> NoReturn:
     """Print an error's one line on rank 0 and exit with its code."""
-    if is_rank_zero():
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+    if is_rank_zero() or isinstance(error, PlacementError):
+        kind = "" if isinstance(error, InterruptedRun) else "error: "
+        print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
     raise SystemExit(error.exit_code)
 
 
@@ -85,7 +86,7 @@ def run_cli(program: str, command: Callable[[], int | None]) -> None:
     except RebiasError as error:
         leave(program, error)
     except KeyboardInterrupt:
-        leave(program, RebiasError("interrupted before anything could be saved"))
+        leave(program, RebiasError("interrupted at once; the last checkpoint holds"))
 
 
 def version() -> str:
@@ -223,17 +224,21 @@ def _fault(values: dict[str, Any]) -> str | None:
     return None
 
 
-def _with(values: Any, path: list[str], value: Any, section: type[Any] | None) -> Any:
-    """Return a copy of nested ``values`` in which ``path`` is ``value``."""
+def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, at: str = "") -> Any:
+    """Return a copy of nested ``values`` in which ``path`` is ``value``; ``at`` is for messages."""
     if not path:
         return value
     head, rest = path[0], path[1:]
-    if head.isdigit() and isinstance(values, list):
+    if head.isdigit():
+        if not isinstance(values, list) or int(head) >= len(values):
+            raise ConfigError(f"{at}: {values!r} has no entry {head}")
         entries = list(values)
-        entries[int(head)] = _with(entries[int(head)], rest, value, section)
+        entries[int(head)] = _with(entries[int(head)], rest, value, section, f"{at}.{head}")
         return entries
+    if not isinstance(values, dict):
+        raise ConfigError(f"{at}: {values!r} is not a mapping of names to values")
     field = section.model_fields[head] if section else None
-    inner = values.get(head) if isinstance(values, dict) else None
+    inner = values.get(head)
     if inner is None and rest and field is not None:
         default = field.default
         inner = (
@@ -242,7 +247,8 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None) -
             else default.model_dump(exclude_unset=True)
         )
     section_inside = section_of(field.annotation) if field else None
-    return {**(values or {}), head: _with(inner, rest, value, section_inside)}
+    deeper = f"{at}.{head}".lstrip(".")
+    return {**values, head: _with(inner, rest, value, section_inside, deeper)}
 
 
 def read_file_of(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
@@ -292,17 +298,6 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         if is_rank_zero():
             print(to_yaml(config), end="")
         raise SystemExit(0)
+    if arguments.resume == "must" and config.name is None:
+        raise ConfigError("--resume must: which run? give its --name")
     return Request(config, arguments.resume, arguments.dry_run, default)
-
-
-__all__ = [
-    "EXIT_USAGE",
-    "OneLineParser",
-    "Request",
-    "add_config_flags",
-    "leave",
-    "parse_train",
-    "resolve_config",
-    "run_cli",
-    "version",
-]

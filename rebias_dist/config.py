@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rebias_dist.methods import METHODS, Facts
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -18,9 +20,6 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Radius = Literal["median", "dimension"] | Positive
-
-METHODS = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
-PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
 
 class Section(BaseModel):
@@ -60,7 +59,7 @@ class NetworkConfig(Section):
 class MethodConfig(Section):
     """Which game is played, and its weights."""
 
-    name: Literal["rebias", "vanilla", "biased", "rubi", "learned_mixin"] = "rebias"
+    name: Literal[*METHODS] = "rebias"  # type: ignore[valid-type]
     """rebias: f independent of g (HSIC). vanilla: f alone. biased: g alone. rubi: f's logits
     masked by g's. learned_mixin: f joined with a fixed, pretrained g."""
     lambda_f: NonNegative = 1.0
@@ -100,7 +99,7 @@ class SchedulerConfig(Section):
     """The learning rate over the epochs after pretraining."""
 
     name: Literal["step", "cosine", "constant"] = "step"
-    """step: times gamma every step_size epochs. cosine: to zero at the last epoch. constant."""
+    """step: times gamma every step_size epochs. cosine: towards zero. constant."""
     step_size: Count = 20
     """step only: epochs between two reductions."""
     gamma: Fraction = 0.1
@@ -145,8 +144,10 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=4, le=28)] = 28
     """biased_mnist without root: side of the images; below 28 by area averaging."""
     selection: Literal["none"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Part of the training set that is held out to choose the best checkpoint. 'none' is the
-    published protocol: all samples train, and 'best' is chosen on test data and marked so."""
+    """Part of the training set that is held out to choose the best checkpoint; with root, any
+    number stands for the shards' own split 'selection'. 'none' is the published protocol: nothing
+    is held out (with root: the split is not looked at), and 'best' is chosen on test data and
+    marked so."""
     train_split: str = "train"
     """Folder of the training shards below root."""
     test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
@@ -259,31 +260,42 @@ class Config(Section):
                 f"micro_batch: {b} does not divide global_batch {n}; "
                 f"use one of {', '.join(map(str, near))}"
             )
-        if method.name == "rebias" and n < 4 and method.hsic == "unbiased":
+        couples = self.facts.couples and (method.lambda_f > 0 or method.lambda_g > 0)
+        if couples and n < 4 and method.hsic == "unbiased":
             raise ValueError(
                 f"global_batch: {n} is too small for HSIC, which needs at least 4 samples"
             )
-        if method.name == "learned_mixin" and method.g_pretrain_epochs == 0:
+        if self.facts.fixed_g and method.g_pretrain_epochs == 0:
             raise ValueError(
-                "method.g_pretrain_epochs: learned_mixin keeps g fixed after pretraining, "
+                f"method.g_pretrain_epochs: {method.name} keeps g fixed after pretraining, "
                 "so 0 would leave g at chance; use 1 or more"
             )
-        if method.name == "vanilla" and method.g_pretrain_epochs:
-            raise ValueError("method.g_pretrain_epochs: vanilla has no g; set it to 0")
-        if method.name == "biased" and method.f_pretrain_epochs:
-            raise ValueError("method.f_pretrain_epochs: biased has no f; set it to 0")
-        if not method.update_g_cls and method.name != "rebias":
+        if not self.has_g and method.g_pretrain_epochs:
+            raise ValueError(f"method.g_pretrain_epochs: {method.name} has no g; set it to 0")
+        if not self.has_f and method.f_pretrain_epochs:
+            raise ValueError(f"method.f_pretrain_epochs: {method.name} has no f; set it to 0")
+        if not method.update_g_cls and not self.facts.couples:
             raise ValueError(
                 f"method.update_g_cls: false leaves g without an objective in {method.name}; "
-                "only rebias has another"
+                "it is for methods with HSIC"
             )
         if not method.update_g_cls and method.lambda_g == 0:
             raise ValueError("method.lambda_g: 0 without update_g_cls leaves g no objective")
         if self.data.dataset != "biased_mnist" and self.data.root is None:
             raise ValueError(
                 f"data.root: {self.data.dataset} needs the folder of its shards; "
-                "make them with 'python -m data_shards convert'"
+                "see 'python -m data_shards --help'"
             )
+        if self.data.root is not None:
+            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
+                value = getattr(self.data, key)
+                if value != DataConfig.model_fields[key].default:
+                    raise ValueError(
+                        f"data.{key}: {value} would change nothing, for the shards in data.root "
+                        "are made already; remove it"
+                    )
+        if len(set(self.data.test_splits)) < len(self.data.test_splits):
+            raise ValueError(f"data.test_splits: {self.data.test_splits} names a split twice")
         if self.data.selection == "none" and self.evaluate.monitor not in self.data.test_splits:
             raise ValueError(
                 f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
@@ -306,12 +318,17 @@ class Config(Section):
     @property
     def has_f(self) -> bool:
         """Return whether the method trains f."""
-        return self.method.name != "biased"
+        return self.facts.has_f
 
     @property
     def has_g(self) -> bool:
         """Return whether the method has any g."""
-        return self.method.name != "vanilla"
+        return self.facts.has_g
+
+    @property
+    def facts(self) -> Facts:
+        """Return what can be said of the method without building it."""
+        return METHODS[self.method.name]
 
     @property
     def pretrain_epochs(self) -> int:
@@ -322,5 +339,7 @@ class Config(Section):
         """Return the fields that decide the weights: what a resumed run must agree on."""
         where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint"}
         identity = self.model_dump(exclude=where_and_when)
-        del identity["data"]["workers"]
+        # The data themselves are compared, by their digest: they may have been moved.
+        for key in ("root", "source", "workers"):
+            del identity["data"][key]
         return identity

@@ -24,6 +24,10 @@ class ConfigError(RebiasError):
     exit_code = EXIT_USAGE
 
 
+class PlacementError(ConfigError):
+    """A rank cannot be where it was started; it may be alone in that, so each one says so."""
+
+
 class DataError(RebiasError):
     """The data are damaged or are not what their manifest says; a retry cannot help."""
 

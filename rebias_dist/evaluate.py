@@ -25,13 +25,13 @@ from rebias_dist.cli import (
     run_cli,
 )
 from rebias_dist.config import Config
-from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.errors import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from rebias_dist.assemble import Data, Normalise
+    from rebias_dist.assemble import Normalise
     from rebias_dist.data import ShardDataset, Transform
     from rebias_dist.minimax import Radii
     from rebias_dist.runtime.consensus import Consensus
@@ -56,8 +56,8 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Evaluate networks (``f``, ``g0`` …) on a split, in evaluation mode; a collective.
 
-    The contents of a batch do not depend on the ranks, and all that is added up are counts,
-    so that every layout finds the same figures.
+    The contents of a batch do not depend on the ranks, and accuracies are made of counts, so
+    that every layout finds the same ones; HSIC is the same to rounding.
 
     Returns:
         ``samples``; ``hsic``, one value for each g (None without f or g), of the features of
@@ -188,7 +188,7 @@ def _feature_hsic(
             sigma_f = radii.f if radii else median_distance([joined["f"]], name="f")
             sigma_g = radii.g[index] if radii else median_distance([joined[g]], name=g)
             values.append(float(hsic(features["f"], features[g], sigma_f, sigma_g)))
-        except DataError:
+        except (DataError, NonFiniteError):  # collapsed or overflowing features have none
             values.append(None)
     return values
 
@@ -209,6 +209,8 @@ class LoadedRun:
     """The content of results.json, or None for a run that is not finished."""
     radii: Radii | None
     step: int
+    digests: dict[str, str]
+    """Of the data that the run was trained and tested on."""
 
 
 def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
@@ -232,14 +234,14 @@ def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> 
             raise ConfigError(f"{run}: its checkpoint has no network {name}")
         load_state(network, state["players"][name]["network"], where=f"{run}: {name}")
         network.eval()
-    finished = folder.results_file.exists()
     return LoadedRun(
         f=networks.pop("f", None),
         g_nets=list(networks.values()),
         config=config,
-        metrics=results.read(folder.results_file) if finished else None,
+        metrics=results.read(folder.results_file) if folder.has_results else None,
         radii=radii_of(state),
         step=state["step"],
+        digests=state["data"],
     )
 
 
@@ -296,12 +298,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_config_flags(parser, values)
     arguments = parser.parse_args(argv)
-    given = [key for key in vars(arguments) if key not in ("run", "json", "config")]
+    given = [key for key in vars(arguments) if key not in ("run", "json", "config", "data.root")]
     if Path(arguments.run).is_dir():
         if not default or given:
             raise ConfigError(
-                f"{arguments.run}: a run brings its own configuration; leave out "
-                f"{'--config' if not default else '--' + given[0]}"
+                f"{arguments.run}: a run brings its own configuration, but for --data.root; "
+                f"leave out {'--config' if not default else '--' + given[0]}"
             )
         return arguments, None
     if not Path(arguments.run).is_file():
@@ -314,7 +316,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
 
 
 def _evaluate_run(
-    run: str, data: Data | None, device: torch.device, consensus: Consensus
+    run: str, root: str | None, device: torch.device, consensus: Consensus
 ) -> tuple[dict[str, Any], int]:
     from rebias_dist.assemble import Normalise, data_root, open_data
     from rebias_dist.runtime.precision import Precision
@@ -323,16 +325,20 @@ def _evaluate_run(
     for choice in ("last", "best"):
         with consensus.together():
             loaded = load_run(run, choice, str(device))
-            data = data or open_data(loaded.config, data_root(loaded.config))
+            config = loaded.config
+            data = open_data(config, Path(root) if root else data_root(config))
+            data.check_digests(loaded.digests)
+        if "last" in found and found["last"]["step"] == loaded.step:
+            found[choice] = found["last"]
+            continue
         networks = {"f": loaded.f} if loaded.f is not None else {}
         networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
-        precision = Precision(loaded.config.precision, device)
+        precision = Precision(config.precision, device)
         normalise = Normalise(data.train, precision)
         splits = evaluate_splits(
-            networks, loaded.config, data.tests, normalise, precision, loaded.radii, consensus
+            networks, config, data.tests, normalise, precision, loaded.radii, consensus
         )
         found[choice] = {"step": loaded.step, "splits": splits}
-    assert data is not None
     return found, len(data.classes)
 
 
@@ -349,6 +355,11 @@ def _evaluate_public(
         precision = Precision(config.precision, device)
         networks = build_networks(config, len(data.classes), precision)
         states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
+        if config.has_g and len(public.g_nets) > len(config.g):
+            raise ConfigError(
+                f"{path}: holds {len(public.g_nets)} g networks, the configuration has "
+                f"{len(config.g)}; give --g a list with an entry for each"
+            )
         for name, network in networks.items():
             if name not in states:
                 raise ConfigError(f"{path}: holds no {name}; it has {', '.join(states)}")
@@ -376,7 +387,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
         device = choose_device("auto" if config is None else config.device, placement.local_rank)
         with process_group(placement, device) as consensus:
             if config is None:
-                found, classes = _evaluate_run(arguments.run, None, device, consensus)
+                found, classes = _evaluate_run(
+                    arguments.run, getattr(arguments, "data.root", None), device, consensus
+                )
             else:
                 found, classes = _evaluate_public(arguments.run, config, device, consensus)
         if is_rank_zero():

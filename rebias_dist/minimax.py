@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.loader import MicroBatch
-from rebias_dist.methods import Method, Output
-from rebias_dist.methods.base import wide
+from rebias_dist.methods.base import Method, Output, wide
 from rebias_dist.objectives import Features, gather_features, hsic
 from rebias_dist.runtime.player import Player
 from rebias_dist.runtime.randomness import keyed
@@ -220,7 +219,7 @@ class Minimax:
             # f's features serve its own update and that of every g: f changes last.
             f_first, f_features = self._coupled_pass(self.f, batches, step, 0)
 
-        if not self.method.fixed_g:
+        if not self.method.facts.fixed_g:
             for index in range(len(self.gs)):
                 for update in range(self.method.config.n_g_update):
                     # Only the last update is reported: sums over several would count twice.
@@ -280,7 +279,7 @@ class Minimax:
         coupling: Tensor | None = None
         opponents: list[list[Output]] = []
         if weight or method.f_needs_g:
-            updates = 0 if method.fixed_g else method.config.n_g_update
+            updates = 0 if method.facts.fixed_g else method.config.n_g_update
             opponents = [self.first_pass(g, batches, step, updates) for g in self.gs]
         if weight:
             assert own is not None

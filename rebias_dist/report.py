@@ -117,7 +117,7 @@ def _rows(group: Group, checkpoint: str, splits: Sequence[str]) -> Iterable[list
 def _write_csv(path: Path, groups: Iterable[Group]) -> None:
     """Write one row for each run, checkpoint, split and network; nothing averaged."""
     columns = "dataset method setting run seed data_seed checkpoint chosen_on step split network"
-    columns += " samples correct accuracy chance seconds"
+    columns += " samples correct accuracy chance"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns.split())
@@ -143,7 +143,6 @@ def _csv_rows(group: Group, run: Run, config: Config) -> Iterable[list[object]]:
                     score.correct,
                     score.accuracy,
                     1 / len(results.classes),
-                    results.seconds,
                 ]
 
 

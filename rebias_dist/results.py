@@ -71,8 +71,12 @@ def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
     splits = list(next(iter(checkpoints.values()))["splits"])
     head = f"{'checkpoint':12} {'step':>7} {'network':8}" + "".join(f"{s:>16}" for s in splits)
     lines = [head, "-" * len(head)]
+    networks = list(next(iter(next(iter(checkpoints.values()))["splits"].values()))["networks"])
+    missing = [name for name in ("f", "g0") if name not in networks]
     for choice, found in checkpoints.items():
-        for network in next(iter(found["splits"].values()))["networks"]:
+        for name in missing:  # the method has none
+            lines.append(f"{choice:12} {'–':>7} {name:8}" + f"{'–':>16}" * len(splits))
+        for network in networks:
             cells = [found["splits"][s]["networks"][network] for s in splits]
             text = "".join(f"{c['accuracy']:>9.3f} ±{c['standard_error']:.3f}" for c in cells)
             lines.append(f"{choice:12} {found['step']:>7} {network:8}{text}")
@@ -116,16 +120,8 @@ def conflicting_accuracy(figures: Mapping[str, Any]) -> float | None:
     return correct / total if total else None
 
 
-def show(
-    telemetry: Telemetry,
-    step: int,
-    epoch: int,
-    splits: Mapping[str, Any],
-    classes: Sequence[str],
-    *,
-    images: bool,
-) -> None:
-    """Record an evaluation: accuracies and HSIC as scalars, with ``images`` also as matrices."""
+def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
+    """Record the accuracies and HSIC of an evaluation as scalars."""
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
@@ -133,8 +129,6 @@ def show(
             conflicting = conflicting_accuracy(figures)
             if conflicting is not None:
                 scalars[f"{split}/{network}_conflicting_accuracy"] = conflicting
-            if images and telemetry.leader:
-                _show_matrices(telemetry, step, f"{split}/{network}", figures, classes)
         for index, value in enumerate(found["hsic"]):
             if value is not None:
                 scalars[f"{split}/hsic_g{index}"] = value
@@ -184,5 +178,11 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         for network, figures in of_split["networks"].items()
     }
     last = content["checkpoints"]["last"]
-    show(telemetry, last["step"], epoch, last["splits"], content["classes"], images=True)
+    if config.data.selection != "none":  # else the last evaluation has recorded the same
+        show(telemetry, last["step"], epoch, last["splits"])
+    if telemetry.leader:
+        for split, found in last["splits"].items():
+            for network, figures in found["networks"].items():
+                tag = f"{split}/{network}"
+                _show_matrices(telemetry, last["step"], tag, figures, content["classes"])
     telemetry.hparams(settings, metrics)

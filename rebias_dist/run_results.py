@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rebias_dist.config import Config
 from rebias_dist.config_files import flat, read_config_file, validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods import METHODS
 
 
 class _Read(BaseModel):
@@ -65,7 +66,6 @@ class Results(_Read):
     classes: Annotated[list[str], Field(min_length=1)]
     chosen_on: Literal["selection", "oracle"]
     steps: Annotated[int, Field(ge=0)]
-    seconds: Annotated[float, Field(ge=0)] | None = None
     checkpoints: dict[str, Checkpoint]
     """By 'best' and 'last'."""
 
@@ -204,9 +204,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             notes.append(f"{run.name}: left out, it repeats the seeds of {twin.name}")
         else:
             group.runs.append(run)
-    # The plain methods first, then what is measured against them.
-    order = ("vanilla", "biased", "rubi", "learned_mixin", "rebias")
-    groups.sort(key=lambda group: order.index(group.config.method.name))
+    groups.sort(key=lambda group: list(METHODS).index(group.config.method.name))
     for group in groups:
         name = group.config.method.name
         same = [g.settings for g in groups if g.config.method.name == name]

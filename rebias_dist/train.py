@@ -11,12 +11,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebias_dist.cli import Request, is_rank_zero, parse_train, run_cli
 from rebias_dist.config import Config
-from rebias_dist.config_files import DEFAULT_CONFIG, config_comment
+from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, to_yaml
 from rebias_dist.errors import DataError, InterruptedRun, RebiasError
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
@@ -52,12 +53,21 @@ def main(config: Config, resume: str = "auto") -> dict[str, Any]:
     placement = resolve_placement()
     check_world(config, placement.world_size)
     device = choose_device(config.device, placement.local_rank)
-    with process_group(placement, device) as consensus, stop_requests() as stop:
-        return _train(config, resume, device, consensus, stop)
+    with (
+        ExitStack() as held,
+        process_group(placement, device) as consensus,
+        stop_requests() as stop,
+    ):
+        return _train(config, resume, device, consensus, stop, held)
 
 
 def _train(
-    config: Config, resume: str, device: torch.device, consensus: Consensus, stop: StopRequest
+    config: Config,
+    resume: str,
+    device: torch.device,
+    consensus: Consensus,
+    stop: StopRequest,
+    held: ExitStack,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
     from rebias_dist.evaluate import evaluate_splits
@@ -97,50 +107,62 @@ def _train(
 
     # -------------------------------------------------------------------- run folder, resumption
     name = consensus.broadcast(config.name or fresh_name(config))
-    config = config.model_copy(update={"name": name})
+    config = config.model_copy(
+        update={"name": name, "data": assemble.with_absolute_paths(config.data)}
+    )
     folder = RunFolder(Path(config.runs_dir) / name)
+    run = Snapshot(players, data, config)
+    # What is on the disk is for rank 0 to say: another node may still see an earlier state of it.
+    state: dict[str, Any] | None = None
+    damaged: list[str] = []
+    finished: dict[str, Any] | None = None
     with consensus.on_rank_zero() as leader:
         if leader:
-            open_run(config, resume)
-    run = Snapshot(players, data, config)
-    with consensus.together():
-        state, damaged = checkpoint.load_newest(folder.checkpoints)
-        if state is not None:
-            run.restore(state)
-    if len(set(consensus.gather(run.step))) > 1:
-        raise DataError(f"{folder.checkpoints}: the ranks do not see the same checkpoints")
-    if run.step >= layout.total_steps and folder.results_file.exists():
+            held.enter_context(open_run(config, resume))
+            state, damaged = checkpoint.load_newest(folder.checkpoints)
+            if state is not None and state["step"] >= layout.total_steps:
+                finished = results.read(folder.results_file) if folder.has_results else None
+    resumed = consensus.broadcast(None if state is None else state["step"])
+    finished = consensus.broadcast(finished)
+    if finished is not None:
         if consensus.rank == 0:
-            print(f"{folder.path}: finished already, after {run.step} steps")
-        return results.read(folder.results_file)
+            print(f"{folder.path}: finished already, after {resumed} steps")
+        return finished
+    with consensus.together():
+        if resumed is not None:
+            run.restore(state or checkpoint.load(folder.checkpoints, resumed))
+    state = None
 
-    telemetry = Telemetry(
-        folder.path,
-        rank=consensus.rank,
-        total_steps=layout.total_steps,
-        global_batch=layout.N,
-        start_step=run.step,
-        identity={
-            "name": name,
-            "method": config.method.name,
-            "world_size": consensus.world_size,
-            "pid": os.getpid(),
-            "host": platform.node(),
-        },
-    )
+    with consensus.together():
+        telemetry = Telemetry(
+            folder.path,
+            rank=consensus.rank,
+            total_steps=layout.total_steps,
+            global_batch=layout.N,
+            start_step=run.step,
+            identity={
+                "name": name,
+                "method": config.method.name,
+                "world_size": consensus.world_size,
+                "pid": os.getpid(),
+                "host": platform.node(),
+            },
+        )
     status: Status = "failed"
-    save_fault: RebiasError | None = None
+    last_saved = time.monotonic()
 
-    def save(best: bool = False) -> None:
+    def save() -> None:
         """Save on rank 0, with the records up to here; collective."""
+        nonlocal last_saved
         with consensus.on_rank_zero() as leader:
             if leader:
                 telemetry.flush()
-                run.save(folder.checkpoints, best=best)
+                run.save(folder.checkpoints)
+        last_saved = time.monotonic()
 
     def leave_if_asked(fault: RebiasError | None) -> None:
         """Agree with the other ranks whether to go on; collective."""
-        if consensus.agree(fault or save_fault, stop=bool(stop)):
+        if consensus.agree(fault or telemetry.fault, stop=bool(stop)):
             nonlocal status
             save()
             status = "interrupted"
@@ -159,10 +181,11 @@ def _train(
         if run.step:
             log.info("continuing %s after step %d", name, run.step)
         else:
-            results.show_samples(telemetry, data.train)
+            telemetry.text("config", 0, f"```yaml\n{to_yaml(config)}```")
+            with consensus.together():
+                results.show_samples(telemetry, data.train)
 
         meter = Meter(layout.N)
-        last_saved = time.monotonic()
         text = ""
         for epoch in range(run.epoch, layout.epochs):
             # ---------------------------------------------------------------- before an epoch
@@ -174,7 +197,7 @@ def _train(
             )
             for player in players.values():
                 player.set_learning_rate(rate)
-            if method.fixed_g and playing:
+            if method.facts.fixed_g and playing:
                 for g in game.gs:
                     g.fix()
             if method.uses_radius and playing and run.radii_epoch != epoch:
@@ -183,6 +206,7 @@ def _train(
                         config, game, loader, consensus, epoch=epoch, step=run.step
                     )
                 run.radii_epoch = epoch
+                meter.start()
 
             steps = _fetch(loader.epoch(epoch, begin), meter)
             for _ in range(
@@ -190,7 +214,14 @@ def _train(
                 min(layout.steps_per_epoch, layout.total_steps - epoch * layout.steps_per_epoch),
             ):
                 # ------------------------------------------------------------ data, or the end
-                batches, fault = next(steps)
+                batches, damage = next(steps)
+                fault: RebiasError | None = damage
+                late = time.monotonic() - last_saved > 60 * config.checkpoint.every_minutes
+                if late and consensus.rank == 0:
+                    # By rank 0's own clock; should it fail, the agreement below tells all.
+                    telemetry.flush()
+                    fault = fault or run.try_save(folder.checkpoints)
+                    last_saved = time.monotonic()
                 leave_if_asked(fault)
                 batches = [batch.to(device) for batch in batches]
 
@@ -216,13 +247,6 @@ def _train(
                 telemetry.progress(run.step, epoch=epoch, text=text)
                 telemetry.state("running", step=run.step, epoch=epoch)
 
-                # ------------------------------------------------------------ checkpoint in time
-                if time.monotonic() - last_saved > 60 * config.checkpoint.every_minutes:
-                    # Rank 0 saves by its own clock; should it fail, the next agreement tells all.
-                    telemetry.flush()
-                    save_fault = run.try_save(folder.checkpoints) if consensus.rank == 0 else None
-                    last_saved = time.monotonic()
-
             # ---------------------------------------------------------------- after an epoch
             done = run.step >= layout.total_steps
             if done or (epoch + 1) % config.evaluate.every_epochs == 0:
@@ -231,12 +255,12 @@ def _train(
                 figures = evaluate_splits(
                     networks, config, data.monitored, normalise, precision, run.radii, consensus
                 )
-                results.show(telemetry, run.step, epoch, figures, data.classes, images=done)
-                improved = run.note(results.chosen_figure(config, figures))
+                results.show(telemetry, run.step, epoch, figures)
+                # A network that has not played yet is no candidate.
+                improved = (playing or done) and run.note(results.chosen_figure(config, figures))
                 run.epoch = run.step // layout.steps_per_epoch
                 if improved or done:
-                    save(best=improved)
-                    last_saved = time.monotonic()
+                    save()
                 meter.start()
             run.epoch = run.step // layout.steps_per_epoch
             if done:
@@ -246,21 +270,27 @@ def _train(
         telemetry.state("evaluating", step=run.step, epoch=run.epoch)
         tested: dict[str, Any] = {}
         for choice in ("last", "best"):
-            with consensus.together():
-                state = checkpoint.load_choice(folder.checkpoints, choice)
-                run.restore_networks(state)
-            if choice == "best" and state["step"] == tested["last"]["step"]:
+            step = 0
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    step = checkpoint.choose(folder.checkpoints, choice)
+            step = consensus.broadcast(step)
+            if choice == "best" and step == tested["last"]["step"]:
                 tested["best"] = tested["last"]
                 continue
+            with consensus.together():
+                state = checkpoint.load(folder.checkpoints, step)
+                run.restore_networks(state)
             figures = evaluate_splits(
                 networks, config, data.tests, normalise, precision, radii_of(state), consensus
             )
-            tested[choice] = {"step": state["step"], "splits": figures}
+            tested[choice] = {"step": step, "splits": figures}
         final = results.assemble(config, data.classes, tested, run.step)
         with consensus.on_rank_zero() as leader:
             if leader:
                 results.write(folder.results_file, final)
         results.show_final(telemetry, config, final, run.epoch)
+        consensus.agree(telemetry.fault)
         for line in results.closing_text(final, folder.path).splitlines():
             log.info("%s", line)
         status = "finished"

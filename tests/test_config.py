@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from rebias_dist.cli import parse_train, run_cli
-from rebias_dist.config import METHODS, PRECISIONS, Config, Section
+from rebias_dist.config import Config, Section
 from rebias_dist.config_files import (
     configs_folder,
     list_configs,
@@ -27,6 +27,7 @@ from rebias_dist.config_files import (
     validate,
 )
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = [name for name, _ in list_configs()]
@@ -273,7 +274,7 @@ configs = st.builds(
     runs_dir=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
     seed=st.integers(0, 2**40),
     max_steps=st.none() | st.integers(1, 10**9),
-    precision=st.sampled_from(PRECISIONS),
+    precision=st.sampled_from(["float32", "bf16", "fp16", "float64"]),
     optimizer=st.fixed_dictionaries({"lr": numbers, "clip_norm": st.none() | numbers}),
     radius=st.fixed_dictionaries({"f": numbers | st.sampled_from(["median", "dimension"])}),
     g=st.lists(
@@ -356,3 +357,23 @@ def test_only_rank_zero_speaks():
         )
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == spoken
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "named"),
+    [
+        ("", ["--g", "[]", "--g.0.width", "1"], "g: [] has no entry 0"),
+        ("", ["--g", "foo", "--g.0.width", "1"], "g: 'foo' has no entry 0"),
+        ("data: 5", ["--data.rho", ".9"], "data: 5 is not a mapping"),
+        ("method: rebias", ["--method", "vanilla"], "method: 'rebias' is not a mapping"),
+        ("g: {name: x}", ["--g.0.width", "1"], "has no entry 0"),
+        ("g: [5]", ["--g.0.width", "1"], "g.0: 5 is not a mapping"),
+        ("", ["--resume", "must"], "--name"),
+    ],
+)
+def test_a_flag_below_what_is_no_section_is_one_line(tmp_path, text, flags, named):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    code, _, stderr = run("--config", str(path), *flags)
+    assert (code, stderr.count("\n")) == (2, 1), stderr
+    assert named in stderr

@@ -52,7 +52,6 @@ def write_run(
         "classes": [str(i) for i in range(classes)],
         "chosen_on": "oracle" if config.data.selection == "none" else "selection",
         "steps": 840,
-        "seconds": 93.1,
         "checkpoints": {"best": checkpoint(420, correct), "last": checkpoint(840, last or correct)},
     }
     folder.mkdir(parents=True)

@@ -209,14 +209,13 @@ def shards(small_run, tmp_path):
 
     root = tmp_path / "shards"
     shutil.copytree(data_root(validate(small_run)), root)
-    del small_run["data"]["source"]
-    small_run["data"]["root"] = str(root)
+    small_run["data"] = {"root": str(root)}
     path = tmp_path / "shards.yaml"
     path.write_text(yaml.safe_dump(small_run))
     return root, str(path)
 
 
-def _damage(root: Path, how: str) -> None:
+def _damage(root: Path, how: str, first: bool = False) -> None:
     shard = next((root / "train").glob("*.tar"))
     manifest = root / "train" / "manifest.json"
     if how == "missing shard":
@@ -233,7 +232,9 @@ def _damage(root: Path, how: str) -> None:
         np.save(root / "train" / "index.npy", index)
     elif how == "flipped bit":
         content = bytearray(shard.read_bytes())
-        content[content.rindex(b"IDAT") + 8] ^= 1  # the first sample tells the images' shape
+        # Past the first sample, which tells the images' shape; rank 0 shows the first 32.
+        places = [i for i in range(len(content)) if content.startswith(b"IDAT", i)]
+        content[places[5 if first else -1] + 8] ^= 1
         shard.write_bytes(content)
 
 
@@ -258,14 +259,16 @@ def test_damaged_data_end_with_one_line(shards, tmp_path, how, code, named):
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_sample_of_one_rank_ends_all_ranks_with_one_line(shards, tmp_path):
+@pytest.mark.parametrize("first", [False, True])
+def test_a_damaged_sample_of_one_rank_ends_all_ranks_with_one_line(shards, tmp_path, first):
     root, config = shards
-    _damage(root, "flipped bit")
+    _damage(root, "flipped bit", first)
     done = torchrun(2, "--config", config, "--name", "a", cwd=tmp_path)
     assert done.returncode == 1  # torchrun's, whatever the ranks say
     lines = [line for line in done.stderr.splitlines() if line.startswith("rebias-train: error")]
     assert len(lines) == 1, done.stderr
     assert "train-000000.tar" in lines[0]
+    assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
     # The first rank to leave says 3; torchrun may end the others before they do.
     assert "exitcode:3(" in done.stderr.replace(" ", ""), done.stderr
     assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "failed"
@@ -306,3 +309,63 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(config_file, tmp_path):
     ):
         assert expected in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_settings_that_would_change_nothing_are_refused(shards, tmp_path):
+    _, config = shards
+    done = train("--config", config, "--data.rho", "0.5", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "data.rho: 0.5 would change nothing" in done.stderr
+
+
+def test_a_run_survives_a_move_of_its_shards_and_notices_other_ones(shards, small_run, tmp_path):
+    from rebias_dist.assemble import data_root
+
+    root, config = shards
+    assert (
+        train("--config", config, "--name", "a", "--max-steps", "2", cwd=tmp_path).returncode == 0
+    )
+    results = json.loads((tmp_path / "runs/a/results.json").read_text())
+    moved = tmp_path / "elsewhere"
+    root.rename(moved)
+    command = [sys.executable, "-m", "rebias_dist.evaluate", "runs/a", "--json"]
+
+    def evaluate(*arguments: str):
+        return subprocess.run(
+            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+
+    assert "no shards here" in evaluate().stderr
+    found = evaluate("--data.root", str(moved))
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["last"]["splits"] == results["checkpoints"]["last"]["splits"]
+
+    embedded = {"image_size": 8, "rho": 0.5}
+    other = evaluate("--data.root", str(data_root(validate({**small_run, "data": embedded}))))
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "is not the one that the run was started with" in other.stderr
+
+
+def test_a_second_process_is_kept_out_of_a_run(config_file, small_run, tmp_path):
+    from rebias_dist.runtime.run_folder import open_run
+
+    with open_run(validate({**small_run, "name": "a"}), "auto"):
+        done = train("--config", config_file, "--name", "a", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"process {os.getpid()} on" in done.stderr
+    assert (
+        train("--config", config_file, "--name", "a", "--max-steps", "1", cwd=tmp_path).returncode
+        == 0
+    )
+
+
+def test_the_best_network_has_played(small_run, tmp_path):
+    """f trained on cross-entropy alone is better here than after one epoch of a harsh game."""
+    from rebias_dist.train import main
+
+    method = {"f_pretrain_epochs": 3, "lambda_f": 1e4}
+    config = validate({**small_run, "name": "a", "epochs": 1, "method": method,
+                       "evaluate": {"every_epochs": 1}})  # fmt: skip
+    found = main(config)
+    pretraining = 3 * (430 // 48)
+    assert found["checkpoints"]["best"]["step"] > pretraining

@@ -141,9 +141,8 @@ def open_split(
     folder = Path(root) / split
     if not folder.is_dir():
         raise ConfigError(
-            f"{folder}: there are no shards; make them with "
-            f"'python -m data_shards convert {dataset.replace('_', '-')} "
-            f"--split {split} --output {root}'"
+            f"{folder}: there are no shards here; see 'python -m data_shards --help' (and with "
+            "several nodes: they must share this folder)"
         )
     opened = ShardDataset(folder)
     found = opened.manifest.dataset

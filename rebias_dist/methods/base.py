@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.config import MethodConfig
+from rebias_dist.methods import METHODS
 
 
 class Output(NamedTuple):
@@ -32,15 +33,12 @@ class Method:
         config: the weights of the objectives.
     """
 
-    has_f: ClassVar[bool] = True
-    has_g: ClassVar[bool] = True
-    fixed_g: ClassVar[bool] = False
-    """Every g trains in pretraining only, and is in evaluation mode afterwards."""
     f_needs_g: ClassVar[bool] = False
     """``f_terms`` uses the outputs of every g."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
+        self.facts = METHODS[config.name]
 
     @property
     def f_coupling(self) -> float:

@@ -5,5 +5,3 @@ from rebias_dist.methods.base import Method
 
 class Biased(Method):
     """g alone."""
-
-    has_f = False

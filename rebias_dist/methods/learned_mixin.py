@@ -26,7 +26,6 @@ class _Gates(nn.Module):
 class LearnedMixin(Method):
     """f minimises λ_f Σ [CE(f + gate·g) + 0.36·entropy(gate·g)]; g is fixed after pretraining."""
 
-    fixed_g = True
     f_needs_g = True
 
     def heads(self, f_width: int, g_widths: list[int], classes: int) -> nn.Module:

@@ -5,5 +5,3 @@ from rebias_dist.methods.base import Method
 
 class Vanilla(Method):
     """f alone; no g is built, so none costs anything."""
-
-    has_g = False

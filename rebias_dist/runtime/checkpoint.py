@@ -1,12 +1,13 @@
 """Checkpoints: written whole or not at all, checked before they are loaded, never unpickled.
 
-``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``, which names its
-size and SHA-256 and is written last; ``best.json`` beside them names the best one.
+``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``, which is written
+last and names the state's size and SHA-256 and the step of the best checkpoint so far.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -24,14 +25,20 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})$")
 
 
-def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Save a state as the checkpoint of a step, then remove the oldest beyond ``keep``."""
+def save(
+    folder: Path, step: int, state: dict[str, Any], *, keep: int, best_step: int | None = None
+) -> None:
+    """Save a state as the checkpoint of a step, in place of an earlier one of that step.
+
+    Then remove all but the newest ``keep`` and that of ``best_step``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # What a killed save has left; the folder has one owner, so nobody is at work on it.
+    for left_over in folder.glob(".step-*"):
+        shutil.rmtree(left_over)
     final = folder / f"step-{step:09d}"
-    if final.exists():
-        return final
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = folder / f".{final.name}"
+    temporary.mkdir()
     with open(temporary / "state.pt", "wb") as file:
         torch.save(state, file)
         file.flush()
@@ -40,30 +47,20 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     record = {
         "format": FORMAT,
         "step": step,
+        "best_step": best_step,
         "files": {
             "state.pt": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         },
     }
     write_synced(temporary / "checkpoint.json", json.dumps(record, indent=1).encode())
-    os.rename(temporary, final)
+    if final.exists():  # a damaged one, or one from before an evaluation
+        final.rename(folder / f".{final.name}.replaced")
+    temporary.rename(final)
     sync_folder(folder)
-    _remove_old(folder, keep)
-    return final
-
-
-def mark_best(folder: Path, step: int, **figures: Any) -> None:
-    """Record that the checkpoint of a step is the best so far, and by which figures."""
-    write_synced(folder / "best.json", json.dumps({"step": step, **figures}, indent=1).encode())
-
-
-def best_step(folder: Path) -> int | None:
-    """Return the step of the best checkpoint, or None where there is none yet."""
-    try:
-        return int(json.loads((folder / "best.json").read_text(encoding="utf-8"))["step"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / 'best.json'}: damaged; delete it to go on without") from None
+    shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
+    for old in steps(folder)[:-keep]:
+        if old != best_step:
+            shutil.rmtree(folder / f"step-{old:09d}", ignore_errors=True)
 
 
 def steps(folder: Path) -> list[int]:
@@ -81,31 +78,34 @@ def load(folder: Path, step: int) -> dict[str, Any]:
         DataError: a file is missing, damaged, or holds anything but tensors and plain values.
     """
     path = folder / f"step-{step:09d}"
+    expected = _record(path)["files"]["state.pt"]["sha256"]
     try:
-        record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        expected = record["files"]["state.pt"]
         content = (path / "state.pt").read_bytes()
-        if record["format"] != FORMAT:
-            raise DataError(f"{path}: format {record['format']!r} is not read, only {FORMAT}")
         # Before torch.load, which accepts flipped bits silently.
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        if hashlib.sha256(content).hexdigest() != expected:
             raise DataError(f"{path}/state.pt: its content does not match its SHA-256")
-        with open(path / "state.pt", "rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise DataError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}: {error})"
-        ) from None
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint")
     return state
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        best = record["best_step"]
+        if record["format"] != FORMAT:
+            raise DataError(f"{path}: format {record['format']!r} is not read, only {FORMAT}")
+        if not isinstance(record["files"]["state.pt"]["sha256"], str) or not (
+            best is None or isinstance(best, int)
+        ):
+            raise TypeError("a value of another type")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a whole checkpoint ({error})") from None
+    return dict(record)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -130,16 +130,22 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, damaged
 
 
-def load_choice(folder: Path, choice: str) -> dict[str, Any]:
-    """Return the state of the ``best`` or the ``last`` checkpoint."""
-    step = best_step(folder) if choice == "best" else max(steps(folder), default=None)
+def choose(folder: Path, choice: str) -> int:
+    """Return the step of the ``best`` or the ``last`` checkpoint.
+
+    Raises:
+        ConfigError: there is none yet.
+        DataError: the newest checkpoint, which knows the best, is damaged.
+    """
+    newest = max(steps(folder), default=None)
+    step = newest
+    if newest is not None and choice == "best":
+        step = _record(folder / f"step-{newest:09d}")["best_step"]
     if step is None:
         raise ConfigError(f"{folder}: the run has no {choice} checkpoint yet")
-    return load(folder, step)
+    return step
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    best = best_step(folder)
-    for step in steps(folder)[:-keep]:
-        if step != best:
-            shutil.rmtree(folder / f"step-{step:09d}", ignore_errors=True)
+def load_choice(folder: Path, choice: str) -> dict[str, Any]:
+    """Return the state of the ``best`` or the ``last`` checkpoint."""
+    return load(folder, choose(folder, choice))

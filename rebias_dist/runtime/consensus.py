@@ -84,12 +84,16 @@ class Consensus:
         return bool(flags[1])
 
     def _raise_together(self, fault: RebiasError | None) -> None:
-        mine = None if fault is None else [type(fault).__name__, str(fault)]
+        # By the name of the nearest class that all ranks know: it decides the exit code.
+        mine = None
+        if fault is not None:
+            known = next(cls for cls in type(fault).__mro__ if cls.__name__ in _BY_NAME)
+            mine = [known.__name__, str(fault)]
         found = [(rank, said) for rank, said in enumerate(self.gather(mine)) if said]
         rank, (kind, text) = found[0]
         # A fault that all ranks share is not the doing of one of them.
         where = "" if len(found) == self.world_size else f"rank {rank}: "
-        raise _BY_NAME.get(kind, RebiasError)(where + text)
+        raise _BY_NAME[kind](where + text)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rebias_dist.config import OptimizerConfig
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.methods import Output
+from rebias_dist.methods.base import Output
 from rebias_dist.runtime.batchnorm import RunningStatistics
 from rebias_dist.runtime.precision import Precision
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from rebias_dist.errors import ConfigError, RebiasError
+from rebias_dist.errors import ConfigError, PlacementError, RebiasError
 from rebias_dist.runtime.consensus import Consensus
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -38,7 +38,8 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         ConfigError: only a part of the variables is set, or one is not a number.
     """
     if dist.is_initialized():
-        return Placement(dist.get_rank(), dist.get_world_size(), 0)
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        return Placement(dist.get_rank(), dist.get_world_size(), local_rank)
     # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
     if not any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return Placement(0, 1, 0)
@@ -64,9 +65,9 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device: cuda is not available here; use device: cpu or auto")
+        raise PlacementError("device: cuda is not available here; use device: cpu or auto")
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
+        raise PlacementError(
             f"device: local rank {local_rank} has no CUDA device of its own among "
             f"{torch.cuda.device_count()}; start fewer ranks on this node"
         )
@@ -81,8 +82,12 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
 
     An existing group, as in a notebook or a test, is used and left alone.
     """
-    if dist.is_initialized() or placement.world_size == 1:
+    if placement.world_size == 1:
         yield Consensus()
+        return
+    if dist.is_initialized():
+        gloo = dist.get_backend() == "gloo"
+        yield Consensus(None if gloo else _gloo_group())
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
@@ -92,9 +97,7 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
         world_size=placement.world_size,
         device_id=device if backend == "nccl" else None,
     )
-    # Decisions are taken on the host; with NCCL they need a group of their own.
-    group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-    assert not isinstance(group, int), "new_group() without ranks returns a group"
+    group = _gloo_group() if backend == "nccl" else None
     try:
         yield Consensus(group)
     except RebiasError:
@@ -104,6 +107,13 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
     # for ever, so that is left to the launcher.
     dist.barrier(group)
     _leave()
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    # Decisions are taken on the host; with NCCL they need a group of their own.
+    group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def _leave() -> None:

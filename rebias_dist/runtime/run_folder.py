@@ -1,10 +1,13 @@
-"""The folder of one run: what lies where, and who may write to it."""
+"""The folder of one run: what lies where, and that one process at a time writes to it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from data_shards.files import write_synced
 from rebias_dist.config import Config
@@ -22,7 +25,11 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.results_file = self.path / "results.json"
-        self.state_file = self.path / "state.json"
+
+    @property
+    def has_results(self) -> bool:
+        """Return whether the run has its final figures."""
+        return self.results_file.exists()
 
     def read_config(self) -> Config:
         """Return the configuration that the run was created with."""
@@ -43,33 +50,55 @@ def fresh_name(config: Config) -> str:
     return f"{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
-def open_run(config: Config, resume: str) -> RunFolder:
+def open_run(config: Config, resume: str) -> BinaryIO:
     """Create the folder of a named run, or open an existing one whose configuration agrees.
 
     Args:
         config: with a name.
         resume: ``auto``, ``never`` (the run must be new) or ``must`` (it must exist).
 
+    Returns:
+        The lock on the folder, held until it is closed or the process ends, however it ends.
+
     Raises:
-        ConfigError: the run exists and may not, or the reverse, or another one has its name.
+        ConfigError: the run exists and may not, or the reverse, another one has its name, or
+            another process is at work on it.
     """
     assert config.name is not None
     run = RunFolder(Path(config.runs_dir) / config.name)
-    if not run.config_file.exists():
-        if resume == "must":
-            raise ConfigError(f"name: no run {config.name!r} in {config.runs_dir} to resume")
-        try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_synced(run.config_file, to_yaml(config).encode())
-        except OSError as error:
-            raise ConfigError(f"runs_dir: {run.path} cannot be written: {error.strerror}") from None
-        return run
-    if resume == "never":
+    exists = run.config_file.exists()
+    if resume == "must" and not exists:
+        raise ConfigError(f"name: no run {config.name!r} in {config.runs_dir} to resume")
+    if resume == "never" and exists:
         raise ConfigError(f"name: the run {run.path} exists; choose another name, or let it resume")
-    changed = differences(run.read_config().identity(), config.identity())
-    if changed:
+    if exists:
+        changed = differences(run.read_config().identity(), config.identity())
+        if changed:
+            raise ConfigError(
+                f"name: the run {run.path} was created with another configuration "
+                f"({'; '.join(changed)}); choose another name"
+            )
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = _lock(run.path / "lock")
+        if not exists:
+            write_synced(run.config_file, to_yaml(config).encode())
+    except OSError as error:
+        raise ConfigError(f"runs_dir: {run.path} cannot be written: {error.strerror}") from None
+    return lock
+
+
+def _lock(path: Path) -> BinaryIO:
+    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = lock.read(200).decode(errors="replace").strip() or "another process"
+        lock.close()
         raise ConfigError(
-            f"name: the run {run.path} was created with another configuration "
-            f"({'; '.join(changed)}); choose another name"
-        )
-    return run
+            f"name: {holder} is at work on the run {path.parent}; stop it, or choose another name"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}".encode())
+    lock.flush()
+    return lock

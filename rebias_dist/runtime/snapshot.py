@@ -34,8 +34,8 @@ class Snapshot:
         self.radii: Radii | None = None
         self.radii_epoch = -1
         """The epoch for which the radii were measured."""
-        self.best: float | None = None
-        """The best figure on the monitored split so far."""
+        self.best: dict[str, float] | None = None
+        """The best figure on the monitored split so far, and its step."""
 
     # ---------------------------------------------------------------- to and from disk
 
@@ -50,7 +50,7 @@ class Snapshot:
             "best": self.best,
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
-            "data": self.data.train.manifest.digest,
+            "data": self.data.digests(),
             "config": to_yaml(self.config),
             "versions": {"torch": str(torch.__version__)},
         }
@@ -61,11 +61,7 @@ class Snapshot:
         Raises:
             ConfigError: it was trained on other data, or with other networks.
         """
-        if state["data"] != self.data.train.manifest.digest:
-            raise ConfigError(
-                f"{self.data.train.folder}: these are not the training data that the run "
-                f"{self.config.name} started with; restore them, or choose another name"
-            )
+        self.data.check_digests(state["data"])
         self.restore_networks(state)
         for name, player in self.players.items():
             player.load_state_dict(state["players"][name])
@@ -80,16 +76,16 @@ class Snapshot:
                 raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
             load_state(player.network, state["players"][name]["network"], where=name)
 
-    def save(self, folder: Path, *, best: bool = False) -> None:
-        """Write a checkpoint of this step; ``best`` marks it as the best so far.
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of this step.
 
         Raises:
             RebiasError: the disk refused; the checkpoints before are still there.
         """
+        best_step = None if self.best is None else int(self.best["step"])
+        keep = self.config.checkpoint.keep
         try:
-            checkpoint.save(folder, self.step, self.state(), keep=self.config.checkpoint.keep)
-            if best:
-                checkpoint.mark_best(folder, self.step, figure=self.best)
+            checkpoint.save(folder, self.step, self.state(), keep=keep, best_step=best_step)
         except (OSError, RuntimeError) as error:
             raise RebiasError(f"{folder}: step {self.step} could not be saved: {error}") from None
 
@@ -105,9 +101,9 @@ class Snapshot:
 
     def note(self, figure: float) -> bool:
         """Note a figure of the monitored split; return whether it is the best so far."""
-        improved = self.best is None or figure > self.best
+        improved = self.best is None or figure > self.best["figure"]
         if improved:
-            self.best = figure
+            self.best = {"figure": figure, "step": self.step}
         return improved
 
     def constants(self) -> dict[str, float]:

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import math
@@ -18,12 +20,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from data_shards.files import write_synced
+from rebias_dist.errors import RebiasError
 from rebias_dist.runtime.progress import Rate, describe, progress_line
 
 Status = Literal["starting", "running", "evaluating", "finished", "interrupted", "failed"]
@@ -33,13 +36,34 @@ _FLUSH_INTERVAL = 10  # seconds that TensorBoard's events may wait in memory
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 _log = logging.getLogger("rebias_dist")
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _leader_writes(method: Method) -> Method:
+    """Make a method do nothing on other ranks than 0, and keep its OSError as the fault."""
+
+    @functools.wraps(method)
+    def guarded(self: Telemetry, *args: Any, **kwargs: Any) -> None:
+        if not self.leader or self.fault is not None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except OSError as error:
+            self.fault = _unwritable(self._folder, error)
+
+    return cast(Method, guarded)
+
+
+def _unwritable(folder: Path, error: OSError) -> RebiasError:
+    return RebiasError(f"{folder}: cannot be written ({error.strerror or error})")
 
 
 class Telemetry:
     """What a run writes while it goes on; all of it on rank 0, but for the log files.
 
     The logger ``rebias_dist`` writes to ``logs/rank<k>.log`` and on rank 0 to stderr as well,
-    until ``close``. A file that cannot be written (a full disk) raises OSError.
+    until ``close``. If a file cannot be written (a full disk), ``fault`` says so from then on and
+    nothing more is written: rank 0 must not leave alone, so the trainer tells the others.
 
     When a run resumes, what was recorded after ``start_step`` belongs to steps that are lost
     and that will be taken again. It is dropped, so that each step is recorded once; with
@@ -65,43 +89,48 @@ class Telemetry:
         identity: Mapping[str, Any],
     ) -> None:
         self.leader = rank == 0
+        self.fault: RebiasError | None = None
+        self._folder = run_folder
         self._closed = False
-        self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
-        if not self.leader:
-            return
-        # Only rank 0 needs it, and importing it takes a second.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._total_steps = total_steps
         self._global_batch = global_batch
         self._identity = dict(identity)
-        self._state_path = run_folder / "state.json"
         self._status: Status | None = None
         self._next_state = -math.inf
         self._last_step = start_step
-        first_lost_step = start_step + 1 if start_step else 0
+        try:
+            self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
+            if self.leader:
+                self._open(start_step)
+        except OSError as error:
+            raise _unwritable(run_folder, error) from None
 
-        metrics_path = run_folder / "metrics.jsonl"
+    def _open(self, start_step: int) -> None:
+        # Only rank 0 needs it, and importing it takes a second.
+        from torch.utils.tensorboard import SummaryWriter
+
+        first_lost_step = start_step + 1 if start_step else 0
+        metrics_path = self._folder / "metrics.jsonl"
         _drop_lost_steps(metrics_path, first_lost_step)
         # Line buffering: each line is handed to the system at once and whole.
         self._metrics = metrics_path.open("a", buffering=1, encoding="utf-8")
         self._writer: Any = SummaryWriter(
-            str(run_folder / "tensorboard"),
+            str(self._folder / "tensorboard"),
             purge_step=first_lost_step,
             flush_secs=_FLUSH_INTERVAL,
         )
+        self._state_path = self._folder / "state.json"
         self._rate = Rate()
         self._rate.update(start_step, time.monotonic())
-        self._progress = progress_line(total_steps, start_step)
+        self._progress = progress_line(self._total_steps, start_step)
 
+    @_leader_writes
     def scalars(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
         """Record scalars under their tags, in metrics.jsonl and in TensorBoard.
 
         A value that is NaN or infinite is null in metrics.jsonl, because JSON has no such
         numbers, and a warning in the log; TensorBoard has it as it is.
         """
-        if not self.leader:
-            return
         now = time.time()
         record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
         for tag, number in values.items():
@@ -112,6 +141,7 @@ class Telemetry:
         self._metrics.write(json.dumps(_plain(record), allow_nan=False) + "\n")
         self._last_step = step
 
+    @_leader_writes
     def progress(self, step: int, *, epoch: int, text: str) -> None:
         """Note that ``step`` steps are done; call it after every one, the display is throttled.
 
@@ -120,11 +150,10 @@ class Telemetry:
             epoch: the current epoch.
             text: what else to show, the losses for instance.
         """
-        if not self.leader:
-            return
         self._rate.update(step, time.monotonic())
         self._progress.show(step, describe(epoch, text, self._images_per_s(), self._eta(step)))
 
+    @_leader_writes
     def state(
         self, status: Status, *, step: int, epoch: int, force: bool = False, **more: Any
     ) -> None:
@@ -140,8 +169,6 @@ class Telemetry:
             force: write now.
             more: further entries, plain JSON data.
         """
-        if not self.leader:
-            return
         if status == "running":
             self._rate.resume(step, time.monotonic())
         else:
@@ -169,16 +196,17 @@ class Telemetry:
         self._status = status
         self._next_state = time.monotonic() + _STATE_INTERVAL
 
+    @_leader_writes
     def text(self, tag: str, step: int, text: str) -> None:
         """Show a text (Markdown) in TensorBoard."""
-        if self.leader:
-            self._writer.add_text(tag, text, step)
+        self._writer.add_text(tag, text, step)
 
+    @_leader_writes
     def image(self, tag: str, step: int, image: torch.Tensor | np.ndarray[Any, Any]) -> None:
         """Show an image in TensorBoard: uint8, ``[3, height, width]``."""
-        if self.leader:
-            self._writer.add_image(tag, image, step)
+        self._writer.add_image(tag, image, step)
 
+    @_leader_writes
     def hparams(
         self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
     ) -> None:
@@ -190,8 +218,6 @@ class Telemetry:
             config: the fields of the configuration by their dotted names.
             metrics: the results by name.
         """
-        if not self.leader:
-            return
         from torch.utils.tensorboard.summary import hparams
 
         tagged = {f"hparam/{name}": value for name, value in metrics.items()}
@@ -203,15 +229,15 @@ class Telemetry:
         for tag, value in tagged.items():
             self._writer.add_scalar(tag, value, self._last_step)
 
+    @_leader_writes
     def flush(self) -> None:
         """Bring all scalars to the disk; call it before a checkpoint is saved.
 
         Otherwise a run that is killed and resumes from that checkpoint would have a gap in
         its records: TensorBoard's events may wait in memory for some seconds.
         """
-        if self.leader:
-            self._writer.flush()
-            os.fsync(self._metrics.fileno())
+        self._writer.flush()
+        os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Write out what is pending and let files, terminal and logger go."""
@@ -220,8 +246,9 @@ class Telemetry:
         self._closed = True
         if self.leader:
             self._progress.close()
-            self._writer.close()
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # after a fault, which has been told
+                self._writer.close()
+                self._metrics.close()
         self._detach_log()
 
     def _images_per_s(self) -> float | None:

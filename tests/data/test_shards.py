@@ -194,7 +194,6 @@ def test_open_split_checks_what_is_there(shards):
         open_split(shards, "train", dataset="imagenet9")
     with pytest.raises(ConfigError, match="classes"):
         open_split(shards, "train", dataset="biased_mnist", classes=classes[::-1])
-    command = f"data_shards convert biased-mnist --split oops --output {shards}"
-    with pytest.raises(ConfigError, match=command) as caught:
+    with pytest.raises(ConfigError, match="oops: there are no shards here") as caught:
         open_split(shards, "oops", dataset="biased_mnist")
     assert str(shards / "oops") in str(caught.value)

@@ -16,9 +16,7 @@ def state(step: int) -> dict:
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (10, 20, 30, 40):
-        checkpoint.save(tmp_path, step, state(step), keep=2)
-        if step == 10:
-            checkpoint.mark_best(tmp_path, step, figure=0.5)
+        checkpoint.save(tmp_path, step, state(step), keep=2, best_step=10)
     assert checkpoint.steps(tmp_path) == [10, 30, 40]
     assert checkpoint.load_choice(tmp_path, "best")["step"] == 10
     assert checkpoint.load_choice(tmp_path, "last")["step"] == 40
@@ -43,8 +41,20 @@ def test_damaged_ones_are_named_and_passed_over(tmp_path):
         checkpoint.load_newest(tmp_path)
 
 
+def test_a_damaged_one_is_replaced_when_its_step_comes_again(tmp_path):
+    checkpoint.save(tmp_path, 1, state(1), keep=2)
+    (tmp_path / "step-000000001/state.pt").write_bytes(b"cut")
+    (tmp_path / ".step-000000002").mkdir()  # what a killed save leaves
+    checkpoint.save(tmp_path, 1, state(1), keep=2)
+    assert checkpoint.load(tmp_path, 1)["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
 def test_a_folder_without_checkpoints(tmp_path):
     assert checkpoint.load_newest(tmp_path) == (None, [])
+    with pytest.raises(ConfigError, match="no last checkpoint yet"):
+        checkpoint.load_choice(tmp_path, "last")
+    checkpoint.save(tmp_path, 1, state(1), keep=2)
     with pytest.raises(ConfigError, match="no best checkpoint yet"):
         checkpoint.load_choice(tmp_path, "best")
 
@@ -61,7 +71,9 @@ def test_nothing_is_unpickled(tmp_path):
     for content in (pickle.dumps(Payload()), _zipped(Payload(), tmp_path)):
         (folder / "state.pt").write_bytes(content)
         files = {"state.pt": {"sha256": hashlib.sha256(content).hexdigest()}}
-        (folder / "checkpoint.json").write_text(json.dumps({"format": 1, "files": files}))
+        (folder / "checkpoint.json").write_text(
+            json.dumps({"format": 1, "best_step": None, "files": files})
+        )
         with pytest.raises(DataError):
             checkpoint.load(tmp_path, 1)
     assert not (tmp_path / "sentinel").exists()

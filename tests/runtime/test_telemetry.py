@@ -560,3 +560,13 @@ def test_elsewhere_whole_lines_without_carriage_returns(tmp_path, columns):
     ]
     assert len(messages) < 10
     assert received == (tmp_path / "logs" / "rank0.log").read_text()
+
+
+def test_a_full_disk_is_a_fault_to_be_shared_not_an_exception(tmp_path):
+    telemetry = Telemetry(tmp_path, rank=0, total_steps=5, global_batch=4, identity={})
+    telemetry._metrics.close()
+    telemetry._metrics = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    telemetry.scalars(1, {"f/loss": 1.0}, epoch=0)
+    assert str(telemetry.fault) == f"{tmp_path}: cannot be written (No space left on device)"
+    telemetry.scalars(2, {"f/loss": 1.0}, epoch=0)
+    telemetry.close()
