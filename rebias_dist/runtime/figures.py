@@ -56,18 +56,22 @@ def confusion_image(
     top = max(1, int(matrix.max(initial=0))) if are_counts else 1.0
     with_values = matrix.size <= _MANY_CELLS
     cell = 0.55 if with_values else 0.2  # inches
-    size = [float(np.clip(n * cell + 2.2, 4, 16)) for n in (columns, rows)]
-    figure = Figure(figsize=(size[0], size[1]), dpi=100, layout="constrained")
+    width, height = (float(np.clip(n * cell, 2.4, 14)) for n in (columns, rows))
+    # Margins by rule of thumb, in inches: matplotlib's own layout engines take as long as all
+    # the rest, and a run draws a dozen of these at its end.
+    slanted = max(map(len, column_labels), default=0) > 3
+    left = 0.7 + 0.08 * max(map(len, row_labels), default=0)
+    below = 0.6 + (0.06 * max(map(len, column_labels)) if slanted else 0)
+    total = left + width + 0.2, below + height + 0.4
+    figure = Figure(figsize=total, dpi=100)
     canvas: Any = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shown = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(shown, ax=axes)
+    axes = figure.add_axes((left / total[0], below / total[1], width / total[0], height / total[1]))
+    axes.imshow(matrix, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     axes.set_title(title)
     axes.set_ylabel(row_axis)
     axes.set_xlabel(column_axis)
     row_ticks, column_ticks = (range(0, n, -(-n // _LABELS)) for n in (rows, columns))
     axes.set_yticks(row_ticks, [row_labels[i] for i in row_ticks])
-    slanted = max(map(len, column_labels), default=0) > 3
     axes.set_xticks(
         column_ticks,
         [column_labels[i] for i in column_ticks],
