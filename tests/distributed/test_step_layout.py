@@ -1,0 +1,131 @@
+"""Five steps of every method in float64: the same on 1 to 4 ranks, for two micro-batches."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tests.distributed.ranks import run_ranks
+
+N, CLASSES, STEPS = 64, 5, 5
+METHODS = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
+CASES = [*itertools.product(METHODS, ("adamp", "sgd"), (8, 16))]
+
+
+def _players(method: str, optimizer: str):
+    from rebias_dist import methods, models
+    from rebias_dist.config import MethodConfig, OptimizerConfig
+    from rebias_dist.runtime.player import Player
+    from rebias_dist.runtime.precision import Precision
+
+    # rebias is the hardest: two g, each updated twice a step.
+    config = MethodConfig(
+        name=method,
+        n_g_update=2 if method == "rebias" else 1,
+        g_pretrain_epochs=int(method == "learned_mixin"),
+        lambda_f=2.0,
+    )
+    game = methods.build(config)
+    names = ["f"] * game.facts.has_f + ["g0", "g1"] * game.facts.has_g
+    if method != "rebias" and "g1" in names:
+        names.remove("g1")
+    precision = Precision("float64", torch.device("cpu"))
+    players = {}
+    for index, name in enumerate(names):
+        torch.manual_seed(index)
+        network = models.build(
+            "simple_convnet", num_classes=CLASSES, width=0.25, dropout=0.3,
+            kernel_size=3 if name == "f" else 1,
+        ).double()  # fmt: skip
+        torch.manual_seed(9)
+        heads = game.heads(32, [32] * (len(names) - 1), CLASSES) if name == "f" else None
+        players[name] = Player(
+            name,
+            network,
+            heads=None if heads is None else heads.double(),
+            optimizer=OptimizerConfig(name=optimizer, clip_norm=5.0),
+            precision=precision,
+        )
+    return game, players
+
+
+def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
+    import torch.distributed as dist
+
+    from rebias_dist.data.loader import MicroBatch
+    from rebias_dist.minimax import Minimax, Radii
+    from rebias_dist.runtime.player import Player
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    method_object, players = _players(method, optimizer)
+    game = Minimax(
+        method_object,
+        players.get("f"),
+        [player for name, player in players.items() if name != "f"],
+        normalise=lambda images: images.double() / 255 - 0.5,
+        global_batch=N,
+        micro_batches=N // b,
+        seed=3,
+    )
+    if method_object.facts.fixed_g:
+        for g in game.gs:
+            g.fix()
+    found: dict[str, np.ndarray] = {}
+    take_step = Player.take_step
+
+    def record(self, micro_batches):
+        gradients = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        found[f"{self.name} gradient {len(found)}"] = torch.cat(gradients).numpy().copy()
+        return take_step(self, micro_batches)
+
+    Player.take_step = record
+    try:
+        for step in range(STEPS):
+            generator = torch.Generator().manual_seed(step)
+            images = torch.randint(0, 256, (N, 3, 6, 6), generator=generator).to(torch.uint8)
+            labels = torch.randint(0, CLASSES, (N,), generator=generator)
+            chunks = [t.chunk(N // b) for t in (images, labels, labels, torch.arange(N))]
+            mine = [
+                MicroBatch(*(chunk[j] for chunk in chunks), j) for j in range(rank, N // b, world)
+            ]
+            metrics = game.step(mine, step, Radii(0.7, (0.9, 1.1)[: len(game.gs)]))
+            for name, value in metrics.reduce(N).items():
+                found[f"{name} of step {step}"] = np.array([value])
+    finally:
+        Player.take_step = take_step
+    for name, player in players.items():
+        for module in (player.network, player.heads):
+            for key, value in module.state_dict().items() if module is not None else ():
+                found[f"{name}.{key} after"] = value.double().numpy().flatten()
+    return found
+
+
+def _run_all() -> list[dict[str, np.ndarray]]:
+    return [_run(*case) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def layouts():
+    return {world: run_ranks(world, _run_all, timeout=280)[0] for world in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
+def test_losses_gradients_weights_and_buffers(layouts, number):
+    reference = layouts[1][number]
+    worst = 0.0
+    for world in (2, 3, 4):
+        other = layouts[world][number]
+        assert other.keys() == reference.keys()
+        for name, value in reference.items():
+            # A bias before BatchNorm aside, no gradient here is smaller than this.
+            scale = max(np.abs(value).max(), 1e-6)
+            worst = max(worst, float(np.abs(other[name] - value).max() / scale))
+    print(f"{CASES[number]}: {len(reference)} quantities, largest difference {worst:.1e}")
+    assert worst <= 1e-10
+
+
+def test_another_micro_batch_is_another_run(layouts):
+    """A control: b is part of the run (BatchNorm sees it), W is not."""
+    by_b = {b: layouts[1][CASES.index(("vanilla", "sgd", b))]["f/ce of step 4"][0] for b in (8, 16)}
+    assert abs(by_b[8] - by_b[16]) > 1e-6
