@@ -209,10 +209,8 @@ def _train(
                 meter.start()
 
             steps = _fetch(loader.epoch(epoch, begin), meter)
-            for _ in range(
-                begin,
-                min(layout.steps_per_epoch, layout.total_steps - epoch * layout.steps_per_epoch),
-            ):
+            end = min((epoch + 1) * layout.steps_per_epoch, layout.total_steps)
+            while run.step < end:
                 # ------------------------------------------------------------ data, or the end
                 batches, damage = next(steps)
                 fault: RebiasError | None = damage
