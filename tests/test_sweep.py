@@ -255,10 +255,7 @@ def test_a_signal_reaches_the_cell_once_and_the_sweep_says_how_to_go_on(tmp_path
     assert (tmp_path / "one/seen").read_text() == "1"
     assert not (tmp_path / "two").exists()
     assert "stopped" in out
-    assert (
-        err
-        == "rebias-sweep: stopped; the same command goes on from here: the same command\n"
-    )
+    assert err == "rebias-sweep: stopped; the same command goes on from here: the same command\n"
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_cell_once(tmp_path):
