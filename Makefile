@@ -41,7 +41,7 @@ results: .venv/.installed  ## five methods, three seeds each; stop and repeat at
 	$(BIN)/rebias-report runs/results-* --out report --name results
 
 test: .venv/.installed-dev  ## the ordinary tests
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: .venv/.installed-dev  ## the long tests alone
 	$(BIN)/python -m pytest -m slow

@@ -143,6 +143,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder; whatever is wrong with it becomes its ``problem``."""
     name, config = folder.name, None
     try:
+        (folder / "config.yaml").stat()  # a missing one is no name of a shipped configuration
         config = validate(read_config_file(str(folder / "config.yaml")))
         state = json.loads((folder / "state.json").read_bytes())
         status = state.get("status") if isinstance(state, dict) else None
