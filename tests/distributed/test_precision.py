@@ -155,6 +155,37 @@ def _gradients(naive: bool) -> list[float]:
     return torch.cat([p.grad.flatten() for p in game.f.parameters if p.grad is not None]).tolist()
 
 
+def _dense_hsic(x: torch.Tensor, y: torch.Tensor, sigma: float) -> torch.Tensor:
+    """HSIC₁ as a user would write it, in whatever precision the context gives."""
+    n = len(x)
+
+    def kernel(a: torch.Tensor) -> torch.Tensor:
+        squares = (a * a).sum(1)
+        squared = squares[:, None] + squares[None] - 2 * a @ a.T
+        return torch.exp(-squared / (2 * sigma**2)) * (1 - torch.eye(n, dtype=a.dtype))
+
+    k, l = kernel(x), kernel(y)  # noqa: E741
+    both = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2))
+    return (both - 2 / (n - 2) * (k.sum(1) @ l.sum(1))) / (n * (n - 3))
+
+
+def test_hsic_under_autocast_is_exact_here_and_noise_when_written_plainly():
+    """A control: nearly independent features, which is where ReBias takes f."""
+    from rebias_dist.objectives import LOCAL, hsic
+
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(512, 512, generator=generator)
+        y = 0.1 * x + torch.randn(512, 512, generator=generator)
+        true = float(_dense_hsic(x.double(), y.double(), 32.0))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = float(_dense_hsic(x, y, 32.0))
+            ours = float(hsic(x, y, 32.0, 32.0, group=LOCAL))
+        print(f"HSIC {true:.2e}: plainly {plain:+.2e} under autocast, ours {ours:+.2e}")
+        assert ours == pytest.approx(true, rel=1e-4)
+        assert abs(plain - true) > 10 * true
+
+
 def test_hsic_per_micro_batch_is_another_gradient():
     """A control: what plain accumulation would train, and how far off it is."""
     exact, naive = torch.tensor(_gradients(False)), torch.tensor(_gradients(True))
