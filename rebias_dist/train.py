@@ -70,8 +70,8 @@ def _train(
     held: ExitStack,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.evaluate import evaluate_splits
     from rebias_dist.runtime import checkpoint, radius
+    from rebias_dist.runtime.evaluation import evaluate_splits
     from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.precision import Precision, make_deterministic
     from rebias_dist.runtime.run_folder import RunFolder, fresh_name, open_run

@@ -13,8 +13,8 @@ import yaml
 
 from rebias_dist.assemble import build_networks, data_root, open_data
 from rebias_dist.config_files import validate
-from rebias_dist.evaluate import evaluate_splits
 from rebias_dist.runtime.consensus import Consensus
+from rebias_dist.runtime.evaluation import evaluate_splits
 from rebias_dist.runtime.precision import Precision
 
 

@@ -134,9 +134,8 @@ class Player:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.network.load_state_dict(state["network"])
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, but for the network itself."""
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])

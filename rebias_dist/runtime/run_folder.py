@@ -17,7 +17,7 @@ from rebias_dist.errors import ConfigError
 
 class RunFolder:
     """``runs/<name>/``: config.yaml, checkpoints/, tensorboard/, logs/, metrics.jsonl, state.json,
-    results.json.
+    results.json and the lock of who is at work on it.
     """
 
     def __init__(self, path: Path | str) -> None:

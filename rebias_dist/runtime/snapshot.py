@@ -64,7 +64,7 @@ class Snapshot:
         self.data.check_digests(state["data"])
         self.restore_networks(state)
         for name, player in self.players.items():
-            player.load_state_dict(state["players"][name])
+            player.load_training_state(state["players"][name])
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
         self.best = state["best"]

@@ -1,18 +1,12 @@
 """What a run writes: read back with TensorBoard's own reader, a strict JSON parser and a pty."""
 
-import fcntl
 import io
 import itertools
 import json
 import logging
 import math
-import os
-import pty
-import re
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -25,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rebias_dist.runtime.figures import confusion_image, sample_grid
-from rebias_dist.runtime.progress import Lines, Rate
 from rebias_dist.runtime.telemetry import Telemetry
 
 LOG = logging.getLogger("rebias_dist")
@@ -335,231 +328,6 @@ def test_images_decode_to_what_was_given(tmp_path):
         decoded = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
         assert event.step == 4
         assert (decoded.transpose(2, 0, 1) == picture).all()
-
-
-@given(
-    n=st.integers(1, 9),
-    side=st.sampled_from([(1, 1), (28, 28), (14, 20), (64, 64), (100, 3)]),
-    columns=st.integers(1, 5),
-)
-@settings(max_examples=30, deadline=None)
-def test_every_pixel_of_a_sample_becomes_a_square(n, side, columns):
-    images = np.random.default_rng(n).integers(0, 255, (n, 3, *side), dtype=np.uint8)
-    grid = sample_grid(images, columns)
-    factor = max(1, math.ceil(64 / max(side)))
-    height, width = (factor * s for s in side)
-    covered = 0
-    for index, image in enumerate(images):
-        row, column = divmod(index, min(columns, n))
-        for y, x in [(0, 0), (height - 1, width - 1), (height // 2, width // 3)]:
-            shown = grid[:, row * (height + 2) + y, column * (width + 2) + x]
-            assert (shown == image[:, y // factor, x // factor]).all()
-        covered += image[0].size * factor**2
-    # All else is background, which no sample contains.
-    assert (grid != 255).all(0).sum() == covered
-    assert (grid == 255).all(0).sum() == grid[0].size - covered
-
-
-def cividis(value: float) -> list[int]:
-    from matplotlib import colormaps
-
-    return [round(255 * float(c)) for c in colormaps["cividis"](value)[:3]]
-
-
-def pixels_of(picture: np.ndarray, colour: list[int]) -> int:
-    return int((np.abs(picture.astype(int) - np.array(colour)[:, None, None]) <= 1).all(0).sum())
-
-
-def test_confusion_shows_values_as_colour_and_number():
-    low, high = cividis(0.0), cividis(1.0)
-    names = ["a", "b", "c", "d"]
-    areas = {}
-    for ones in (0, 4, 8):
-        matrix = np.zeros((4, 4))
-        matrix.flat[:ones] = 1
-        picture = confusion_image(matrix, names, names, "Accuracy")
-        assert picture.dtype == np.uint8
-        areas[ones] = pixels_of(picture, high), pixels_of(picture, low)
-    cell = (areas[8][0] - areas[0][0]) / 8
-    print(f"a cell has {cell:.0f} pixels of its own colour")
-    assert cell > 1000
-    assert areas[4][0] - areas[0][0] == pytest.approx(4 * cell, rel=0.02)
-    assert areas[0][1] - areas[8][1] == pytest.approx(8 * cell, rel=0.05)
-    # The same colours with other numbers make another picture; so do counts.
-    one = confusion_image(np.array([[10, 0]]), ["a"], ["b", "c"], "Counts", "label", "colour")
-    two = confusion_image(np.array([[99, 0]]), ["a"], ["b", "c"], "Counts", "label", "colour")
-    assert one.shape == two.shape
-    assert 0 < (one != two).any(0).sum() < 0.05 * one[0].size
-
-
-def test_confusion_takes_missing_cells_and_many_classes():
-    names = [f"class {i}" for i in range(9)]
-    empty = confusion_image(np.full((9, 9), np.nan), names, names, "t")
-    zeros = confusion_image(np.zeros((9, 9)), names, names, "t")
-    assert pixels_of(empty, cividis(0.0)) < 0.1 * pixels_of(zeros, cividis(0.0))
-    names = [str(i) for i in range(1000)]
-    large = confusion_image(np.eye(1000, dtype=np.int64), names, names, "ImageNet")
-    assert max(large.shape) <= 1600
-    with pytest.raises(ValueError, match="3 row labels"):
-        confusion_image(np.eye(2), ["a", "b", "c"], ["a", "b"], "t")
-
-
-def test_figures_need_no_display_and_no_pyplot():
-    code = (
-        "import sys, rebias_dist.runtime.figures as f; assert 'matplotlib' not in sys.modules;"
-        "import numpy as np; f.confusion_image(np.eye(2), list('ab'), list('ab'), 't');"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-
-
-@given(
-    seconds_per_step=st.floats(1e-4, 1e3),
-    groups=st.lists(st.integers(1, 20), min_size=1, max_size=30),
-    first=st.integers(0, 10**6),
-)
-def test_a_constant_rate_is_found_at_once_in_any_grouping(seconds_per_step, groups, first):
-    rate, step, now = Rate(), first, 5.0
-    rate.update(step, now)
-    assert rate.steps_per_second is None
-    assert rate.seconds_left(3) is None
-    for group in groups:
-        step, now = step + group, now + group * seconds_per_step
-        rate.update(step, now)
-        assert rate.steps_per_second == pytest.approx(1 / seconds_per_step, rel=1e-5)
-        assert rate.seconds_left(7) == pytest.approx(7 * seconds_per_step, rel=1e-5)
-    rate.pause()
-    now += 1000
-    rate.resume(step, now)
-    step, now = step + 2, now + 2 * seconds_per_step
-    rate.update(step, now)
-    assert rate.steps_per_second == pytest.approx(1 / seconds_per_step, rel=1e-5)
-
-
-def test_the_rate_follows_with_its_time_constant():
-    rate, now = Rate(memory=10.0), 0.0
-    rate.update(0, now)
-    seconds = [1.0] * 50 + [0.25] * 100
-    for step, duration in enumerate(seconds, start=1):
-        now += duration
-        rate.update(step, now)
-    ends = np.cumsum(seconds)
-    weights = np.exp((ends - now) / 10)
-    expected = weights.sum() / (weights * seconds).sum()
-    print(f"difference to the closed form: {abs(rate.steps_per_second - expected):.3g}")
-    assert rate.steps_per_second == pytest.approx(expected, rel=1e-12)
-    assert 3 < rate.steps_per_second < 4
-
-
-def test_lines_are_throttled_but_first_and_last_appear(tmp_path):
-    telemetry = start(tmp_path, rank=1)  # for its log
-    for interval, shown in [(1e9, [1, 100]), (0.0, list(range(1, 101)))]:
-        lines = Lines(100, interval)
-        for step in range(1, 101):
-            lines.show(step, "x")
-        lines.close()
-        log = tmp_path / "logs" / "rank1.log"
-        steps = [int(s) for s in re.findall(r"step (\d+)/100, x", log.read_text())]
-        assert steps == shown
-        log.write_text("")
-    interrupted = Lines(100, 1e9)
-    for step in range(1, 51):
-        interrupted.show(step, "x")
-    interrupted.close()
-    telemetry.close()
-    assert [int(s) for s in re.findall(r"step (\d+)/", log.read_text())] == [1, 50]
-
-
-SHORT = """
-import logging, sys, time
-from pathlib import Path
-from rebias_dist.runtime.telemetry import Telemetry
-telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=30, global_batch=64, identity={})
-for step in range(1, 31):
-    time.sleep(0.02)
-    telemetry.progress(step, epoch=1, text=f"f {1 / step:.3f} g0 0.250")
-    if step % 10 == 5:
-        logging.getLogger("rebias_dist").info("message %d", step)
-telemetry.close()
-"""
-
-
-def run_in_terminal(command: list[str], columns: int) -> str:
-    """Run a command whose stderr is a terminal of this width; return what it was sent."""
-    mine, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    received = b""
-    with subprocess.Popen(command, stderr=theirs) as process:
-        os.close(theirs)
-        while True:
-            try:
-                chunk = os.read(mine, 65536)
-            except OSError:  # Linux: the other end is closed
-                break
-            if not chunk:
-                break
-            received += chunk
-    os.close(mine)
-    assert process.returncode == 0
-    return received.decode()
-
-
-def as_displayed(received: str) -> list[str]:
-    """Return the lines that a terminal shows: a carriage return overwrites from the left."""
-    lines = []
-    for raw in received.replace("\r\n", "\n").split("\n"):
-        line = ""
-        for part in raw.split("\r"):
-            line = part + line[len(part) :]
-        lines.append(line.rstrip())
-    return lines
-
-
-MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO (.+)")
-
-
-def test_on_a_terminal_a_bar_below_whole_messages(tmp_path):
-    received = run_in_terminal([sys.executable, "-c", SHORT, str(tmp_path)], columns=100)
-    assert received.count("\r") > 5
-    lines = [line for line in as_displayed(received) if line]
-    print("\n".join(lines))
-    messages = [match[1] for match in map(MESSAGE.fullmatch, lines) if match]
-    assert messages == ["message 5", "message 15", "message 25"]
-    (bar,) = [line for line in lines if not MESSAGE.fullmatch(line)]
-    assert bar == lines[-1]
-    assert re.fullmatch(
-        r"100%\|█+\| 30/30, epoch 1, f 0\.033 g0 0\.250, [\d.e+]+ images/s, ETA 0:00:00", bar
-    )
-    assert len(bar) <= 100
-
-
-@pytest.mark.parametrize("columns", [None, 0])
-def test_elsewhere_whole_lines_without_carriage_returns(tmp_path, columns):
-    command = [sys.executable, "-c", SHORT, str(tmp_path)]
-    if columns is None:
-        run = subprocess.run(command, capture_output=True, check=True)
-        received = run.stderr.decode()
-        assert run.stdout == b""
-    else:
-        received = run_in_terminal(command, columns).replace("\r\n", "\n")
-    assert "\r" not in received
-    assert received.endswith("\n")
-    messages = []
-    for line in received.splitlines():
-        match = MESSAGE.fullmatch(line)
-        assert match, line
-        messages.append(match[1])
-    assert messages[0].startswith("step 1/30, epoch 1, f 1.000 g0 0.250, ")
-    assert messages[-1].startswith("step 30/30, epoch 1, f 0.033 g0 0.250, ")
-    assert messages[-1].endswith("ETA 0:00:00")
-    assert [m for m in messages if m.startswith("message")] == [
-        "message 5",
-        "message 15",
-        "message 25",
-    ]
-    assert len(messages) < 10
-    assert received == (tmp_path / "logs" / "rank0.log").read_text()
 
 
 def test_a_full_disk_is_a_fault_to_be_shared_not_an_exception(tmp_path):

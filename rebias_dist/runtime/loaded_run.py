@@ -1,0 +1,61 @@
+"""A run read back from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebias_dist import results
+from rebias_dist.assemble import build_networks
+from rebias_dist.config import Config
+from rebias_dist.errors import ConfigError
+from rebias_dist.minimax import Radii
+from rebias_dist.models import load_state
+from rebias_dist.runtime.checkpoint import load_choice
+from rebias_dist.runtime.precision import Precision
+from rebias_dist.runtime.run_folder import RunFolder
+from rebias_dist.runtime.snapshot import radii_of
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's networks and what is known about them."""
+
+    f: nn.Module | None
+    """The target network in evaluation mode, or None where the method has none."""
+    g_nets: list[nn.Module]
+    """The biased networks in evaluation mode."""
+    config: Config
+    metrics: dict[str, Any] | None
+    """The content of results.json, or None for a run that is not finished."""
+    radii: Radii | None
+    step: int
+    digests: dict[str, str]
+    """Of the data that the run was trained and tested on."""
+
+
+def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
+    """Load the ``best`` or ``last`` checkpoint of a run; see :func:`rebias_dist.load`."""
+    folder = RunFolder(run)
+    config = folder.read_config()
+    state = load_choice(folder.checkpoints, checkpoint)
+    precision = Precision(config.precision, torch.device(device))
+    networks = build_networks(config, len(state["classes"]), precision)
+    for name, network in networks.items():
+        if name not in state["players"]:
+            raise ConfigError(f"{run}: its checkpoint has no network {name}")
+        load_state(network, state["players"][name]["network"], where=f"{run}: {name}")
+        network.eval()
+    return LoadedRun(
+        f=networks.pop("f", None),
+        g_nets=list(networks.values()),
+        config=config,
+        metrics=results.read(folder.results_file) if folder.has_results else None,
+        radii=radii_of(state),
+        step=state["step"],
+        digests=state["data"],
+    )

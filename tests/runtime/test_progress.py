@@ -1,0 +1,167 @@
+"""How fast a run goes, and how it is shown: in a pipe and on a real terminal."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebias_dist.runtime.progress import Lines, Rate
+from rebias_dist.runtime.telemetry import Telemetry
+
+
+@given(
+    seconds_per_step=st.floats(1e-4, 1e3),
+    groups=st.lists(st.integers(1, 20), min_size=1, max_size=30),
+    first=st.integers(0, 10**6),
+)
+def test_a_constant_rate_is_found_at_once_in_any_grouping(seconds_per_step, groups, first):
+    rate, step, now = Rate(), first, 5.0
+    rate.update(step, now)
+    assert rate.steps_per_second is None
+    assert rate.seconds_left(3) is None
+    for group in groups:
+        step, now = step + group, now + group * seconds_per_step
+        rate.update(step, now)
+        assert rate.steps_per_second == pytest.approx(1 / seconds_per_step, rel=1e-5)
+        assert rate.seconds_left(7) == pytest.approx(7 * seconds_per_step, rel=1e-5)
+    rate.pause()
+    now += 1000
+    rate.resume(step, now)
+    step, now = step + 2, now + 2 * seconds_per_step
+    rate.update(step, now)
+    assert rate.steps_per_second == pytest.approx(1 / seconds_per_step, rel=1e-5)
+
+
+def test_the_rate_follows_with_its_time_constant():
+    rate, now = Rate(memory=10.0), 0.0
+    rate.update(0, now)
+    seconds = [1.0] * 50 + [0.25] * 100
+    for step, duration in enumerate(seconds, start=1):
+        now += duration
+        rate.update(step, now)
+    ends = np.cumsum(seconds)
+    weights = np.exp((ends - now) / 10)
+    expected = weights.sum() / (weights * seconds).sum()
+    print(f"difference to the closed form: {abs(rate.steps_per_second - expected):.3g}")
+    assert rate.steps_per_second == pytest.approx(expected, rel=1e-12)
+    assert 3 < rate.steps_per_second < 4
+
+
+def test_lines_are_throttled_but_first_and_last_appear(tmp_path):
+    # For its log.
+    telemetry = Telemetry(tmp_path, rank=1, total_steps=40, global_batch=256, identity={})
+    for interval, shown in [(1e9, [1, 100]), (0.0, list(range(1, 101)))]:
+        lines = Lines(100, interval)
+        for step in range(1, 101):
+            lines.show(step, "x")
+        lines.close()
+        log = tmp_path / "logs" / "rank1.log"
+        steps = [int(s) for s in re.findall(r"step (\d+)/100, x", log.read_text())]
+        assert steps == shown
+        log.write_text("")
+    interrupted = Lines(100, 1e9)
+    for step in range(1, 51):
+        interrupted.show(step, "x")
+    interrupted.close()
+    telemetry.close()
+    assert [int(s) for s in re.findall(r"step (\d+)/", log.read_text())] == [1, 50]
+
+
+SHORT = """
+import logging, sys, time
+from pathlib import Path
+from rebias_dist.runtime.telemetry import Telemetry
+telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=30, global_batch=64, identity={})
+for step in range(1, 31):
+    time.sleep(0.02)
+    telemetry.progress(step, epoch=1, text=f"f {1 / step:.3f} g0 0.250")
+    if step % 10 == 5:
+        logging.getLogger("rebias_dist").info("message %d", step)
+telemetry.close()
+"""
+
+
+def run_in_terminal(command: list[str], columns: int) -> str:
+    """Run a command whose stderr is a terminal of this width; return what it was sent."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    received = b""
+    with subprocess.Popen(command, stderr=theirs) as process:
+        os.close(theirs)
+        while True:
+            try:
+                chunk = os.read(mine, 65536)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not chunk:
+                break
+            received += chunk
+    os.close(mine)
+    assert process.returncode == 0
+    return received.decode()
+
+
+def as_displayed(received: str) -> list[str]:
+    """Return the lines that a terminal shows: a carriage return overwrites from the left."""
+    lines = []
+    for raw in received.replace("\r\n", "\n").split("\n"):
+        line = ""
+        for part in raw.split("\r"):
+            line = part + line[len(part) :]
+        lines.append(line.rstrip())
+    return lines
+
+
+MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO (.+)")
+
+
+def test_on_a_terminal_a_bar_below_whole_messages(tmp_path):
+    received = run_in_terminal([sys.executable, "-c", SHORT, str(tmp_path)], columns=100)
+    assert received.count("\r") > 5
+    lines = [line for line in as_displayed(received) if line]
+    print("\n".join(lines))
+    messages = [match[1] for match in map(MESSAGE.fullmatch, lines) if match]
+    assert messages == ["message 5", "message 15", "message 25"]
+    (bar,) = [line for line in lines if not MESSAGE.fullmatch(line)]
+    assert bar == lines[-1]
+    assert re.fullmatch(
+        r"100%\|█+\| 30/30, epoch 1, f 0\.033 g0 0\.250, [\d.e+]+ images/s, ETA 0:00:00", bar
+    )
+    assert len(bar) <= 100
+
+
+@pytest.mark.parametrize("columns", [None, 0])
+def test_elsewhere_whole_lines_without_carriage_returns(tmp_path, columns):
+    command = [sys.executable, "-c", SHORT, str(tmp_path)]
+    if columns is None:
+        run = subprocess.run(command, capture_output=True, check=True)
+        received = run.stderr.decode()
+        assert run.stdout == b""
+    else:
+        received = run_in_terminal(command, columns).replace("\r\n", "\n")
+    assert "\r" not in received
+    assert received.endswith("\n")
+    messages = []
+    for line in received.splitlines():
+        match = MESSAGE.fullmatch(line)
+        assert match, line
+        messages.append(match[1])
+    assert messages[0].startswith("step 1/30, epoch 1, f 1.000 g0 0.250, ")
+    assert messages[-1].startswith("step 30/30, epoch 1, f 0.033 g0 0.250, ")
+    assert messages[-1].endswith("ETA 0:00:00")
+    assert [m for m in messages if m.startswith("message")] == [
+        "message 5",
+        "message 15",
+        "message 25",
+    ]
+    assert len(messages) < 10
+    assert received == (tmp_path / "logs" / "rank0.log").read_text()
