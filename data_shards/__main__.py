@@ -4,75 +4,65 @@ import argparse
 import importlib
 import sys
 import traceback
-from pathlib import Path
 
-from data_shards.errors import EXIT_CLEAN, EXIT_INTERNAL, DataShardsError
+from data_shards.errors import EXIT_INTERNAL, DataShardsError
 
-# Data set -> module with ``add_arguments(parser)`` and ``run(arguments)``.
-_SOURCES = {"biased-mnist": "data_shards.sources.biased_mnist"}
+# Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
+# a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+_COMMANDS = {
+    "convert": "write shards from a data set",
+}
 
-_EPILOG = """example:
-  python -m data_shards convert biased-mnist --output data/biased_mnist --rho 0.99
-
-exit codes: 0 clean, 1 the data are damaged or cannot be had, 2 wrong use, 70 internal error
-"""
+_EXIT_CODES = """exit codes: 0 clean, 1 findings (the data are damaged or cannot be had),
+            2 wrong use, 70 internal error"""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _epilog(examples: str) -> str:
+    lines = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+    return f"examples:\n{lines}\n\n{_EXIT_CODES}"
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_shards",
         description="Make and check WebDataset shards with a manifest and an index.",
-        epilog=_EPILOG,
+        epilog=_epilog(
+            "python -m data_shards convert biased-mnist --output data/biased_mnist --rho 0.99"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    convert = commands.add_parser(
-        "convert",
-        help="write shards from a data set",
-        description="Write DIR/<split>/<split>-NNNNNN.tar with manifest.json and index.npy.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    datasets = convert.add_subparsers(dest="dataset", required=True, metavar="DATASET")
-    for name, module in _SOURCES.items():
-        source = importlib.import_module(module)
-        sub = datasets.add_parser(
+    for name, summary in _COMMANDS.items():
+        if name != chosen:
+            commands.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(f"data_shards.commands.{name}")
+        sub = commands.add_parser(
             name,
-            help=source.__doc__.splitlines()[0] if source.__doc__ else None,
-            epilog=_EPILOG,
+            help=summary,
+            description=module.__doc__,
+            epilog=_epilog(module.EXAMPLE),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.add_argument("--output", type=Path, required=True, metavar="DIR")
-        sub.add_argument(
-            "--seed",
-            type=int,
-            default=0,
-            help="decides everything that is random (default %(default)s)",
-        )
-        sub.add_argument(
-            "--samples-per-shard",
-            type=int,
-            default=1000,
-            metavar="N",
-            help="images in one tar (default %(default)s)",
-        )
-        sub.add_argument(
-            "--dry-run", action="store_true", help="say what would be written, write nothing"
-        )
-        sub.add_argument("--json", action="store_true", help="one JSON object a line")
-        source.add_arguments(sub)
-        sub.set_defaults(run=source.run)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
     return parser
 
 
-def cli(argv: list[str] | None = None) -> int | None:
+def cli(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # Only the module of the command that was asked for is imported: some take seconds.
+    chosen = next((word for word in argv if word in _COMMANDS), None)
+    arguments = _parser(chosen).parse_args(argv)
     try:
-        arguments.run(arguments)
+        code: int = arguments.run(arguments)
     except DataShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         # A full disk or a missing permission: the message of the system says it all.
         print(f"error: {error}", file=sys.stderr)
@@ -81,7 +71,7 @@ def cli(argv: list[str] | None = None) -> int | None:
         traceback.print_exc()
         print(f"internal error: {error!r}", file=sys.stderr)
         return EXIT_INTERNAL
-    return EXIT_CLEAN
+    return code
 
 
 if __name__ == "__main__":

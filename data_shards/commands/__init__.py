@@ -1,0 +1,1 @@
+"""The subcommands of ``python -m data_shards``, one module each."""

@@ -1,0 +1,27 @@
+"""What is said of one image or shard, in the terms that all commands share."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "duplicate", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict on ``path`` with its reasons, which are short codes such as ``truncated``.
+
+    ``ok``; ``suspect``: odd, but with all its pixels, so it is kept; ``corrupt``: damaged;
+    ``duplicate``: the same bytes or pixels as another, kept; ``refused``: never opened
+    (a link out of the source, a device) or not allowed (an absurd size).
+    """
+
+    path: str
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return one line of JSON with ``path``, ``verdict`` and ``reasons``."""
+        return json.dumps(
+            {"path": self.path, "verdict": self.verdict, "reasons": list(self.reasons)}
+        )
