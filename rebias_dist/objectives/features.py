@@ -85,9 +85,9 @@ class _Gathered:
 
     @cached_property
     def half_square_norms(self) -> Tensor:
-        """``|x|²/2`` of the centred rows, ``(N,)``, infinite where the square overflows."""
-        squares = self.centred * self.centred
-        return squares.sum(1, dtype=torch.float64).mul_(0.5).to(squares.dtype)
+        """``|x|²/2`` of the centred rows, ``(N,)``, infinite where it overflows."""
+        norms: Tensor = torch.linalg.vector_norm(self.centred, dim=1, dtype=torch.float64)
+        return norms.square_().mul_(0.5).to(self.centred.dtype)
 
     @cached_property
     def poison(self) -> Tensor:
@@ -99,17 +99,16 @@ class _Gathered:
         return self.half_square_norms.sum(dtype=torch.float64) * 0
 
     @cached_property
-    def square_diameter_bound(self) -> Tensor:
-        """Upper bound of all squared distances, 0-d float64.
+    def largest_difference(self) -> Tensor:
+        """Upper bound of the difference of two rows in any coordinate, 0-d, the rows' dtype.
 
-        Built from differences and a maximum, which have the same bits in any order of
-        evaluation and on any hardware, so ranks may decide by it.
+        Minimum, maximum and one difference have the same bits in any order of evaluation and
+        on any hardware, so ranks may decide by it.
         """
-        rows = self._wide_rows()
-        if rows.numel() == 0:
-            return rows.new_zeros((), dtype=torch.float64)
-        largest = (rows - rows[0]).abs_().amax()  # from the first row, in any coordinate
-        return largest.double().square_().mul_(4 * rows.shape[1])
+        if self.rows.numel() == 0:
+            return self.rows.new_zeros(())
+        smallest, largest = torch.aminmax(self.rows)
+        return largest - smallest
 
     def _wide_rows(self) -> Tensor:
         return self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
@@ -163,6 +162,8 @@ def exchange_counts(tensors: Sequence[Tensor], group: Group) -> list[tuple[int, 
         ValueError: on all ranks alike, if a tensor of any rank does not fit.
     """
     problems = [_shape_problem(x) for x in tensors]
+    if rank_and_world(group)[1] == 1 and not any(problems):
+        return [(x.shape[0],) for x in tensors]
     described = [
         [-1, 0, 0] if problem else [x.shape[0], x.shape[1], _DTYPES.index(x.dtype)]
         for x, problem in zip(tensors, problems, strict=True)

@@ -44,7 +44,7 @@ from rebias_dist.objectives.features import (
     gather_features,
 )
 from rebias_dist.objectives.precision import full_precision
-from rebias_dist.objectives.tiles import Estimator, Plan, Side, coefficients
+from rebias_dist.objectives.tiles import Estimator, Plan, Side, add_sums, coefficients
 
 _SMALLEST_BATCH = {"unbiased": 4, "biased": 1}
 
@@ -73,21 +73,18 @@ def _forward_pass(
     lo = plan.lo
     sums = x.rows.new_zeros((2, plan.hi - lo), dtype=torch.float64)
     product = sums.new_zeros(())
+    row_sums = sums.unbind()
     buffers = [plan.workspace(x.rows), plan.workspace(y.rows)]
+    strips = plan.strips(sums)
     kernels: tuple[Tensor, ...] = ()
     for block in plan.blocks():
-        K, L = (
+        tiles = [
             side.tile(block, plan.estimator, buffer)
             for side, buffer in zip((x, y), buffers, strict=True)
-        )
-        K64, L64 = K.double(), L.double()
-        for row_sums, tile in zip(sums, (K64, L64), strict=True):
-            row_sums[block.i0 - lo : block.i1 - lo] += tile.sum(1)
-            if block.mirrored:
-                row_sums[block.j0 - lo : block.j1 - lo] += tile.sum(0)
-        product += torch.dot(K64.view(-1), L64.view(-1)) * (2 if block.mirrored else 1)
+        ]
+        add_sums(tiles, row_sums, block, lo, strips, product)
         if keep and plan.one_block:
-            kernels = (K, L)
+            kernels = tuple(tiles)
     sums, product = _share(sums, product, plan)
     c = coefficients(plan.estimator, plan.total)
     k, l = sums  # noqa: E741 - the ℓ of the formulas
@@ -100,12 +97,13 @@ def _backward_pass(
     needed: Sequence[bool],
     sums: Tensor,
     kernels: Sequence[Tensor],
+    upstream: Tensor,
     plan: Plan,
 ) -> list[Tensor | None]:
-    """∂H/∂x and ∂H/∂y of this rank's rows, each in its side's dtype, or None."""
+    """∂H/∂x and ∂H/∂y of this rank's rows times ``upstream``, in their side's dtype, or None."""
     lo, hi = plan.lo, plan.hi
     c = coefficients(plan.estimator, plan.total)
-    weight_sums = sums.new_zeros((2, hi - lo))  # M1
+    weight_sums = sums.new_zeros((2, hi - lo)).unbind()  # M1
     weighted = [  # M X
         side.rows.new_zeros((hi - lo, side.rows.shape[1])) if wanted else None
         for side, wanted in zip(sides, needed, strict=True)
@@ -116,6 +114,7 @@ def _backward_pass(
     column_terms = column_terms.to(dtype)
     buffers = [] if kernels else [plan.workspace(side.rows) for side in sides]
     spare = plan.workspace(row_terms)
+    strips = plan.strips(sums)
     for block in plan.blocks():
         i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
         own_i, own_j = slice(i.start - lo, i.stop - lo), slice(j.start - lo, j.stop - lo)
@@ -130,19 +129,19 @@ def _backward_pass(
             M = spare[: math.prod(block.shape)].view(block.shape)
             torch.sub(tiles[other], row_terms[other, i, None], out=M)
             M.sub_(column_terms[other, j])
+            side.times_kernel(M, tiles[this])
             block.diagonal(M).zero_()
-            M.mul_(tiles[this] + side.shift)
-            weight_sums[this, own_i] += M.sum(1, dtype=torch.float64)
+            add_sums([M], [weight_sums[this]], block, lo, strips)
             M = M.to(side.rows.dtype)
             out[own_i].addmm_(M, side.rows[j])
             if block.mirrored:
-                weight_sums[this, own_j] += M.sum(0, dtype=torch.float64)
                 out[own_j].addmm_(M.mT, side.rows[i])
     gradients: list[Tensor | None] = []
     for side, out, total in zip(sides, weighted, weight_sums, strict=True):
         if out is not None:
+            # Two roundings, not one: where all rows of a class are equal the two cancel exactly.
             out = side.rows[lo:hi].mul(total[:, None].to(out.dtype)).sub_(out)
-            out.mul_(-2 * c.norm / side.sigma**2)
+            out.mul_(upstream * (-2 * c.norm / side.sigma**2))
         gradients.append(out)
     return gradients
 
@@ -185,10 +184,10 @@ class _HSIC(torch.autograd.Function):
             for at, sigma in zip((0, 3), ctx.sigmas, strict=True)
         ]
         with torch.no_grad(), full_precision(upstream.device):
-            found = _backward_pass(sides, ctx.needs_input_grad[:2], sums, data[6:], ctx.plan)
-            scale = upstream + poison
+            needed = ctx.needs_input_grad[:2]
+            found = _backward_pass(sides, needed, sums, data[6:], upstream + poison, ctx.plan)
             gradients = [
-                None if g is None else (g * scale).to(local.dtype)
+                None if g is None else g.to(local.dtype)
                 for g, local in zip(found, (x_local, y_local), strict=True)
             ]
         if torch.is_grad_enabled():  # create_graph=True

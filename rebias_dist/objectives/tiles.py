@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,6 +13,10 @@ from torch import Tensor
 from rebias_dist.objectives.features import Features, Group
 
 Estimator: TypeAlias = Literal["unbiased", "biased"]
+
+
+# Rows of a tile that are summed in float64 at a time: few, so that they stay in the cache.
+_STRIP = 128
 
 
 class Coefficients(NamedTuple):
@@ -94,6 +98,11 @@ class Plan(NamedTuple):
         size = min(self.tile, self.hi - self.lo) * min(self.tile, self.total)
         return like.new_empty(size)
 
+    def strips(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for a strip of each of two tiles, as :func:`add_sums` takes it."""
+        size = min(self.tile, _STRIP) * min(self.tile, self.total)
+        return like.new_empty(size), like.new_empty(size)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -107,20 +116,20 @@ class Side:
     @classmethod
     def of(cls, features: Features, sigma: float) -> Side:
         """Kernel of radius ``sigma`` over all gathered rows."""
-        rows = features.gathered.centred
         # Where every exponent is above -2, K − 1 loses next to nothing, and may gain a lot.
-        wide = features.gathered.square_diameter_bound < 4 * sigma**2
+        wide = features.gathered.largest_difference < 2 * sigma / features.rows.shape[1] ** 0.5
+        rows = features.gathered.centred
         return cls(rows, features.gathered.half_square_norms, sigma, wide.to(rows.dtype))
 
     def tile(self, block: Block, estimator: Estimator, workspace: Tensor) -> Tensor:
         """K − shift on a block; the diagonal is 0 if the estimator leaves it out."""
         i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
         tile = workspace[: math.prod(block.shape)].view(block.shape)
-        half = self.half_square_norms
-        torch.addmm(half[j], self.rows[i], self.rows[j].mT, beta=-1, out=tile)
-        tile.sub_(half[i, None]).clamp_(max=0)  # minus half the squared distance
-        block.diagonal(tile).zero_()
-        tile.mul_(1 / self.sigma**2)
+        half, scale = self.half_square_norms, 1 / self.sigma**2
+        torch.addmm(half[j], self.rows[i], self.rows[j].mT, beta=-scale, alpha=scale, out=tile)
+        tile.sub_(half[i, None], alpha=scale).clamp_(max=0)  # minus |a - b|² / (2σ²)
+        if estimator == "biased":
+            block.diagonal(tile).zero_()
         if tile.device.type == "cpu":
             tile = tile.expm1_() if self.shift else tile.exp_()
         else:  # both, rather than have the host wait for the decision
@@ -128,3 +137,37 @@ class Side:
         if estimator == "unbiased":
             block.diagonal(tile).zero_()
         return tile
+
+    def times_kernel(self, M: Tensor, tile: Tensor) -> None:
+        """Multiply ``M`` by K itself, given K − shift; in place."""
+        if tile.device.type == "cpu" and not self.shift:
+            M.mul_(tile)
+        else:
+            M.mul_(tile + self.shift)
+
+
+def add_sums(
+    tiles: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    block: Block,
+    lo: int,
+    strips: Sequence[Tensor],
+    product: Tensor | None = None,
+) -> None:
+    """Add the row sums of one or two tiles to ``sums``, and the sum of the two's product.
+
+    All in float64; a mirrored block counts for its transpose too. ``sums``, one a tile, are
+    those of the rows from ``lo``; ``strips`` as made by :meth:`Plan.strips`.
+    """
+    rows, columns = block.shape
+    for at in range(0, rows, _STRIP):
+        count = min(_STRIP, rows - at)
+        wide = [strip[: count * columns] for strip in strips[: len(tiles)]]
+        first = block.i0 - lo + at
+        for strip, tile, row_sums in zip(wide, tiles, sums, strict=True):
+            strip = strip.view(count, columns).copy_(tile[at : at + count])
+            row_sums[first : first + count].add_(strip.sum(1))
+            if block.mirrored:
+                row_sums[block.j0 - lo : block.j1 - lo].add_(strip.sum(0))
+        if product is not None:
+            product.add_(torch.dot(*wide), alpha=2 if block.mirrored else 1)
