@@ -1,0 +1,277 @@
+"""The structure of a JPEG file, and what the strict decoder says of its pixels.
+
+The decoder is libjpeg-turbo through simplejpeg, which raises on a warning too, but carries
+the text of the first warning alone. A harmless oddity could thus hide damage behind it, so
+the oddity is taken out and the rest has to decode without any warning.
+"""
+
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+MOST_SEGMENTS = 4096
+LONGEST_PADDING = 16
+
+_SOI, _EOI, _SOS, _DNL = 0xD8, 0xD9, 0xDA, 0xDC
+_APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
+_RESTARTS = range(0xD0, 0xD8)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
+# In entropy-coded data FF is followed by 00 (a data byte) or a restart marker; a run of FF
+# before a marker is legal filling.
+_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_TRAILING_ZEROS = re.compile(rb"(?<!\xff)\x00+\xff*\Z")
+
+# The beginnings of warnings that leave the pixels whole, as libjpeg-turbo words them. They
+# only decide whether a second look is worth while; the second decoding has the last word.
+_HARMLESS = re.compile(
+    r"Corrupt JPEG data: \d+ extraneous bytes before marker"
+    r"|Warning: unknown JFIF revision number"
+    r"|Invalid SOS parameters for sequential JPEG"
+    r"|Unknown Adobe color transform code"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A marker with its payload: ``data[start:end]``, from its first FF to the next's.
+
+    ``body`` is where the payload begins, behind marker and length. The entropy-coded data
+    belong to the segment of their SOS, from ``coded`` on (otherwise ``end``).
+    """
+
+    marker: int
+    start: int
+    body: int
+    coded: int
+    end: int
+
+
+@dataclass(slots=True)
+class Structure:
+    """What the markers say.
+
+    ``end`` is the position behind the end marker, -1 if there is none. ``gaps`` are the
+    stretches between segments that belong to none. ``frame`` is the first frame header.
+    """
+
+    segments: list[Segment] = field(default_factory=list)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    frame: Segment | None = None
+    width: int = 0
+    height: int = 0
+    precision: int = 0
+    sampling: tuple[tuple[int, int], ...] = ()
+    scans: int = 0
+    first_scan_components: int = 0
+    end: int = -1
+    too_many_segments: bool = False
+
+    @property
+    def process(self) -> int:
+        """The marker of the frame (0xC0: baseline, 0xC2: progressive), 0 without one."""
+        return self.frame.marker if self.frame else 0
+
+    @property
+    def supported(self) -> bool:
+        """Whether it is what all decoders read: 8 bits, Huffman-coded, not lossless."""
+        return self.process in (*_SEQUENTIAL, _PROGRESSIVE) and self.precision == 8
+
+    @property
+    def coefficient_bytes(self) -> int:
+        """Memory for coefficients that the decoder holds all at once; 0 if it goes by rows."""
+        by_rows = self.process in _SEQUENTIAL and self.first_scan_components == len(self.sampling)
+        if by_rows or not self.sampling:
+            return 0
+        widest = max(1, *(h for h, _ in self.sampling))
+        highest = max(1, *(v for _, v in self.sampling))
+        columns = -(-self.width // (8 * widest))
+        rows = -(-self.height // (8 * highest))
+        return sum(128 * columns * h * rows * v for h, v in self.sampling)
+
+
+def parse(data: bytes) -> Structure:
+    """Walk the markers of ``data``, which begins with FF D8, as the decoder will.
+
+    Never raises: what is malformed ends the walk, and the decoder will have its say.
+    """
+    found = Structure()
+    position = 2
+    while True:
+        if len(found.segments) == MOST_SEGMENTS:
+            found.too_many_segments = True
+            return found
+        start = _find_marker(data, position)
+        if start < 0:
+            return found
+        if start > position:
+            found.gaps.append((position, start))
+        body = start + 1
+        while data[body] == 0xFF:
+            body += 1
+        marker = data[body]
+        body += 1
+        if marker == _EOI:
+            found.segments.append(Segment(marker, start, body, body, body))
+            found.end = body
+            return found
+        if marker == 0x01 or marker in _RESTARTS:
+            found.segments.append(Segment(marker, start, body, body, body))
+            position = body
+            continue
+        if marker == _SOI or body + 2 > len(data):
+            return found
+        end = body + int.from_bytes(data[body : body + 2], "big")
+        if end < body + 2 or end > len(data):
+            return found
+        coded = end
+        if marker == _SOS:
+            found.scans += 1
+            if found.scans == 1 and end > body + 2:
+                found.first_scan_components = data[body + 2]
+            following = _NEXT_MARKER.search(data, coded)
+            end = following.start() if following else len(data)
+        elif marker in _FRAMES and found.frame is None:
+            _read_frame(data, body + 2, end, found)
+            found.frame = Segment(marker, start, body + 2, coded, end)
+        found.segments.append(Segment(marker, start, body + 2, coded, end))
+        position = end
+
+
+def _find_marker(data: bytes, position: int) -> int:
+    """Return where the next marker begins (its first FF) outside coded data, or -1."""
+    while True:
+        start = data.find(b"\xff", position)
+        if start < 0:
+            return -1
+        code = start + 1
+        while code < len(data) and data[code] == 0xFF:
+            code += 1
+        if code >= len(data):
+            return -1
+        if data[code] != 0:
+            return start
+        position = code + 1
+
+
+def _read_frame(data: bytes, body: int, end: int, found: Structure) -> None:
+    if end - body < 6:
+        return
+    found.precision, found.height, found.width, count = struct.unpack_from(">BHHB", data, body)
+    if end - body >= 6 + 3 * count:
+        factors = [data[body + 7 + 3 * component] for component in range(count)]
+        found.sampling = tuple((factor >> 4, factor & 15) for factor in factors)
+
+
+def payloads(data: bytes, structure: Structure, marker: int, name: bytes) -> list[bytes]:
+    """Return the payloads of all segments of ``marker`` that begin with ``name``, without it."""
+    return [
+        data[segment.body + len(name) : segment.coded]
+        for segment in structure.segments
+        if segment.marker == marker and data.startswith(name, segment.body, segment.coded)
+    ]
+
+
+def exif(data: bytes, structure: Structure) -> bytes | None:
+    """Return the EXIF block of the file, None if it has none."""
+    found = payloads(data, structure, _APP1, b"Exif\x00\x00")
+    return found[0] if found else None
+
+
+def icc(data: bytes, structure: Structure) -> bytes | None:
+    """Return the colour profile, ``b""`` if its parts do not fit, None if there is none."""
+    parts = payloads(data, structure, _APP2, b"ICC_PROFILE\x00")
+    if not parts:
+        return None
+    if any(len(part) < 2 or part[1] != len(parts) for part in parts):
+        return b""
+    if [part[0] for part in parts] != list(range(1, len(parts) + 1)):
+        return b""
+    return b"".join(part[2:] for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One pixel in 64 (RGB, [height/8, width/8, 3]), or None and why; ``oddities`` as codes."""
+
+    pixels: Pixels | None
+    reason: str = ""
+    oddities: tuple[str, ...] = ()
+
+
+def decode_strictly(data: bytes, structure: Structure) -> Decoded:
+    """Decode all the entropy-coded data at an eighth of the size, allowing no warning.
+
+    Warnings that leave the pixels whole become ``oddities``: the file decodes without any
+    warning as soon as they are taken out of it. Raises MemoryError only.
+    """
+    try:
+        return Decoded(_eighth(data))
+    except ValueError as error:
+        first = str(error)
+    if not _HARMLESS.match(first):
+        return Decoded(None, _reason(first, structure))
+    plain, oddities = without_oddities(data, structure)
+    try:
+        return Decoded(_eighth(plain), oddities=oddities)
+    except ValueError as error:
+        return Decoded(None, _reason(str(error), structure))
+
+
+def _eighth(data: bytes) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=8)
+    return pixels
+
+
+def _reason(message: str, structure: Structure) -> str:
+    if "Premature end of" in message or structure.end < 0:
+        return "truncated"
+    if message.startswith(("Corrupt JPEG data", "Inconsistent progression")):
+        return "damaged-data"
+    if message.startswith("Insufficient memory"):
+        raise MemoryError(message)
+    return "damaged-header"
+
+
+def without_oddities(data: bytes, structure: Structure) -> tuple[bytes, tuple[str, ...]]:
+    """Return the file without what draws a harmless warning, and the codes of what that was.
+
+    Taken out are bytes that belong to no segment, and up to LONGEST_PADDING zero bytes
+    behind the coded data of a scan; any other rest behind coded data is a trace of damage
+    within them. Overwritten are fields that decoders ignore or replace: the JFIF revision,
+    the spectral range of a sequential scan, an unknown Adobe colour transform.
+    """
+    oddities = set()
+    if structure.gaps:
+        oddities.add("extraneous-bytes")
+    pieces = [data[:2]]
+    for segment in structure.segments:
+        piece = bytearray(data[segment.start : segment.end])
+        body, coded = segment.body - segment.start, segment.coded - segment.start
+        if segment.marker == _APP0 and piece[body : body + 5] == b"JFIF\x00" and coded - body >= 7:
+            if piece[body + 5] != 1:
+                oddities.add("jfif-revision")
+            piece[body + 5 : body + 7] = b"\x01\x01"
+        elif segment.marker == _APP14 and piece[body : body + 5] == b"Adobe" and coded - body >= 12:
+            usual = {3: (0, 1), 4: (0, 2)}.get(len(structure.sampling))
+            if usual and piece[body + 11] not in usual:
+                oddities.add("adobe-transform")
+                piece[body + 11] = usual[1]
+        elif segment.marker == _SOS:
+            if structure.process in _SEQUENTIAL and coded - body >= 4:
+                if piece[coded - 3 : coded] != b"\x00\x3f\x00":
+                    oddities.add("scan-parameters")
+                piece[coded - 3 : coded] = b"\x00\x3f\x00"
+            zeros = _TRAILING_ZEROS.search(piece, coded)
+            if zeros and 0 < zeros.end() - zeros.start() <= LONGEST_PADDING:
+                oddities.add("padded-scan")
+                del piece[zeros.start() :]
+        pieces.append(bytes(piece))
+    return b"".join(pieces), tuple(sorted(oddities))
