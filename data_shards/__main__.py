@@ -11,6 +11,9 @@ from data_shards.errors import EXIT_INTERNAL, DataShardsError
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 _COMMANDS = {
     "convert": "write shards from a data set",
+    "inspect": "show what shards hold, in figures and pictures",
+    "gather": "fetch images from a list of addresses",
+    "cluster": "cluster the images of a split by texture",
 }
 
 _EXIT_CODES = """exit codes: 0 clean, 1 findings (the data are damaged or cannot be had),

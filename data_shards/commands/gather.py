@@ -1,0 +1,166 @@
+"""Fetch images from a list of addresses into class folders, ready for convert.
+
+LIST has a line for each image: its class (wnid) and its URL, parted by white space or a
+comma. Images go to DIR/train/<wnid>/ (and DIR/val/<wnid>/ with --val-fraction), each under
+the hash of its URL, once it has passed the checks that convert makes. gather.jsonl beside
+them says what became of each URL: the same command goes on where a run was stopped, asks
+for nothing twice, and tries again what could not be reached. failures.csv lists the rest.
+
+At most --concurrency bodies of --max-bytes are in memory at once.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
+
+EXAMPLE = """
+python -m data_shards gather urls.txt --output data/gathered --val-fraction 0.05
+python -m data_shards convert imagenet9 --source data/gathered/train --split train --output shards
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``gather``."""
+    parser.add_argument("list", type=Path, metavar="LIST", help="lines 'wnid URL'")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--split", default="train", metavar="NAME", help="folder below DIR (default %(default)s)"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.0,
+        metavar="PART",
+        help="part of the URLs, chosen by their hash, that goes to DIR/val (default %(default)s)",
+    )
+    numbers = [
+        ("--concurrency", int, 32, "N", "requests at once"),
+        ("--per-host", int, 4, "N", "requests at once to one host"),
+        ("--delay", float, 0.1, "SECONDS", "between the starts of two requests to one host"),
+        ("--attempts", int, 4, "N", "requests for one URL before it is left to the next run"),
+        ("--backoff", float, 1.0, "SECONDS", "before the second attempt; doubles each time"),
+        ("--connect-timeout", float, 10.0, "SECONDS", "to connect"),
+        ("--read-timeout", float, 15.0, "SECONDS", "without a byte"),
+        ("--timeout", float, 60.0, "SECONDS", "for a whole request"),
+        ("--max-bytes", int, 20_000_000, "N", "size of an image"),
+        ("--workers", int, 1, "N", "processes that check images"),
+    ]
+    for name, kind, default, unit, text in numbers:
+        parser.add_argument(
+            name, type=kind, default=default, metavar=unit, help=f"{text} (default %(default)s)"
+        )
+    parser.add_argument(
+        "--allow-private",
+        action="store_true",
+        help="also ask hosts with private or loopback addresses; only for a list you trust",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gather and report."""
+    from tqdm import tqdm
+
+    try:
+        import aiohttp  # noqa: F401  # to say so before anything is read
+    except ImportError:
+        raise UsageError(
+            "gather needs the package aiohttp: pip install 'rebias-dist[gather]'"
+        ) from None
+    from data_shards.gather.fetch import Limits
+    from data_shards.gather.journal import Record
+    from data_shards.gather.run import FAILURES_NAME, Options, findings, gather
+    from data_shards.gather.urls import read_list
+
+    _check(arguments)
+    tasks, malformed = read_list(arguments.list)
+    options = Options(
+        split=arguments.split,
+        val_fraction=arguments.val_fraction,
+        limits=Limits(
+            connect_timeout=arguments.connect_timeout,
+            read_timeout=arguments.read_timeout,
+            timeout=arguments.timeout,
+            max_bytes=arguments.max_bytes,
+        ),
+        concurrency=arguments.concurrency,
+        per_host=arguments.per_host,
+        delay=arguments.delay,
+        attempts=arguments.attempts,
+        backoff=arguments.backoff,
+        workers=arguments.workers,
+        allow_private=arguments.allow_private,
+    )
+    failed = 0
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(total=0, unit="image", disable=quiet) as bar:
+
+        def on_end(record: Record) -> None:
+            nonlocal failed
+            failed += record.state != "kept"
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+
+        records = gather(tasks, arguments.output, options, bar.reset, on_end)
+    found = [*malformed, *findings(records)]
+    states = Counter(record.state for record in records)
+    reasons = Counter(reason for r in records if r.state != "kept" for reason in r.reasons)
+    verdicts = Counter(finding.verdict for finding in found)
+    kept = Counter(record.path.split("/")[0] for record in records if record.state == "kept")
+    if arguments.json:
+        for finding in found:
+            print(finding.to_json())
+        summary = {
+            "path": str(arguments.output),
+            "urls": len(records),
+            "kept": dict(sorted(kept.items())),
+            "failed": states["failed"],
+            "unreachable": states["unreachable"],
+            "reasons": dict(sorted(reasons.items())),
+            "malformed_lines": len(malformed),
+            "suspect": verdicts["suspect"],
+            "duplicate": verdicts["duplicate"],
+        }
+        print(json.dumps(summary))
+    else:
+        for finding in malformed[:10]:
+            print(f"{finding.path}: {finding.reasons[0]}")
+        where = ", ".join(f"{number} in {split}" for split, number in sorted(kept.items()))
+        print(f"{arguments.output}: {states['kept']} of {len(records)} images ({where or 'none'})")
+        if verdicts["duplicate"] or verdicts["suspect"]:
+            print(
+                f"kept among them: {verdicts['duplicate']} with the same bytes as another, "
+                f"{verdicts['suspect']} suspect"
+            )
+        if reasons or malformed:
+            why = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+            print(
+                f"not fetched: {states['failed']} for good, {states['unreachable']} until the "
+                f"next run, {len(malformed)} malformed lines ({why}); "
+                f"see {arguments.output / FAILURES_NAME}"
+            )
+    return EXIT_FINDINGS if reasons or malformed else EXIT_CLEAN
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from data_shards.gather.urls import VAL, is_class_name
+
+    if not is_class_name(arguments.split):
+        raise UsageError(f"--split {arguments.split!r}: letters, digits, - and _ make a name")
+    if not 0 <= arguments.val_fraction < 1:
+        raise UsageError(f"--val-fraction {arguments.val_fraction}: must be from 0 to below 1")
+    if arguments.val_fraction and arguments.split == VAL:
+        raise UsageError("--val-fraction divides a split from 'val'; give --split another name")
+    for name in ("concurrency", "per_host", "attempts", "max_bytes", "workers"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("delay", "backoff"):
+        if not 0 <= getattr(arguments, name) < float("inf"):
+            raise UsageError(f"--{name} must be 0 or more seconds")
+    for name in ("connect_timeout", "read_timeout", "timeout"):
+        if not 0 < getattr(arguments, name) < float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')} must be more than 0 seconds")
