@@ -1,22 +1,29 @@
-"""What does the HSIC term cost, and what does its precision buy?
+"""What does the HSIC term cost, how does it grow, and what does its precision buy?
 
     python -m benchmarks.hsic [--quick]
 
-Value and gradient of both sides on one process, against two dense float32 programs in the
-same run: ``trace(K @ L)``, the usual O(N³) way, and a fair O(N²) one that autograd
-differentiates. Errors are relative to float64, of the gradient of x by its largest entry.
+Value and gradient of both sides in float32, against two dense programs in the same run:
+`trace(K @ L)`, the usual O(N³) way, and a fair O(N²) one that autograd differentiates.
+Errors are relative to float64; of the gradient of x by its largest entry. Memory is what the
+process's peak grows by, each in a process of its own.
 """
 
-import argparse
+import multiprocessing
+import resource
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.harness import Benchmark, in_turn, milliseconds, ratio
 from rebias_dist.objectives import hsic
+
+Program = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def kernel(x: Tensor, sigma: float) -> Tensor:
@@ -46,59 +53,117 @@ def ours(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     return hsic(x, y, sigma, sigma, check=False)
 
 
+PROGRAMS: dict[str, Program] = {"ours": ours, "dense": dense, "trace": trace}
+
+
+def rows(n: int, width: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, float]:
+    """Independent features with mean 3, and their median distance."""
+    generator = torch.Generator().manual_seed(n)
+    x, y = (torch.randn(n, width, generator=generator)[part] + 3 for _ in range(2))
+    return x, y, (2 * width) ** 0.5
+
+
 def value_and_gradients(
-    function: Callable[[Tensor, Tensor, float], Tensor], x: Tensor, y: Tensor, sigma: float
+    function: Program, x: Tensor, y: Tensor, sigma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, y = x.requires_grad_(), y.requires_grad_()
     value = function(x, y, sigma)
     return value.detach(), *torch.autograd.grad(value, (x, y))
 
 
-def milliseconds(function: Callable[[], object], seconds: float = 0.5) -> float:
-    """Smallest of repeated runs: on a shared machine the rest is other people's work."""
-    function()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times) * 1e3
+def peak_growth(name: str, n: int, width: int) -> float:
+    """Megabytes that a call adds to the peak of this (fresh) process."""
+    torch.set_num_threads(1)
+    value_and_gradients(PROGRAMS[name], *rows(64, width))  # libraries load what they need
+    case = rows(n, width)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    value_and_gradients(PROGRAMS[name], *case)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def in_fresh_process(function: Callable, *arguments: object) -> object:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def cpu_seconds_of_a_rank(rank: int, world: int, store: str, n: int, width: int) -> float:
+    """CPU time of one rank for its share of the value and the gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    x, y, sigma = rows(n, width, slice(rank * n // world, (rank + 1) * n // world))
+    value_and_gradients(ours, x, y, sigma)
+    times = []
+    for _ in range(3):
+        dist.barrier()
+        begin = time.process_time()
+        value_and_gradients(ours, x, y, sigma)
+        times.append(time.process_time() - begin)
+    dist.barrier()
+    dist.destroy_process_group()
+    return min(times)
+
+
+def slowest_rank(world: int, n: int, width: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [(rank, world, str(Path(folder) / "store"), n, width) for rank in range(world)]
+        with multiprocessing.get_context("spawn").Pool(world) as pool:
+            return max(pool.starmap(cpu_seconds_of_a_rank, cases, chunksize=1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="N up to 512")
-    parser.add_argument("--width", type=int, default=512, help="features a row (default: 512)")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(describe())
-    print(f"float32, width {options.width}, rows with mean 3, sigma = the median distance\n")
-    print(
-        "|    N | ours ms | dense ms | trace ms | dense/ours | trace/ours "
-        "| error of H: ours | dense | of ∂x: ours | dense |\n" + "|---" * 10 + "|"
+    run = Benchmark(
+        "hsic",
+        __doc__,
+        lambda parser: parser.add_argument("--width", type=int, default=512, help="of the rows"),
     )
-    sigma = (2 * options.width) ** 0.5
-    for n in (64, 128, 256, 512) if options.quick else (64, 128, 256, 512, 2048):
-        generator = torch.Generator().manual_seed(n)
-        x, y = (torch.randn(n, options.width, generator=generator) + 3 for _ in range(2))
-        programs = {"ours": ours, "dense": dense, "trace": trace}
-        exact = value_and_gradients(dense, x.double(), y.double(), sigma)
-        times, errors = {}, {}
-        for name, program in programs.items():
-            times[name] = milliseconds(partial(value_and_gradients, program, x, y, sigma))
-            found = value_and_gradients(program, x, y, sigma)
-            errors[name] = [
-                float((a - b).abs().max() / b.abs().max())
-                for a, b in zip(found[:2], exact[:2], strict=True)
-            ]
-        t = times
-        print(
-            f"| {n:4} | {t['ours']:.2f} | {t['dense']:.2f} | {t['trace']:.2f} "
-            f"| {t['dense'] / t['ours']:.2f} | {t['trace'] / t['ours']:.2f} "
-            f"| {errors['ours'][0]:.1e} | {errors['dense'][0]:.1e} "
-            f"| {errors['ours'][1]:.1e} | {errors['dense'][1]:.1e} |"
+    quick, width = run.options.quick, run.options.width
+
+    speed = run.table(
+        f"Milliseconds, median (smallest); float32, two sides of width {width}, one process",
+        *("N", "ours", "dense", "trace", "dense / ours", "trace / ours"),
+        *("error of H: ours", "dense", "of ∂x: ours", "dense"),
+    )
+    for n in (64, 128) if quick else (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384):
+        case = rows(n, width)
+        found = [name for name in PROGRAMS if name == "ours" or n <= 8192]
+        times = in_turn(
+            {name: partial(value_and_gradients, PROGRAMS[name], *case) for name in found},
+            least=20 if n <= 512 else 3,
+            warm_up=n <= 4096,
         )
+        errors = ["–"] * 4
+        if n <= 2048:
+            exact = value_and_gradients(dense, case[0].double(), case[1].double(), case[2])
+            for place, name in enumerate(("ours", "dense")):
+                for which, (a, b) in enumerate(
+                    zip(value_and_gradients(PROGRAMS[name], *case)[:2], exact[:2], strict=True)
+                ):
+                    off = float((a - b).abs().max() / b.abs().max())
+                    errors[2 * which + place] = f"{off:.1e}"
+        cells = [milliseconds(times[name]) if name in times else "–" for name in PROGRAMS]
+        ratios = [
+            ratio(times[name], times["ours"]) if name in times else "–"
+            for name in ("dense", "trace")
+        ]
+        speed.add(n, *cells, *ratios, *errors)
+
+    n = 512 if quick else 8192
+    memory = run.table("Extra memory at the peak, MB", "N", *PROGRAMS, "trace / ours")
+    grown = {name: in_fresh_process(peak_growth, name, n, width) for name in PROGRAMS}
+    memory.add(
+        n, *(f"{grown[name]:.0f}" for name in PROGRAMS),
+        f"{grown['trace'] / max(grown['ours'], 0.1):.1f}",
+    )  # fmt: skip
+
+    ranks = run.table(
+        "CPU seconds of the slowest rank (gloo, one thread each)", "N", "W", "seconds", "W = 1 / W"
+    )
+    alone = None
+    for world in (1, 2) if quick else (1, 2, 4, 8):
+        seconds = slowest_rank(world, n, width)
+        alone = alone or seconds
+        ranks.add(n, world, f"{seconds:.3f}", f"{alone / seconds:.2f}")
+    run.record()
 
 
 if __name__ == "__main__":

@@ -84,10 +84,10 @@ class _Gathered:
         return rows - rows.mean(0)
 
     @cached_property
-    def half_square_norms(self) -> Tensor:
-        """``|x|²/2`` of the centred rows, ``(N,)``, infinite where it overflows."""
+    def square_norms(self) -> Tensor:
+        """``|x|²`` of the centred rows, ``(N,)``, infinite where it overflows."""
         norms: Tensor = torch.linalg.vector_norm(self.centred, dim=1, dtype=torch.float64)
-        return norms.square_().mul_(0.5).to(self.centred.dtype)
+        return norms.square_().to(self.centred.dtype)
 
     @cached_property
     def poison(self) -> Tensor:
@@ -96,7 +96,7 @@ class _Gathered:
         All ranks hold all rows, so all agree, even those whose own part of a result would
         hide the row behind ``exp(-inf) = 0``.
         """
-        return self.half_square_norms.sum(dtype=torch.float64) * 0
+        return self.square_norms.sum(dtype=torch.float64) * 0
 
     @cached_property
     def largest_difference(self) -> Tensor:

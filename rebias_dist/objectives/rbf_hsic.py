@@ -103,9 +103,12 @@ def _backward_pass(
     """∂H/∂x and ∂H/∂y of this rank's rows times ``upstream``, in their side's dtype, or None."""
     lo, hi = plan.lo, plan.hi
     c = coefficients(plan.estimator, plan.total)
-    weight_sums = sums.new_zeros((2, hi - lo)).unbind()  # M1
-    weighted = [  # M X
-        side.rows.new_zeros((hi - lo, side.rows.shape[1])) if wanted else None
+    weight_sums = list(sums.new_zeros((2, hi - lo)).unbind())  # M1
+    # M X; one block has nothing to add to, and small batches feel each operation.
+    weighted: list[Tensor | None] = [
+        side.rows.new_zeros((hi - lo, side.rows.shape[1]))
+        if wanted and not plan.one_block
+        else None
         for side, wanted in zip(sides, needed, strict=True)
     ]
     dtype = torch.promote_types(sides[0].rows.dtype, sides[1].rows.dtype)
@@ -122,8 +125,8 @@ def _backward_pass(
             side.tile(block, plan.estimator, buffer)
             for side, buffer in zip(sides, buffers, strict=True)
         ]
-        for this, (side, out) in enumerate(zip(sides, weighted, strict=True)):
-            if out is None:
+        for this, side in enumerate(sides):
+            if not needed[this]:
                 continue
             other = 1 - this
             M = spare[: math.prod(block.shape)].view(block.shape)
@@ -131,6 +134,11 @@ def _backward_pass(
             M.sub_(column_terms[other, j])
             side.times_kernel(M, tiles[this])
             block.diagonal(M).zero_()
+            out = weighted[this]
+            if out is None:
+                weight_sums[this] = M.sum(1, dtype=torch.float64)
+                weighted[this] = M.to(side.rows.dtype) @ side.rows
+                continue
             add_sums([M], [weight_sums[this]], block, lo, strips)
             M = M.to(side.rows.dtype)
             out[own_i].addmm_(M, side.rows[j])
@@ -170,7 +178,7 @@ class _HSIC(torch.autograd.Function):
         needed = any(ctx.needs_input_grad[:2])
         value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
         if needed:
-            data = (x.rows, x.half_square_norms, x.shift, y.rows, y.half_square_norms, y.shift)
+            data = (x.rows, x.square_norms, x.shift, y.rows, y.square_norms, y.shift)
             ctx.save_for_backward(x_local, y_local, poison, sums, *data, *kernels)
             ctx.plan, ctx.sigmas = plan, (x.sigma, y.sigma)
         return value + poison
@@ -232,7 +240,7 @@ def _refuse_non_finite(name: str, features: Features) -> None:
     bad = ~rows.isfinite().all(1)
     what = "non-finite values"
     if not bad.any():
-        bad = ~features.gathered.half_square_norms.isfinite()
+        bad = ~features.gathered.square_norms.isfinite()
         what = "values whose squares overflow"
     if not bad.any():
         return

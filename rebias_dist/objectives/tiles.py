@@ -109,7 +109,7 @@ class Side:
     """One of the two variables, with its kernel."""
 
     rows: Tensor  # (N, d), centred
-    half_square_norms: Tensor  # (N,)
+    square_norms: Tensor  # (N,)
     sigma: float
     shift: Tensor  # 0-d, 1 where tiles hold K − 1, 0 where they hold K
 
@@ -119,15 +119,16 @@ class Side:
         # Where every exponent is above -2, K − 1 loses next to nothing, and may gain a lot.
         wide = features.gathered.largest_difference < 2 * sigma / features.rows.shape[1] ** 0.5
         rows = features.gathered.centred
-        return cls(rows, features.gathered.half_square_norms, sigma, wide.to(rows.dtype))
+        return cls(rows, features.gathered.square_norms, sigma, wide.to(rows.dtype))
 
     def tile(self, block: Block, estimator: Estimator, workspace: Tensor) -> Tensor:
         """K − shift on a block; the diagonal is 0 if the estimator leaves it out."""
         i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
         tile = workspace[: math.prod(block.shape)].view(block.shape)
-        half, scale = self.half_square_norms, 1 / self.sigma**2
-        torch.addmm(half[j], self.rows[i], self.rows[j].mT, beta=-scale, alpha=scale, out=tile)
-        tile.sub_(half[i, None], alpha=scale).clamp_(max=0)  # minus |a - b|² / (2σ²)
+        norms, scale = self.square_norms, 1 / self.sigma**2
+        rows, columns = self.rows[i], self.rows[j].mT
+        torch.addmm(norms[j], rows, columns, beta=-scale / 2, alpha=scale, out=tile)
+        tile.sub_(norms[i, None], alpha=scale / 2).clamp_(max=0)  # minus |a - b|² / (2σ²)
         if estimator == "biased":
             block.diagonal(tile).zero_()
         if tile.device.type == "cpu":

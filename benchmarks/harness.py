@@ -1,0 +1,169 @@
+"""What all benchmarks share: arguments, times taken in turn, tables, and a record of it all."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one program over its repeats."""
+
+    smallest: float
+    median: float
+    largest: float
+    repeats: int
+
+
+def in_turn(
+    programs: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 1.0,
+    least: int = 3,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Times]:
+    """Run the programs in turn until the first has run ``seconds`` and ``least`` times.
+
+    In turn, so that whatever else the machine does falls on all of them alike.
+    """
+    if warm_up:
+        for program in programs.values():
+            program()
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    first = next(iter(programs))
+    while len(taken[first]) < least or sum(taken[first]) < seconds:
+        for name, program in programs.items():
+            begin = clock()
+            program()
+            taken[name].append(clock() - begin)
+    return {
+        name: Times(min(t), statistics.median(t), max(t), len(t)) for name, t in taken.items()
+    }
+
+
+def ratio(baseline: Times, ours: Times) -> str:
+    """How many times faster ours is: by the medians, and in brackets by the smallest."""
+    medians, smallest = baseline.median / ours.median, baseline.smallest / ours.smallest
+    return f"{medians:.2f} ({smallest:.2f})"
+
+
+def milliseconds(times: Times) -> str:
+    """Median, and in brackets the smallest."""
+    return f"{times.median * 1e3:.4g} ({times.smallest * 1e3:.4g})"
+
+
+@dataclass
+class Table:
+    """Printed as it grows, row by row, as Markdown."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Print the head."""
+        print(f"\n{self.title}\n\n| {' | '.join(self.columns)} |\n{'|---' * len(self.columns)}|")
+
+    def add(self, *cells: object) -> None:
+        """Add and print a row."""
+        row = [str(cell) for cell in cells]
+        assert len(row) == len(self.columns)
+        self.rows.append(row)
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+class Benchmark:
+    """One run of one benchmark: its options, its tables, and the record that it leaves."""
+
+    def __init__(
+        self,
+        name: str,
+        doc: str | None,
+        add_arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    ) -> None:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{name}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument(
+            "--quick", action="store_true", help="small cases, to see that it runs; no record"
+        )
+        parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+        parser.add_argument(
+            "--results", type=Path, default=RESULTS, metavar="DIR", help="where the record goes"
+        )
+        add_arguments(parser)
+        self.name = name
+        self.options = parser.parse_args()
+        self.tables: list[Table] = []
+        torch.set_num_threads(self.options.threads)
+        self.machine = machine()
+        print(", ".join(f"{key} {value}" for key, value in self.machine.items()), flush=True)
+
+    def table(self, title: str, *columns: str) -> Table:
+        """Begin a table."""
+        self.tables.append(Table(title, columns))
+        return self.tables[-1]
+
+    def record(self) -> None:
+        """Write what was found to ``<results>/<name>.json``, unless it was a quick run."""
+        if self.options.quick:
+            return
+        options = {
+            key: value for key, value in vars(self.options).items() if key not in ("results",)
+        }
+        content = {
+            "format": FORMAT,
+            "benchmark": self.name,
+            "machine": self.machine,
+            "options": options,
+            "tables": [asdict(table) for table in self.tables],
+        }
+        self.options.results.mkdir(parents=True, exist_ok=True)
+        path = self.options.results / f"{self.name}.json"
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        print(f"\nrecorded in {path}")
+
+
+def machine() -> dict[str, str | int]:
+    """Date, processor, cores, threads, versions and commit."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        names = [s for s in information.read_text().splitlines() if s.startswith("model name")]
+        processor = names[0].partition(": ")[2] if names else processor
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    packages = ("torch", "torchvision", "numpy", "pillow", "webdataset", "adamp")
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "processor": processor,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "commit": commit or "unknown",
+    }
