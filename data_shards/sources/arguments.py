@@ -1,0 +1,111 @@
+"""The options of ``convert`` that say what is converted, for the data sets of ImageNet's kind."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_shards.sources.datasets import SUMMARIES, custom, dataset
+from data_shards.sources.imagenet import SELECTION_FRACTION, listings
+from data_shards.sources.listing import Listing
+
+CUSTOM = "folder"
+DATASETS = {**SUMMARIES, CUSTOM: "any other data set, with --classes, its class-map file"}
+
+_EXAMPLES = {
+    "imagenet1k": "--source ILSVRC2012_img_train.tar --split train",
+    "imagenet9": "--source ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz",
+    "imagenet-a": "--source imagenet-a.tar",
+    "imagenet9-a": "--source imagenet-a.tar",
+    "imagenet-c": "--source blur.tar --split defocus_blur-3",
+    "imagenet9-c": "--source blur.tar noise.tar weather.tar digital.tar",
+    CUSTOM: "--name pets --classes pets.csv --source photos --split train",
+}
+
+
+def example(name: str) -> str:
+    """Return a command that converts the data set ``name`` of :data:`DATASETS`."""
+    output = "pets" if name == CUSTOM else name
+    return f"python -m data_shards convert {name} {_EXAMPLES[name]} --output shards/{output}"
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what :func:`listings_from` reads, but for ``--seed`` and ``--json``."""
+    corrupted = name.endswith("-c")
+    can_train = name == CUSTOM or dataset(name).can_train
+    parser.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH",
+        help="archives (plain .tar, read in place), or folders of class folders or archives",
+    )
+    if corrupted:
+        split = "<corruption>-<severity>, such as fog-3; default: all that are there"
+    elif can_train:
+        split = "train, selection (a part of the training images) or val; default: all there are"
+        split = f"{split}; any name" if name == CUSTOM else split
+    else:
+        split = "default: the only one, test"
+    parser.add_argument("--split", metavar="NAME", help=split)
+    if name == CUSTOM:
+        parser.add_argument("--name", required=True, help="what the data set is to be called")
+        parser.add_argument(
+            "--classes",
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help="CSV with the columns wnid (the folder's name) and, if wanted, class and label",
+        )
+    if can_train:
+        parser.add_argument(
+            "--selection-fraction",
+            type=float,
+            default=SELECTION_FRACTION,
+            metavar="PART",
+            help="part of each class's training images that is held out for selection; 0: no "
+            "such split (default %(default)s)",
+        )
+        parser.add_argument(
+            "--stylised",
+            type=Path,
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="PATH",
+            help="stylised copies that go into train as well, under the names of the originals",
+        )
+        parser.add_argument(
+            "--labels",
+            type=Path,
+            metavar="FILE",
+            help="classes of validation images without class folders: the devkit "
+            "(ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv or a CSV with the "
+            "columns name,wnid; default: looked for beside the source",
+        )
+    parser.add_argument(
+        "--no-md5",
+        action="store_true",
+        help="do not read archives whole to compute and compare their md5",
+    )
+
+
+def listings_from(arguments: argparse.Namespace) -> list[Listing]:
+    """Return what the options ask for; a bar on stderr if that is a terminal.
+
+    Reads the data set's name from ``arguments.dataset``, and ``seed`` and ``json`` as well.
+    """
+    name = arguments.dataset
+    chosen = custom(arguments.name, arguments.classes) if name == CUSTOM else dataset(name)
+    return listings(
+        chosen,
+        arguments.source,
+        arguments.split,
+        stylised=getattr(arguments, "stylised", []),
+        selection_fraction=getattr(arguments, "selection_fraction", 0.0),
+        seed=arguments.seed,
+        verify_md5=not arguments.no_md5,
+        labels=getattr(arguments, "labels", None),
+        progress=not arguments.json and sys.stderr.isatty(),
+    )

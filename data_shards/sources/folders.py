@@ -1,0 +1,218 @@
+"""What images a folder or an archive holds, folder by folder, before any is opened."""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tqdm import tqdm
+
+from data_shards.errors import DataShardsError, UsageError
+from data_shards.findings import Finding
+from data_shards.sources.archives import index_tar, printable
+
+IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
+
+_DEEPEST: Final = 32  # folders inside one another
+# Files that lie about where images are, and that nobody misses.
+_JUNK_ENDINGS: Final = {
+    *("csv", "db", "gz", "html", "ini", "json", "log", "mat", "md", "md5", "pdf", "py", "sh"),
+    *("tgz", "txt", "xml", "yaml", "zip"),
+}
+_JUNK_FOLDERS: Final = frozenset({"__MACOSX", "lost+found"})
+_KINDS: Final = {
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+class File(NamedTuple):
+    """``length`` bytes at ``offset`` of ``path``, called ``name`` in its folder."""
+
+    name: str
+    path: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The images of one folder, and the names of its other files that may be meant as images.
+
+    ``parts`` lead there from the source, a tar being one of them; if the source is itself a
+    tar, its name is the first. ``archive``: the outermost tar's name, "" outside of any.
+    """
+
+    parts: tuple[str, ...]
+    archive: str
+    images: list[File] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+class Scanner:
+    """Walks sources and gathers what is worth telling: findings, archives, ignored files.
+
+    ``wanted(parts)`` says whether a folder or tar is worth entering; a tar of 138 GB is not
+    opened in vain. ``md5``: compute that of each archive. ``progress``: a bar on stderr.
+    """
+
+    def __init__(
+        self, wanted: Callable[[tuple[str, ...]], bool], *, md5: bool, progress: bool
+    ) -> None:
+        self._wanted = wanted
+        self._md5 = md5
+        self._progress = progress
+        self.findings: list[Finding] = []
+        self.archives: dict[str, str | None] = {}  # name -> md5
+        self.ignored: list[str] = []
+
+    def scan(self, source: Path) -> Iterator[Folder]:
+        """Yield every folder that holds files, in no particular order.
+
+        UsageError if ``source`` does not exist, DataShardsError if an archive is damaged.
+        """
+        try:
+            root = os.path.realpath(source, strict=True)
+        except OSError as error:
+            raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
+        if os.path.isdir(root):
+            with tqdm(
+                desc=f"listing {printable(source.name)}",
+                unit=" files",
+                disable=not self._progress,
+                file=sys.stderr,
+            ) as bar:
+                yield from self._walk(root, bar.update)
+        else:
+            yield from self._tar((source.name,), root)
+
+    def _walk(self, root: str, on_files: Callable[[int], object]) -> Iterator[Folder]:
+        waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
+        while waiting:
+            path, parts = waiting.pop()
+            folder = Folder(parts, archive="")
+            tars = []
+            try:
+                entries = os.scandir(path)
+            except OSError as error:
+                if not parts:
+                    raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+                self._refuse(parts, "unreadable-folder")
+                continue
+            with entries:
+                for entry in entries:
+                    name = entry.name
+                    inside = (*parts, name)
+                    if entry.is_dir(follow_symlinks=False):
+                        if name.startswith(".") or name in _JUNK_FOLDERS:
+                            self._ignore(inside)
+                        elif len(parts) >= _DEEPEST:
+                            self._refuse(inside, "too-deep")
+                        elif self._wanted(inside):
+                            waiting.append((entry.path, inside))
+                    elif is_image(name):
+                        self._add_image(folder, entry, root)
+                    elif not entry.is_file(follow_symlinks=False):
+                        self._refuse(inside, _kind(entry))
+                    elif name[-4:].lower() == ".tar":
+                        tars.append((entry.path, inside))
+                    else:
+                        self._other(folder, name)
+            on_files(len(folder.images))
+            if folder.images or folder.others:
+                yield folder
+            for tar, inside in sorted(tars):
+                if self._wanted(inside):
+                    yield from self._tar(inside, tar)
+
+    def _add_image(self, folder: Folder, entry: os.DirEntry[str], root: str) -> None:
+        try:
+            facts = entry.stat(follow_symlinks=False)
+            path = entry.path
+            if stat.S_ISLNK(facts.st_mode):
+                # A link is as good as a file, but only if the source itself holds the file.
+                path = os.path.realpath(path, strict=True)
+                if not path.startswith(root.rstrip("/") + "/"):
+                    self._refuse((*folder.parts, entry.name), "link-out-of-source")
+                    return
+                facts = os.stat(path)
+        except OSError:
+            self._refuse((*folder.parts, entry.name), "unreadable")
+            return
+        if stat.S_ISREG(facts.st_mode):
+            folder.images.append(File(entry.name, path, 0, facts.st_size))
+        else:
+            kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "not-a-file")
+            self._refuse((*folder.parts, entry.name), kind)
+
+    def _other(self, folder: Folder, name: str) -> None:
+        if name.startswith(".") or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
+            self._ignore((*folder.parts, name))
+        else:
+            folder.others.append(name)
+
+    def _tar(self, parts: tuple[str, ...], path: str) -> Iterator[Folder]:
+        name = parts[-1]
+        try:
+            size = os.stat(path).st_size
+            with tqdm(
+                desc=f"{'md5 of' if self._md5 else 'listing'} {printable(name)}",
+                total=size,
+                unit="B",
+                unit_scale=True,
+                disable=not self._progress,
+                file=sys.stderr,
+            ) as bar:
+                index = index_tar(path, md5=self._md5, on_bytes=bar.update)
+        except OSError as error:
+            raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+        self.archives[name] = index.md5
+        prefix = "/".join(map(printable, parts))
+        self.findings += [
+            Finding(f"{prefix}/{finding.path}", finding.verdict, finding.reasons)
+            for finding in index.refused
+        ]
+        folders: dict[str, Folder] = {}
+        for inner, offset, length in index.members:
+            where, _, file = inner.rpartition("/")
+            folder = folders.get(where)
+            if folder is None:
+                below = tuple(where.split("/")) if where else ()
+                folder = folders[where] = Folder((*parts, *below), archive=name)
+            if is_image(file):
+                folder.images.append(File(file, path, offset, length))
+            else:
+                self._other(folder, file)
+        del index
+        for folder in folders.values():
+            hidden = [p for p in folder.parts if p.startswith(".") or p in _JUNK_FOLDERS]
+            if hidden:
+                self._ignore(folder.parts)
+            elif self._wanted(folder.parts):
+                yield folder
+
+    def _refuse(self, parts: tuple[str, ...], reason: str) -> None:
+        self.findings.append(Finding("/".join(map(printable, parts)), "refused", (reason,)))
+
+    def _ignore(self, parts: tuple[str, ...]) -> None:
+        self.ignored.append("/".join(map(printable, parts)))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return what a file is that is neither regular nor a folder; nothing is opened."""
+    try:
+        if entry.is_symlink():
+            return "link-to-folder" if entry.is_dir() else "link"
+        return _KINDS.get(stat.S_IFMT(entry.stat().st_mode), "not-a-file")
+    except OSError:
+        return "unreadable"
+
+
+def is_image(name: str) -> bool:
+    """Return whether a name is one of an image: .JPEG, .jpg or .png in any case, not hidden."""
+    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS and name[0] != "."

@@ -1,0 +1,233 @@
+"""List the images of ImageNet and its kin, whatever form they lie in.
+
+A source is a folder of class folders (by wnid), with or without ``train`` and ``val`` around
+them; an archive as ILSVRC2012, ImageNet-A and ImageNet-C publish them, read in place; a folder
+with such archives; or Kaggle's ``ILSVRC/Data/CLS-LOC``. A class is found by its folder's name,
+never by its position, so a missing one shifts no label.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from data_shards.errors import UsageError
+from data_shards.findings import Finding
+from data_shards.manifest import Option
+from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TRAIN, Dataset
+from data_shards.sources.images import Found, Row, find_images
+from data_shards.sources.listing import Item, Listing
+from data_shards.sources.naming import safe_key, selection_keys, unique_keys
+
+SELECTION_FRACTION = 0.02
+STYLISED = "stylised"
+
+_SHOWN = 5  # names in a warning
+
+
+def listings(
+    dataset: Dataset,
+    sources: Sequence[Path],
+    split: str | None = None,
+    *,
+    stylised: Sequence[Path] = (),
+    selection_fraction: float = SELECTION_FRACTION,
+    seed: int = 0,
+    verify_md5: bool = True,
+    labels: Path | None = None,
+    progress: bool = False,
+) -> list[Listing]:
+    """Return a listing of each split that ``sources`` hold, or of ``split`` alone.
+
+    ``selection`` is a part of the training images, ``selection_fraction`` of each wnid as
+    :func:`~data_shards.sources.naming.selection_keys` says; ``train`` is the rest, and with it
+    the images of ``stylised``, except copies of selection images. ``verify_md5`` reads archives
+    whole. ``labels`` says the classes of images that lie in no class folder; the files of
+    ILSVRC2012 and Kaggle are found by themselves beside the source. The items are in the order
+    of their keys, so the order does not depend on the form of the source.
+
+    UsageError if a source does not fit, DataShardsError if an archive is damaged.
+    """
+    if split is not None:
+        dataset.check_split(split)
+    if not 0 <= selection_fraction < 1:
+        raise UsageError(f"--selection-fraction {selection_fraction}: must be from 0 to below 1")
+    if split == SELECTION and selection_fraction == 0:
+        raise UsageError("--split selection: would be empty with --selection-fraction 0")
+    if stylised and (split not in (None, TRAIN) or not dataset.can_train):
+        raise UsageError(f"--stylised: is for the split train, not for {split or dataset.name}")
+    wanted = TRAIN if split == SELECTION else split
+    found = find_images(dataset, sources, wanted, labels=labels, md5=verify_md5, progress=progress)
+    copies = (
+        find_images(dataset, stylised, TRAIN, labels=None, md5=verify_md5, progress=progress)
+        if stylised and TRAIN in found.rows
+        else None
+    )
+    if stylised and copies is None:
+        raise UsageError("--stylised: needs training images in --source")
+    result = []
+    for name in dataset.order(found.rows):
+        if name == TRAIN and dataset.can_train:
+            result += _training(
+                dataset, found, copies, split, fraction=selection_fraction, seed=seed
+            )
+        else:
+            result.append(_listing(dataset, name, found.rows[name], [found]))
+    return result
+
+
+def _training(
+    dataset: Dataset,
+    found: Found,
+    copies: Found | None,
+    split: str | None,
+    *,
+    fraction: float,
+    seed: int,
+) -> list[Listing]:
+    rows = found.rows[TRAIN]
+    facts: dict[str, Option] = {"selection_fraction": fraction, "selection_seed": seed}
+    chosen: Collection[tuple[str, str]] = ()
+    warnings = _count_warning(dataset, TRAIN, len(rows))
+    if fraction:
+        chosen = selection_keys(((row.wnid, row.key) for row in rows), fraction, seed)
+    if fraction and not chosen:
+        problem = (
+            f"selection would be empty: --selection-fraction {fraction} of each class is less "
+            "than one image"
+        )
+        if split == SELECTION:
+            raise UsageError(f"--split selection: {problem}")
+        warnings.append(problem)
+    result = []
+    if split != SELECTION:
+        rest = [row for row in rows if (row.wnid, row.key) not in chosen] if chosen else rows
+        founds = [found]
+        styled: list[Row] = []
+        if copies is not None:
+            founds.append(copies)
+            styled = [row for row in copies.rows[TRAIN] if (row.wnid, row.key) not in chosen]
+            left = len(copies.rows[TRAIN]) - len(styled)
+            facts = {**facts, STYLISED: len(styled)}
+            if left:
+                warnings.append(f"{left} stylised copies of selection images were left out")
+        result.append(
+            _listing(dataset, TRAIN, rest, founds, styled=styled, facts=facts, warnings=warnings)
+        )
+        warnings = []
+    if split != TRAIN and chosen:
+        part = [row for row in rows if (row.wnid, row.key) in chosen]
+        result.append(
+            _listing(
+                dataset,
+                SELECTION,
+                part,
+                [found] if split == SELECTION else [],
+                archives=found,
+                facts={"selection_fraction": fraction, "selection_seed": seed},
+                warnings=warnings,
+            )
+        )
+    return result
+
+
+def _listing(
+    dataset: Dataset,
+    split: str,
+    rows: Sequence[Row],
+    told_by: Sequence[Found],
+    *,
+    styled: Sequence[Row] = (),
+    archives: Found | None = None,
+    facts: dict[str, Option] | None = None,
+    warnings: Sequence[str] = (),
+) -> Listing:
+    """Make the items of a split; ``told_by`` have the findings and warnings that go with it."""
+    source_split = TRAIN if split == SELECTION else split
+    items = _items(dataset, rows, styled)
+    told = list(warnings)
+    if source_split != TRAIN or not dataset.can_train:
+        told += _count_warning(dataset, split, len(rows))
+    told += _missing_warning(dataset, rows)
+    findings: list[Finding] = []
+    for found in told_by:
+        findings += found.findings.get(source_split, [])
+        told += found.outside_warning(source_split, dataset.name)
+    all_facts = dict(facts or {})
+    names: dict[str, str | None] = {}
+    for found in [*told_by, *([archives] if archives is not None else [])]:
+        names.update(found.archives.get(source_split, {}))
+    if names:
+        all_facts["archives"] = list(names)
+    if names and all(names.values()):
+        all_facts["archives_md5"] = [digest for digest in names.values() if digest]
+    for name, digest in names.items():
+        published = PUBLISHED_MD5.get(name)
+        if published and digest and digest != published:
+            findings.append(Finding(name, "suspect", ("md5-mismatch",)))
+            told.append(f"{name}: its md5 is {digest}, published is {published}")
+    all_facts["listing_sha256"] = _digest(items)
+    return Listing(
+        dataset=dataset.name,
+        split=split,
+        classes=dataset.class_map.classes,
+        items=items,
+        normalize=dataset.normalize,
+        facts=all_facts,
+        findings=tuple(findings),
+        warnings=tuple(told),
+    )
+
+
+def _items(dataset: Dataset, rows: Sequence[Row], styled: Sequence[Row]) -> tuple[Item, ...]:
+    labels = dataset.class_map.labels
+    marked = [(row._replace(key=safe_key(f"{STYLISED}_{row.key}")), (STYLISED,)) for row in styled]
+    table: list[tuple[Row, tuple[str, ...]]] = [(row, ()) for row in rows]
+    table += marked
+    table.sort()
+    keys = unique_keys(
+        [row.key for row, _ in table], [row.source.rpartition("/")[2] for row, _ in table]
+    )
+    return tuple(
+        Item(row.source, key, labels[row.wnid], row.wnid, row.path, row.offset, row.length, flags)
+        for key, (row, flags) in zip(keys, table, strict=True)
+    )
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """Return the sha256 of keys, labels and lengths, in order: it tells two sources apart."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.key}\0{item.label}\0{item.length}\n".encode())
+    return digest.hexdigest()
+
+
+def _count_warning(dataset: Dataset, split: str, count: int) -> list[str]:
+    expected = dataset.expected_count(split)
+    if expected is None or count == expected:
+        return []
+    return [f"{dataset.name} {split}: {count:,} images, but {expected:,} are published"]
+
+
+def _missing_warning(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
+    there = {row.wnid for row in rows}
+    labels = dataset.class_map.labels
+    missing = [w for w in labels if w not in there and w not in dataset.absent]
+    if not missing:
+        return []
+    line = f"{len(missing)} of {len(labels) - len(dataset.absent)} class folders have no images: "
+    line += _some(missing)
+    if len(labels) > len(dataset.class_map.classes):
+        full = {labels[wnid] for wnid in there}
+        empty = [
+            name
+            for label, name in enumerate(dataset.class_map.classes)
+            if label not in full and any(labels[wnid] == label for wnid in missing)
+        ]
+        if empty:
+            line += f"; so these classes have none: {_some(empty)}"
+    return [line]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,114 @@
+"""Which split and class a folder belongs to, told by the names on the way to it."""
+
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
+
+# Synonyms of splits as names of folders; in the name of an archive they may be one word of many.
+_SPLIT_NAMES: Final = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "validation": VAL, TEST: TEST}
+_WNID: Final = re.compile(r"n\d{8}")
+_CORRUPTION: Final = re.compile(r"[a-z0-9_]+")
+_SEVERITIES: Final = frozenset("12345")
+# Those of ImageNet-C: noise, blur, weather, digital, and the four extra ones.
+_CORRUPTIONS: Final = {
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+}
+# Kaggle's folders without images.
+_NO_IMAGES: Final = frozenset({"Annotations", "ImageSets"})
+
+
+class Place(NamedTuple):
+    """``split``: None if no name says it. ``wnid``: "" if no folder is a class.
+
+    ``known``: the class is one of the data set; a wnid that is not lies outside of it.
+    """
+
+    split: str | None
+    wnid: str
+    known: bool
+
+
+class Layout:
+    """Reads names for one data set, one wanted split (None: all) and one source."""
+
+    def __init__(self, dataset: Dataset, split: str | None, source: Path) -> None:
+        self._dataset = dataset
+        self._split = split
+        real = source.resolve()
+        self._context = real.parts[-2:] if real.is_dir() else ()
+
+    @property
+    def default_split(self) -> str | None:
+        """The split of a folder whose names do not say it: the wanted one, or the source's name."""
+        if self._split is not None or self._dataset.corrupted:
+            return self._split
+        return self._named_split(self._context)
+
+    def place(self, parts: tuple[str, ...]) -> Place:
+        """Return where the images of the folder ``parts`` belong."""
+        labels = self._dataset.class_map.labels
+        for position in range(len(parts) - 1, -1, -1):
+            name = _without_tar(parts[position])
+            known = name in labels
+            if known or _WNID.fullmatch(name):
+                return Place(self._split_of(parts[:position]), name, known)
+        return Place(self._split_of(parts), "", False)
+
+    def wanted(self, parts: tuple[str, ...]) -> bool:
+        """Return whether a folder or tar may hold images of the wanted split."""
+        name = parts[-1]
+        if name in _NO_IMAGES:
+            return False
+        if self._dataset.corrupted:
+            return self._split is None or not self._other_corruption(parts)
+        return self.takes(self.place(parts).split)
+
+    def takes(self, split: str | None) -> bool:
+        """Return whether images of ``split`` are wanted; None is a split that nothing names."""
+        if split is None or self._split is not None:
+            return split in (None, self._split)
+        return not self._dataset.splits or split in self._dataset.splits
+
+    def _split_of(self, parts: tuple[str, ...]) -> str | None:
+        if self._dataset.corrupted:
+            before = self._context + parts
+            if len(before) >= 2 and before[-1] in _SEVERITIES and _CORRUPTION.fullmatch(before[-2]):
+                return f"{before[-2]}-{before[-1]}"
+            return None
+        if len(self._dataset.splits) == 1:
+            return self._dataset.splits[0]
+        return self._named_split(parts)
+
+    def _named_split(self, parts: tuple[str, ...]) -> str | None:
+        for part in reversed(parts):
+            name = _without_tar(part).lower()
+            if name in _SPLIT_NAMES:
+                return _SPLIT_NAMES[name]
+            if name != part.lower():
+                words = {_SPLIT_NAMES.get(word) for word in re.split(r"[^a-z]+", name)} - {None}
+                if len(words) == 1:
+                    return words.pop()
+            if part == self._split:
+                return part
+        return None
+
+    def _other_corruption(self, parts: tuple[str, ...]) -> bool:
+        assert self._split is not None
+        corruption, _, severity = self._split.rpartition("-")
+        path = self._context + parts
+        for name, below in zip(path, (*path[1:], ""), strict=True):
+            if name in _CORRUPTIONS and name != corruption:
+                return True
+            if name == corruption and below in _SEVERITIES and below != severity:
+                return True
+        return False
+
+
+def _without_tar(name: str) -> str:
+    return name[:-4] if name[-4:].lower() == ".tar" else name
