@@ -221,7 +221,7 @@ def _sheets(
             drawn = np.sort(permutation(len(rows), "cluster sheet", value)[:_SAMPLES])
             images = [read_image(arguments.folder, manifest, index[rows[n]]) for n in drawn]
             classes = Counter(manifest.classes[index["label"][row]] for row in rows)
-            common = ", ".join(f"{name} {count}" for name, count in classes.most_common(5))
+            common = ", ".join(f"{name}: {count}" for name, count in classes.most_common(5))
             title = f"cluster{number + 1} = {value}: {len(rows)} images"
             write_synced(
                 arguments.sheets / f"cluster{number + 1}-{value}.png",

@@ -127,6 +127,9 @@ class Fetcher:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
             return Failure("content-encoding", again=False)
+        if (response.content_length or 0) > self._limits.max_bytes:
+            response.close()
+            return Failure("too-large", again=False)
         body = bytearray()
         async for chunk in response.content.iter_chunked(_CHUNK):
             body += chunk

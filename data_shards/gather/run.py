@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,6 +29,7 @@ _PARTIAL = ".partial"  # files being written; beside the class folders, which ho
 _MOST_REDIRECTS = 5
 _LONGEST_BACK_OFF = 60.0  # seconds
 _LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is left to the next run
+_LONGEST_EXAMINATION = 60  # seconds
 _DEAD_HOST = 10  # failures to connect, one after another, before a host is left to the next run
 
 
@@ -171,14 +173,13 @@ class _Run:
 
     async def _one(self, fetcher: Fetcher, host: str, job: _Job) -> None:
         try:
-            outcome: Outcome | Examination = await fetcher.get(job.url)
+            outcome: Outcome | None = await fetcher.get(job.url)
         finally:
             self._schedule.done(host)
         if isinstance(outcome, bytes):
-            outcome = await self._keep(job, outcome) or Failure("decoder-crash", again=True)
-        self._unreached[host] += 1
-        if not (isinstance(outcome, Failure) and outcome.host):
-            self._unreached[host] = 0
+            outcome = await self._keep(job, outcome)
+        down = isinstance(outcome, Failure) and outcome.host
+        self._unreached[host] = self._unreached[host] + 1 if down else 0
         if isinstance(outcome, Redirect):
             if job.redirects == _MOST_REDIRECTS:
                 self._end(job, "failed", "redirects")
@@ -206,17 +207,20 @@ class _Run:
             for waiting in self._schedule.drop(host):
                 self._end(waiting, "unreachable", f"host-{failure.reason}")
 
-    async def _keep(self, job: _Job, content: bytes) -> Failure | Examination | None:
+    async def _keep(self, job: _Job, content: bytes) -> Failure | None:
+        """Check and keep an image; return why another attempt may be needed, None if it is done."""
         task = job.task
-        found = await self._checker.examine(content, f"{task.name}.jpg")
+        found = await self._checker.examine(content, task.name)
         if found is None:
-            return None
+            return Failure("decoder-crash", again=True)
         if found.verdict not in ("ok", "suspect"):
-            # Without a Content-Length only the image itself shows that its end is missing.
-            if "truncated" in found.reasons and job.attempt < self._options.attempts:
-                return Failure("truncated", again=True)
+            # What a server cut short without a Content-Length shows only here, and may be whole
+            # the next time; a page in place of an image stays one.
+            again = found.verdict == "corrupt" and found.reasons != ("not-an-image",)
+            if again and job.attempt < self._options.attempts:
+                return Failure(found.reasons[0], again=True)
             self._end(job, "failed", *found.reasons)
-            return found
+            return None
         split = task.split(self._options.split, self._options.val_fraction)
         path = f"{split}/{task.wnid}/{task.name}.{found.extension}"
         partial = f"{task.wnid}-{task.name}"
@@ -234,7 +238,7 @@ class _Run:
         )
         self._journal.append(record)
         self._on_end(record)
-        return found
+        return None
 
     def _end(self, job: _Job, state: str, *reasons: str) -> None:
         record = Record.model_validate(
@@ -253,6 +257,14 @@ def _write(partial: Path, final: Path, content: bytes) -> None:
     partial.replace(final)
 
 
+def _examine(content: bytes, name: str) -> Examination:
+    signal.alarm(_LONGEST_EXAMINATION)  # which ends the process, whatever it is doing
+    try:
+        return examine(content, name)
+    finally:
+        signal.alarm(0)
+
+
 class _Checker:
     """Examines images in processes of their own: one that kills its decoder kills no run."""
 
@@ -268,7 +280,7 @@ class _Checker:
         """Return the examination, None if the process died (of this image or another one)."""
         pool = self._pool
         try:
-            future: Future[Examination] = pool.submit(examine, content, name)
+            future: Future[Examination] = pool.submit(_examine, content, name)
             return await asyncio.wrap_future(future)
         except BrokenProcessPool:
             if self._pool is pool:

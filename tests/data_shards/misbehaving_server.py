@@ -7,6 +7,7 @@ import socketserver
 import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 
@@ -210,8 +211,9 @@ class _Handler(socketserver.StreamRequestHandler):
         self.send(gzip.compress(bytes(30_000_000)), Content_Type="image/jpeg")
 
     def pixel_bomb(self, argument, count):
-        header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-        self.send(b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + header + bytes(4))
+        header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        self.send(b"\x89PNG\r\n\x1a\n" + chunk)
 
     def placeholder(self, argument, count):
         self.send(photograph(999))
