@@ -52,7 +52,7 @@ lint: .venv/.installed-dev  ## style, format and types
 	$(BIN)/mypy
 
 bench: .venv/.installed  ## every benchmark; each says what it measures
-	@set -e; for name in hsic median step; do $(BIN)/python -m benchmarks.$$name; done
+	@set -e; for name in hsic median communication step; do $(BIN)/python -m benchmarks.$$name; done
 
 clean:  ## remove what can be made again; .venv and runs stay
 	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -53,9 +53,7 @@ def in_turn(
             begin = clock()
             program()
             taken[name].append(clock() - begin)
-    return {
-        name: Times(min(t), statistics.median(t), max(t), len(t)) for name, t in taken.items()
-    }
+    return {name: Times(min(t), statistics.median(t), max(t), len(t)) for name, t in taken.items()}
 
 
 def ratio(baseline: Times, ours: Times) -> str:
@@ -159,7 +157,7 @@ def machine() -> dict[str, str | int]:
     ).stdout.strip()
     packages = ("torch", "torchvision", "numpy", "pillow", "webdataset", "adamp")
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": processor,
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),

@@ -2,58 +2,102 @@
 
     python -m benchmarks.median [--quick]
 
-Against gathering all distances and calling numpy.median, in the same run.
+Against three programs in the same run: a loop over the pairs that appends each distance to a
+Python list; whole matrices of distances turned into lists, as the public ReBias code does
+(whose rounding, and whose zeros of each row with itself, make another number); and
+numpy.median of the same distances in one array. Memory is what the peak of a fresh process
+grows by.
 """
 
-import argparse
 import math
+import multiprocessing
 import resource
-import time
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.harness import Benchmark, in_turn, milliseconds, ratio
 from rebias_dist.objectives import median_distance
 
 
+def batches_of(number: int, n: int, width: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, width, generator=generator) for _ in range(number)]
+
+
+def pair_by_pair(batches: list[Tensor]) -> float:
+    squared: list[float] = []
+    for rows in batches:
+        for i, row in enumerate(rows):
+            for other in rows[i + 1 :]:
+                squared.append(float((row - other).square().sum()))
+    return math.sqrt(np.median(squared))
+
+
+def matrices_as_lists(batches: list[Tensor]) -> float:
+    squared: list[float] = []
+    for rows in batches:
+        norms = rows.square().sum(1)
+        squared.extend((norms[:, None] + norms - 2 * rows @ rows.T).flatten().tolist())
+    return math.sqrt(np.median(squared))
+
+
 def by_numpy(batches: list[Tensor]) -> float:
-    squared = [torch.pdist(rows).square_().numpy() for rows in batches]
-    return math.sqrt(np.median(np.concatenate(squared)))
+    squared = [torch.pdist(rows.double()).square_().float().numpy() for rows in batches]
+    middle = np.concatenate(squared)
+    return math.sqrt(np.median(middle.astype(np.float64)))
 
 
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_growth(number: int, n: int, width: int) -> float:
+    """Megabytes that a call adds to the peak of this (fresh) process."""
+    torch.set_num_threads(1)
+    median_distance(batches_of(2, 16, 4))
+    batches = batches_of(number, n, width)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    median_distance(batches)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the usual 25 batches of 128 only")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(describe())
-    print(
-        "\n| batches | rows | width | pairs | ours s | numpy s | numpy/ours | difference "
-        "| ours, MB more |\n" + "|---" * 9 + "|"
+    run = Benchmark("median", __doc__)
+    quick = run.options.quick
+
+    speed = run.table(
+        "Milliseconds, median (smallest)",
+        *("batches", "rows", "width", "pairs", "ours", "pair by pair", "matrices as lists"),
+        *("numpy", "pair by pair / ours", "lists / ours", "numpy / ours", "ours - numpy"),
     )
-    cases = [(25, 128, 512)] if options.quick else [(25, 128, 512), (25, 512, 512), (1, 8192, 128)]
-    for number, n, width in cases:
-        generator = torch.Generator().manual_seed(0)
-        batches = [torch.randn(n, width, generator=generator) for _ in range(number)]
-        before = peak_megabytes()
-        begin = time.perf_counter()
-        sigma = median_distance(batches)
-        ours = time.perf_counter() - begin
-        more = peak_megabytes() - before  # ours runs first: peaks never fall
-        begin = time.perf_counter()
-        expected = by_numpy(batches)
-        numpy = time.perf_counter() - begin
-        print(
-            f"| {number} | {n} | {width} | {number * math.comb(n, 2):,} | {ours:.2f} | {numpy:.2f} "
-            f"| {numpy / ours:.2f} | {abs(sigma / expected - 1):.1e} | {more:.0f} |"
-        )
+    for number, n, width in [(5, 64, 32)] if quick else [(25, 128, 512), (25, 512, 512)]:
+        batches = batches_of(number, n, width)
+        programs = {
+            "ours": partial(median_distance, batches),
+            "pair by pair": partial(pair_by_pair, batches),
+            "lists": partial(matrices_as_lists, batches),
+            "numpy": partial(by_numpy, batches),
+        }
+        if n > 128:
+            del programs["pair by pair"]
+        times = in_turn(programs, least=5, seconds=0.0 if n > 128 else 0.3)
+        difference = median_distance(batches) - by_numpy(batches)
+        others = ("pair by pair", "lists", "numpy")
+        speed.add(
+            number, n, width, f"{number * math.comb(n, 2):,}", milliseconds(times["ours"]),
+            *(milliseconds(times[name]) if name in times else "–" for name in others),
+            *(ratio(times[name], times["ours"]) if name in times else "–" for name in others),
+            f"{difference:.1e}",
+        )  # fmt: skip
+
+    memory = run.table(
+        "Extra memory at the peak, in a fresh process", "batches", "rows", "width", "pairs", "MB"
+    )
+    cases = [(5, 64, 32)] if quick else [(25, 128, 512), (25, 2829, 64), (1, 20000, 64)]
+    for case in cases:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            grown = pool.apply(peak_growth, case)
+        memory.add(*case, f"{case[0] * math.comb(case[1], 2):,}", f"{grown:.0f}")
+    run.record()
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@
 * naive: accumulation with HSIC inside each micro-batch, opponents detached. It trains another
   objective, and is here as the cheapest that accumulation could be.
 
-All take the same optimizer steps on the same batches; they alternate, and the median counts.
+All take the same optimizer steps on the same batches, in turn.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.machine import describe
+from benchmarks.harness import Benchmark, in_turn, milliseconds, ratio
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
@@ -91,49 +89,40 @@ def naive(game: Minimax, batches: list[MicroBatch]) -> None:
         player.optimizer.zero_grad()
 
 
-def compare(
-    pair: Pair, samples: int, parts: int, side: int, baseline: Callable, repeats: int
-) -> tuple[float, float]:
-    """Return the median seconds of a step, ours and the baseline's, measured in turn."""
-    batches = batches_of(samples, parts, side)
-    games = [build_game(pair, samples, parts) for _ in range(2)]
-    ours, theirs = [], []
-    for repeat in range(repeats + 1):
-        begin = time.perf_counter()
-        games[0].step(batches, repeat, RADII)
-        middle = time.perf_counter()
-        baseline(games[1], batches)
-        end = time.perf_counter()
-        if repeat:  # the first of each warms up
-            ours.append(middle - begin)
-            theirs.append(end - middle)
-    return statistics.median(ours), statistics.median(theirs)
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small cases, one repeat")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(describe())
-    print("\n| networks | N | micro-batches | image | baseline | baseline s | ours s | ratio |")
-    print("|---" * 8 + "|")
-    cases = [
+    run = Benchmark("step", __doc__)
+    table = run.table(
+        "Milliseconds of a step, median (smallest)",
+        *("networks", "N", "micro-batches", "image", "baseline", "baseline ms", "ours ms"),
+        "baseline / ours",
+    )
+    cases: list[tuple[str, Pair, int, int, int, Callable]] = [
         ("simple_convnet 7 and 1", CONVNETS, 256, 1, 28, public),
         ("ResNet-18, BagNet-18", RESNET, 16, 1, 224, public),
         ("simple_convnet 3 and 3", EQUAL, 256, 8, 28, naive),
     ]
-    if options.quick:
-        cases = [("simple_convnet 7 and 1", CONVNETS, 16, 1, 14, public),
-                 ("simple_convnet 3 and 3", EQUAL, 16, 2, 14, naive)]  # fmt: skip
+    if run.options.quick:
+        cases = [
+            ("simple_convnet 7 and 1", CONVNETS, 16, 1, 14, public),
+            ("simple_convnet 3 and 3", EQUAL, 16, 2, 14, naive),
+        ]
     for name, pair, samples, parts, side, baseline in cases:
-        ours, theirs = compare(pair, samples, parts, side, baseline, 1 if options.quick else 7)
-        print(
-            f"| {name} | {samples} | {parts} | {side}² | {baseline.__name__} | {theirs:.3f} "
-            f"| {ours:.3f} | {theirs / ours:.2f} |"
+        batches = batches_of(samples, parts, side)
+        games = [build_game(pair, samples, parts) for _ in range(2)]
+        times = in_turn(
+            {
+                "ours": partial(games[0].step, batches, 0, RADII),
+                "baseline": partial(baseline, games[1], batches),
+            },
+            least=1 if run.options.quick else 9,
+            seconds=0.0,
         )
+        table.add(
+            name, samples, parts, f"{side}²", baseline.__name__, milliseconds(times["baseline"]),
+            milliseconds(times["ours"]), ratio(times["baseline"], times["ours"]),
+        )  # fmt: skip
+    run.record()
 
 
 if __name__ == "__main__":

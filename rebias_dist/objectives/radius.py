@@ -23,6 +23,8 @@ from rebias_dist.objectives.features import (
 _BLOCK = 512
 # Distances that a rank keeps between the two passes (4 bytes each) rather than compute twice.
 _KEPT = 2**27
+# Up to here they are put side by side first: histograms of many small parts cost more.
+_JOINED = 2**22
 _BINS = 2**16
 
 
@@ -72,6 +74,8 @@ def median_distance(
     # Decided from numbers that all ranks share: computing distances takes collectives.
     if pairs <= _KEPT * world:
         kept = list(_distance_bits(batches, counts, group, name))
+        if kept and pairs <= _JOINED:
+            kept = [torch.cat(kept)]
 
     def bits() -> Iterable[Tensor]:
         if pairs <= _KEPT * world:
@@ -130,13 +134,13 @@ def _distance_bits(
     rank, world = rank_and_world(group)
     turn = 0
     for number, (local, rows_of_rank) in enumerate(zip(batches, counts, strict=True)):
-        rows = gather_features(local, counts=rows_of_rank, group=group).rows.double()
-        if not rows.isfinite().all():
+        rows = gather_features(local, counts=rows_of_rank, group=group).rows
+        if rows.numel() and not torch.stack(torch.aminmax(rows)).isfinite().all():
             raise NonFiniteError(
                 f"{name}: sampled batch {number} has non-finite rows; look at the loss, the "
                 "learning rate and the precision"
             )
-        blocks = torch.split(rows, _BLOCK)
+        blocks = torch.split(rows.double(), _BLOCK)
         for i, block in enumerate(blocks):
             for j in range(i, len(blocks)):
                 turn += 1
