@@ -151,12 +151,12 @@ def _look_at_jpeg(content: bytes, notes: _Notes) -> None:
     if structure.frame and not _bounded(structure.width, structure.height, notes):
         return
     if structure.frame and not structure.supported:
-        notes.refused = "unsupported-jpeg"
+        notes.refused = jpeg.UNSUPPORTED
         return
-    if structure.too_many_segments or structure.scans > MOST_SCANS:
+    if structure.too_many_segments or len(structure.scans) > MOST_SCANS:
         notes.refused = "too-many-segments"
         return
-    if structure.scans * structure.width * structure.height > MOST_SCAN_PIXELS:
+    if len(structure.scans) * structure.width * structure.height > MOST_SCAN_PIXELS:
         notes.refused = "too-many-scans"
         return
     if structure.coefficient_bytes > LARGEST_DECODE:
@@ -168,6 +168,9 @@ def _look_at_jpeg(content: bytes, notes: _Notes) -> None:
         notes.flags += ("trailing-bytes",)
     _flag_metadata(jpeg.exif(content, structure), jpeg.icc(content, structure), notes)
     decoded = jpeg.decode_strictly(content, structure)
+    if decoded.reason == jpeg.UNSUPPORTED:
+        notes.refused = decoded.reason
+        return
     if decoded.pixels is None:
         notes.corrupt = decoded.reason
         return

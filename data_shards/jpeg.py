@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MOST_SEGMENTS = 4096
-LONGEST_PADDING = 16
+UNSUPPORTED = "unsupported-jpeg"  # a reason: whole perhaps, but not what all decoders read
+LONGEST_PADDING = 16  # zero bytes behind the coded data of a scan
+FEW = 16  # bytes between segments that need no explanation
 
 _SOI, _EOI, _SOS, _DNL = 0xD8, 0xD9, 0xDA, 0xDC
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
+_PROFILE = b"ICC_PROFILE\x00"
+_METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))
 _RESTARTS = range(0xD0, 0xD8)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
@@ -36,6 +40,7 @@ _HARMLESS = re.compile(
     r"|Warning: unknown JFIF revision number"
     r"|Invalid SOS parameters for sequential JPEG"
     r"|Unknown Adobe color transform code"
+    r"|Corrupt JPEG data: bad ICC marker"
 )
 
 
@@ -59,7 +64,9 @@ class Structure:
     """What the markers say.
 
     ``end`` is the position behind the end marker, -1 if there is none. ``gaps`` are the
-    stretches between segments that belong to none. ``frame`` is the first frame header.
+    stretches between segments that belong to none. ``frame`` is the first frame header, with
+    the ids of its ``components`` and their ``sampling`` factors (horizontal, vertical);
+    ``scans`` are the payloads of the scan headers.
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -68,9 +75,9 @@ class Structure:
     width: int = 0
     height: int = 0
     precision: int = 0
+    components: bytes = b""
     sampling: tuple[tuple[int, int], ...] = ()
-    scans: int = 0
-    first_scan_components: int = 0
+    scans: list[bytes] = field(default_factory=list)
     end: int = -1
     too_many_segments: bool = False
 
@@ -87,7 +94,8 @@ class Structure:
     @property
     def coefficient_bytes(self) -> int:
         """Memory for coefficients that the decoder holds all at once; 0 if it goes by rows."""
-        by_rows = self.process in _SEQUENTIAL and self.first_scan_components == len(self.sampling)
+        together = bool(self.scans) and self.scans[0][:1] == bytes([len(self.sampling)])
+        by_rows = self.process in _SEQUENTIAL and together
         if by_rows or not self.sampling:
             return 0
         widest = max(1, *(h for h, _ in self.sampling))
@@ -133,9 +141,7 @@ def parse(data: bytes) -> Structure:
             return found
         coded = end
         if marker == _SOS:
-            found.scans += 1
-            if found.scans == 1 and end > body + 2:
-                found.first_scan_components = data[body + 2]
+            found.scans.append(data[body + 2 : end])
             following = _NEXT_MARKER.search(data, coded)
             end = following.start() if following else len(data)
         elif marker in _FRAMES and found.frame is None:
@@ -166,8 +172,29 @@ def _read_frame(data: bytes, body: int, end: int, found: Structure) -> None:
         return
     found.precision, found.height, found.width, count = struct.unpack_from(">BHHB", data, body)
     if end - body >= 6 + 3 * count:
+        found.components = data[body + 6 : body + 6 + 3 * count : 3]
         factors = [data[body + 7 + 3 * component] for component in range(count)]
         found.sampling = tuple((factor >> 4, factor & 15) for factor in factors)
+
+
+def lacks_scans(structure: Structure) -> bool:
+    """Say whether a component, a coefficient or its last bit is in no scan.
+
+    The decoder does not mind: to it a progressive file that lost its last scans is whole.
+    """
+    # Of every coefficient of every component, the lowest bit that came; 0 is the last.
+    lowest = {component: [13] * 64 for component in structure.components}
+    for scan in structure.scans:
+        count = scan[0] if scan else 0
+        if len(scan) < 4 + 2 * count:
+            return True
+        first, last, low = 0, 63, 0
+        if structure.process == _PROGRESSIVE:
+            first, last, low = scan[-3], min(scan[-2], 63), scan[-1] & 15
+        for component in scan[1 : 1 + 2 * count : 2]:
+            if component in lowest and first <= last:
+                lowest[component][first : last + 1] = [low] * (last + 1 - first)
+    return any(any(bits) for bits in lowest.values())
 
 
 def payloads(data: bytes, structure: Structure, marker: int, name: bytes) -> list[bytes]:
@@ -187,7 +214,7 @@ def exif(data: bytes, structure: Structure) -> bytes | None:
 
 def icc(data: bytes, structure: Structure) -> bytes | None:
     """Return the colour profile, ``b""`` if its parts do not fit, None if there is none."""
-    parts = payloads(data, structure, _APP2, b"ICC_PROFILE\x00")
+    parts = payloads(data, structure, _APP2, _PROFILE)
     if not parts:
         return None
     if any(len(part) < 2 or part[1] != len(parts) for part in parts):
@@ -195,6 +222,10 @@ def icc(data: bytes, structure: Structure) -> bytes | None:
     if [part[0] for part in parts] != list(range(1, len(parts) + 1)):
         return b""
     return b"".join(part[2:] for part in parts)
+
+
+def _is_profile(data: bytes, segment: Segment) -> bool:
+    return segment.marker == _APP2 and data.startswith(_PROFILE, segment.body, segment.coded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +243,20 @@ def decode_strictly(data: bytes, structure: Structure) -> Decoded:
     Warnings that leave the pixels whole become ``oddities``: the file decodes without any
     warning as soon as they are taken out of it. Raises MemoryError only.
     """
+    oddities: tuple[str, ...] = ()
     try:
-        return Decoded(_eighth(data))
+        pixels = _eighth(data)
     except ValueError as error:
-        first = str(error)
-    if not _HARMLESS.match(first):
-        return Decoded(None, _reason(first, structure))
-    plain, oddities = without_oddities(data, structure)
-    try:
-        return Decoded(_eighth(plain), oddities=oddities)
-    except ValueError as error:
-        return Decoded(None, _reason(str(error), structure))
+        if not _HARMLESS.match(str(error)):
+            return Decoded(None, _reason(str(error), structure))
+        plain, oddities = without_oddities(data, structure)
+        try:
+            pixels = _eighth(plain)
+        except ValueError as second:
+            return Decoded(None, _reason(str(second), structure))
+    if lacks_scans(structure):
+        return Decoded(None, "missing-scan")
+    return Decoded(pixels, oddities=oddities)
 
 
 def _eighth(data: bytes) -> Pixels:
@@ -231,47 +265,81 @@ def _eighth(data: bytes) -> Pixels:
 
 
 def _reason(message: str, structure: Structure) -> str:
-    if "Premature end of" in message or structure.end < 0:
-        return "truncated"
-    if message.startswith(("Corrupt JPEG data", "Inconsistent progression")):
-        return "damaged-data"
     if message.startswith("Insufficient memory"):
         raise MemoryError(message)
+    if "Could not determine" in message:
+        return UNSUPPORTED
+    if "Premature end of" in message:
+        return "truncated"
+    if message.startswith(("Corrupt JPEG data", "Inconsistent progression")):
+        return "damaged-data" if structure.end >= 0 else "truncated"
     return "damaged-header"
 
 
 def without_oddities(data: bytes, structure: Structure) -> tuple[bytes, tuple[str, ...]]:
     """Return the file without what draws a harmless warning, and the codes of what that was.
 
-    Taken out are bytes that belong to no segment, and up to LONGEST_PADDING zero bytes
-    behind the coded data of a scan; any other rest behind coded data is a trace of damage
-    within them. Overwritten are fields that decoders ignore or replace: the JFIF revision,
-    the spectral range of a sequential scan, an unknown Adobe colour transform.
+    Taken out are a FEW bytes between segments, and any number behind metadata, which then
+    were longer than they said; up to LONGEST_PADDING zero bytes behind the coded data of a
+    scan; a colour profile whose parts do not fit. Overwritten are fields that decoders ignore
+    or replace: the JFIF revision, the spectral range of a sequential scan, an unknown Adobe
+    colour transform.
+
+    What else lies behind coded data stays, since it is a trace of damage in them, or a scan
+    that lost its marker.
     """
     oddities = set()
-    if structure.gaps:
-        oddities.add("extraneous-bytes")
+    broken_profile = icc(data, structure) == b""
+    removable = _removable(data, structure)
     pieces = [data[:2]]
+    position = 2
     for segment in structure.segments:
-        piece = bytearray(data[segment.start : segment.end])
-        body, coded = segment.body - segment.start, segment.coded - segment.start
-        if segment.marker == _APP0 and piece[body : body + 5] == b"JFIF\x00" and coded - body >= 7:
-            if piece[body + 5] != 1:
-                oddities.add("jfif-revision")
-            piece[body + 5 : body + 7] = b"\x01\x01"
-        elif segment.marker == _APP14 and piece[body : body + 5] == b"Adobe" and coded - body >= 12:
-            usual = {3: (0, 1), 4: (0, 2)}.get(len(structure.sampling))
-            if usual and piece[body + 11] not in usual:
-                oddities.add("adobe-transform")
-                piece[body + 11] = usual[1]
-        elif segment.marker == _SOS:
-            if structure.process in _SEQUENTIAL and coded - body >= 4:
-                if piece[coded - 3 : coded] != b"\x00\x3f\x00":
-                    oddities.add("scan-parameters")
-                piece[coded - 3 : coded] = b"\x00\x3f\x00"
-            zeros = _TRAILING_ZEROS.search(piece, coded)
-            if zeros and 0 < zeros.end() - zeros.start() <= LONGEST_PADDING:
-                oddities.add("padded-scan")
-                del piece[zeros.start() :]
-        pieces.append(bytes(piece))
+        if segment.start > position:
+            if removable.get(position):
+                oddities.add("extraneous-bytes")
+            else:
+                pieces.append(data[position : segment.start])
+        position = segment.end
+        piece = data[segment.start : segment.end]
+        if broken_profile and _is_profile(data, segment):
+            oddities.add("broken-icc")
+            continue
+        plain, oddity = _plain(segment, piece, structure)
+        if plain != piece:
+            oddities.add(oddity)
+        pieces.append(plain)
+    pieces.append(data[position:])
     return b"".join(pieces), tuple(sorted(oddities))
+
+
+def _removable(data: bytes, structure: Structure) -> dict[int, bool]:
+    """Say of each gap, by where it begins, whether nothing that matters can be in it."""
+    scan = next((s.start for s in structure.segments if s.marker == _SOS), len(data))
+    behind = {segment.end: segment.marker for segment in structure.segments}
+    return {
+        begin: begin < scan
+        # An Adobe segment decides the colours; without its marker it is a gap.
+        and b"Adobe" not in data[begin:end]
+        and (end - begin <= FEW or behind.get(begin, _APP0) in _METADATA)
+        for begin, end in structure.gaps
+    }
+
+
+def _plain(segment: Segment, piece: bytes, structure: Structure) -> tuple[bytes, str]:
+    """Return a segment without its oddity, if it has one, and that oddity's code."""
+    body, coded = segment.body - segment.start, segment.coded - segment.start
+    if segment.marker == _APP0 and piece.startswith(b"JFIF\x00", body) and coded - body >= 7:
+        if piece[body + 5] != 1:
+            return piece[: body + 5] + b"\x01\x01" + piece[body + 7 :], "jfif-revision"
+    elif segment.marker == _APP14 and piece.startswith(b"Adobe", body) and coded - body >= 12:
+        usual = {3: b"\x00\x01", 4: b"\x00\x02"}.get(len(structure.sampling), b"")
+        if usual and piece[body + 11] not in usual:
+            return piece[: body + 11] + usual[1:] + piece[body + 12 :], "adobe-transform"
+    elif segment.marker == _SOS:
+        parameters = piece[coded - 3 : coded]
+        if structure.process in _SEQUENTIAL and parameters != b"\x00\x3f\x00":
+            return piece[: coded - 3] + b"\x00\x3f\x00" + piece[coded:], "scan-parameters"
+        zeros = _TRAILING_ZEROS.search(piece, coded)
+        if zeros and zeros.end() - zeros.start() <= LONGEST_PADDING:
+            return piece[: zeros.start()], "padded-scan"
+    return piece, ""
