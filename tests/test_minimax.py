@@ -12,6 +12,7 @@ from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
 from rebias_dist.data.loader import MicroBatch
 from rebias_dist.minimax import Minimax, Radii
+from rebias_dist.objectives import hsic
 from rebias_dist.runtime.player import Player
 from rebias_dist.runtime.precision import Precision
 
@@ -280,3 +281,75 @@ def test_dropout_is_shared_by_the_passes_of_an_update_and_not_by_the_networks():
         assert torch.equal(a.features, b.features)
         assert not torch.allclose(a.features, c.features)
         assert not torch.allclose(a.features, d.features)
+
+
+class _Live:
+    """Bytes that autograd keeps for the backward pass: now, and at most."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def pack(self, tensor):
+        return _Kept(tensor, self)
+
+
+class _Kept:
+    def __init__(self, tensor, live):
+        self.tensor, self.live = tensor, live
+        self.size = tensor.numel() * tensor.element_size()
+        live.now += self.size
+        live.most = max(live.most, live.now)
+
+    def __del__(self):
+        self.live.now -= self.size
+
+
+def most_kept(function) -> int:
+    live = _Live()
+    with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
+        function()
+    return live.most
+
+
+def test_memory_of_the_graphs_does_not_grow_with_accumulation():
+    def kept(parts: int, whole: bool) -> int:
+        b, side = 4, 12
+        images = torch.randint(0, 256, (parts * b, 3, side, side)).to(torch.uint8)
+        labels = torch.randint(0, CLASSES, (parts * b,))
+        chunks = [t.chunk(parts) for t in (images, labels, labels, labels)]
+        batches = [MicroBatch(*(chunk[j] for chunk in chunks), j) for j in range(parts)]
+        f, g = network(3, 0), network(1, 1)
+        if whole:
+            return most_kept(lambda: reference_step(MethodConfig(), RADII, f, [g], batches))
+        play = game(MethodConfig(), f, [g])
+        play.N, play.M, play.counts = parts * b, parts, [parts * b]
+        return most_kept(lambda: play.step(batches, 0, RADII))
+
+    few, many = (kept(parts, whole=False) for parts in (2, 16))
+    control = [kept(parts, whole=True) for parts in (2, 16)]
+    print(f"16 micro-batches instead of 2: {many / few:.2f} times the memory of the graphs, "
+          f"{control[1] / control[0]:.2f} times with all graphs kept")  # fmt: skip
+    # The features of the global batch are all that may grow.
+    features = 16 * 4 * 32 * 8
+    assert many <= few + 8 * features
+    assert control[1] > 6 * control[0]
+
+
+def test_beside_compiled_networks():
+    """Networks behind torch.compile, under autocast or not: HSIC is what it is without."""
+    f, g = network(3, 0).float(), network(1, 1).float()
+    images = normalise(micro_batches(0)[0].images).float()
+    for half in (False, True):
+        found = []
+        for wrap in (lambda net: net, lambda net: torch.compile(net, backend="aot_eager")):
+            torch.compiler.reset()
+            one, other = (wrap(copy.deepcopy(net)) for net in (f, g))
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                x, y = one(images)[1], other(images)[1]
+                value = hsic(x, y, RADII.f, RADII.g[0])
+            value.backward()
+            gradient = next(iter(one.parameters())).grad
+            found.append((value.item(), gradient))
+        (plain, expected), (compiled, gradient) = found
+        assert compiled == pytest.approx(plain, rel=1e-4)
+        torch.testing.assert_close(gradient, expected, rtol=2e-2 if half else 1e-4, atol=1e-6)

@@ -1,0 +1,32 @@
+"""What a step sends: as often and as much as counted, however many micro-batches a rank has."""
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+
+N = 24
+
+
+def _asked(b: int) -> tuple[list, list]:
+    """Return the calls counted for this layout and those that gloo was asked to make."""
+    import torch.distributed as dist
+
+    from benchmarks.communication import collectives, measured, merged, sizes
+    from benchmarks.step import CONVNETS, build_game
+
+    f, g = sizes(build_game(CONVNETS, N, N // b))
+    counted = [(c.kind, c.elements) for c in collectives(N, b, dist.get_world_size(), f, g)]
+    return merged(counted), merged(measured(N, b, CONVNETS, 8))
+
+
+def _all_asked(sizes: list[int]) -> list:
+    return [_asked(b) for b in sizes]
+
+
+@pytest.mark.parametrize(("world", "sizes"), [(2, [12, 6, 3]), (3, [8, 6, 2])])
+def test_collectives_of_a_step_are_those_counted(world, sizes):
+    for found in run_ranks(world, _all_asked, sizes):
+        for b, (counted, asked) in zip(sizes, found, strict=True):
+            assert asked == counted, f"b = {b}"
+            # Neighbours merged, an update's gradient and its buffers are one all-reduce.
+            assert [kind for kind, _ in asked].count("all_reduce") == 2
