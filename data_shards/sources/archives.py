@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+from zlib import adler32
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import Finding
@@ -102,12 +103,17 @@ def refuse_compressed(path: str | Path) -> None:
 
 
 def index_tar(
-    path: str | Path, *, md5: bool = False, on_bytes: Callable[[int], object] | None = None
+    path: str | Path,
+    *,
+    md5: bool = False,
+    enter: Callable[[str], bool] | None = None,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> TarIndex:
     """Return every regular file of the tar ``path`` and of the tars inside it.
 
     With ``md5`` the archive is read whole, once, and its md5 computed on the way; without, only
-    its headers are read. ``on_bytes`` is told how far the walk has come, in bytes since the
+    its headers are read. ``enter(name)`` says whether a tar inside is worth walking, by default
+    all are. ``on_bytes`` is told how far the walk has come, in bytes since the
     last call. Links, devices, sparse files, absolute names and ``..`` are refused, as findings.
     DataShardsError names an archive that is truncated or damaged, UsageError one that is
     compressed.
@@ -117,7 +123,7 @@ def index_tar(
     try:
         size = os.fstat(descriptor).st_size
         reader = _HashingReader(descriptor, size) if md5 else _Reader(descriptor)
-        walk = _Walk(reader, str(path), on_bytes)
+        walk = _Walk(reader, str(path), enter, on_bytes)
         walk.run("", 0, size, 1)
         digest = reader.finish() if isinstance(reader, _HashingReader) else None
         walk.report(size)
@@ -175,10 +181,15 @@ class _HashingReader(_Reader):
 
 class _Walk:
     def __init__(
-        self, reader: _Reader, archive: str, on_bytes: Callable[[int], object] | None
+        self,
+        reader: _Reader,
+        archive: str,
+        enter: Callable[[str], bool] | None,
+        on_bytes: Callable[[int], object] | None,
     ) -> None:
         self._reader = reader
         self._archive = archive
+        self._enter = enter
         self._on_bytes = on_bytes
         self._reported = 0
         self.members: list[Member] = []
@@ -197,6 +208,8 @@ class _Walk:
                 reason = "unsafe-name"
                 name = raw
             if not reason and name[-4:].lower() == ".tar":
+                if self._enter is not None and not self._enter(prefix + name):
+                    continue
                 if depth < _DEEPEST:
                     self.run(f"{prefix}{name}/", offset, offset + length, depth + 1)
                     continue
@@ -280,8 +293,10 @@ def _check_rest(reader: _Reader, where: str, position: int, end: int) -> None:
 
 def _check_sum(header: bytes, where: str, position: int) -> None:
     stored = _octal(header[148:156])
-    rest = header[:148] + header[156:]
-    total = sum(rest) + 8 * 32  # the field itself counts as spaces
+    # The low half of adler32 is 1 plus the sum of the bytes modulo 65521, which 256 bytes do not
+    # reach: five times faster than sum(). The field itself counts as eight spaces.
+    rest = header[:148] + b" " * 8 + header[156:]
+    total = (adler32(rest[:256]) & 0xFFFF) + (adler32(rest[256:]) & 0xFFFF) - 2
     if stored == total:
         return
     # Some old writers added the bytes as signed numbers.

@@ -168,7 +168,12 @@ class Scanner:
                 disable=not self._progress,
                 file=sys.stderr,
             ) as bar:
-                index = index_tar(path, md5=self._md5, on_bytes=bar.update)
+                index = index_tar(
+                    path,
+                    md5=self._md5,
+                    enter=lambda inner: self._wanted((*parts, *inner.split("/"))),
+                    on_bytes=bar.update,
+                )
         except OSError as error:
             raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
         self.archives[name] = index.md5

@@ -6,8 +6,10 @@ with such archives; or Kaggle's ``ILSVRC/Data/CLS-LOC``. A class is found by its
 never by its position, so a missing one shifts no label.
 """
 
+import gc
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_shards.errors import UsageError
@@ -55,10 +57,51 @@ def listings(
         raise UsageError("--split selection: would be empty with --selection-fraction 0")
     if stylised and (split not in (None, TRAIN) or not dataset.can_train):
         raise UsageError(f"--stylised: is for the split train, not for {split or dataset.name}")
+    with _collector_at_rest():
+        return _listings(
+            dataset,
+            sources,
+            split,
+            stylised=stylised,
+            fraction=selection_fraction,
+            seed=seed,
+            md5=verify_md5,
+            labels=labels,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from walking millions of rows, without one cycle, for nothing.
+
+    It would take half of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _listings(
+    dataset: Dataset,
+    sources: Sequence[Path],
+    split: str | None,
+    *,
+    stylised: Sequence[Path],
+    fraction: float,
+    seed: int,
+    md5: bool,
+    labels: Path | None,
+    progress: bool,
+) -> list[Listing]:
     wanted = TRAIN if split == SELECTION else split
-    found = find_images(dataset, sources, wanted, labels=labels, md5=verify_md5, progress=progress)
+    found = find_images(dataset, sources, wanted, labels=labels, md5=md5, progress=progress)
     copies = (
-        find_images(dataset, stylised, TRAIN, labels=None, md5=verify_md5, progress=progress)
+        find_images(dataset, stylised, TRAIN, labels=None, md5=md5, progress=progress)
         if stylised and TRAIN in found.rows
         else None
     )
@@ -67,9 +110,7 @@ def listings(
     result = []
     for name in dataset.order(found.rows):
         if name == TRAIN and dataset.can_train:
-            result += _training(
-                dataset, found, copies, split, fraction=selection_fraction, seed=seed
-            )
+            result += _training(dataset, found, copies, split, fraction=fraction, seed=seed)
         else:
             result.append(_listing(dataset, name, found.rows[name], [found]))
     return result
@@ -180,16 +221,15 @@ def _listing(
 
 def _items(dataset: Dataset, rows: Sequence[Row], styled: Sequence[Row]) -> tuple[Item, ...]:
     labels = dataset.class_map.labels
-    marked = [(row._replace(key=safe_key(f"{STYLISED}_{row.key}")), (STYLISED,)) for row in styled]
-    table: list[tuple[Row, tuple[str, ...]]] = [(row, ()) for row in rows]
-    table += marked
+    table = [
+        *rows,
+        *(row._replace(key=safe_key(f"{STYLISED}_{row.key}"), flags=(STYLISED,)) for row in styled),
+    ]
     table.sort()
-    keys = unique_keys(
-        [row.key for row, _ in table], [row.source.rpartition("/")[2] for row, _ in table]
-    )
+    keys = unique_keys([row.key for row in table], [row.source.rpartition("/")[2] for row in table])
     return tuple(
-        Item(row.source, key, labels[row.wnid], row.wnid, row.path, row.offset, row.length, flags)
-        for key, (row, flags) in zip(keys, table, strict=True)
+        Item(source, key, labels[wnid], wnid, path, offset, length, flags)
+        for key, (_, source, wnid, path, offset, length, flags) in zip(keys, table, strict=True)
     )
 
 

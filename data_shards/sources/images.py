@@ -1,7 +1,7 @@
 """The images of a data set in its sources: each with its split, class and key."""
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ class Row(NamedTuple):
     path: str
     offset: int
     length: int
+    flags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Found:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     archives: dict[str, dict[str, str | None]] = field(default_factory=dict)
     findings: dict[str, list[Finding]] = field(default_factory=dict)
-    outside: dict[str, Counter[str]] = field(default_factory=dict)
+    outside: dict[str, set[str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
     def outside_warning(self, split: str, dataset: str) -> list[str]:
@@ -47,10 +48,7 @@ class Found:
         lines = []
         outside = self.outside.get(split)
         if outside:
-            lines.append(
-                f"{outside.total():,} images of {len(outside):,} other synsets are no part of "
-                f"{dataset}"
-            )
+            lines.append(f"synsets that are no part of {dataset}: {len(outside):,}")
         ignored = self.ignored.get(split)
         if ignored:
             more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
@@ -109,7 +107,6 @@ class _SourceReader:
         self._labels_file = labels
         self._labels: dict[str, str] | None = None
         self._rows: defaultdict[str | None, list[Row]] = defaultdict(list)
-        self._outside: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
         self._findings: list[tuple[str | None, Finding]] = []
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
@@ -134,8 +131,8 @@ class _SourceReader:
         rest = default or next((s for s in self._rows if s is not None), "")
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
-        for split, outside in self._outside.items():
-            found.outside.setdefault(split or rest, Counter()).update(outside)
+        for split, outside in self._layout.outside.items():
+            found.outside.setdefault(split or rest, set()).update(outside)
         for finding in scanner.findings:
             self._findings.append((self._split_of(finding.path), self._named(finding)))
         for split, finding in sorted(self._findings, key=lambda pair: pair[1].path):
@@ -180,8 +177,6 @@ class _SourceReader:
             ]
             if folder.images and split != "":
                 self._take_class(folder, split, place.wnid, before)
-        elif place.wnid:
-            self._outside[split or None][place.wnid] += len(folder.images)
         elif folder.images and not self._take_flat(folder, place, before):
             finding = Finding(where or self._source.name, "refused", ("unknown-class",))
             self._findings.append((split or None, finding))
@@ -222,7 +217,7 @@ class _SourceReader:
             elif wnid in known:
                 rows.append(Row(key_of(wnid, name), source, wnid, path, offset, length))
             else:
-                self._outside[split][wnid] += 1
+                self._layout.outside.setdefault(split, set()).add(wnid)
         if rows:
             self._note_form(folder, split)
             self._rows[split] += rows

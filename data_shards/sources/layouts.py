@@ -40,6 +40,8 @@ class Layout:
     def __init__(self, dataset: Dataset, split: str | None, source: Path) -> None:
         self._dataset = dataset
         self._split = split
+        # The wnids that are no class of the data set, by split: such folders are not entered.
+        self.outside: dict[str | None, set[str]] = {}
         real = source.resolve()
         self._context = real.parts[-2:] if real.is_dir() else ()
 
@@ -58,6 +60,8 @@ class Layout:
             known = name in labels
             if known or _WNID.fullmatch(name):
                 return Place(self._split_of(parts[:position]), name, known)
+        if self._context and self._context[-1] in labels:  # the source is itself a class folder
+            return Place(self._split_of(parts), self._context[-1], True)
         return Place(self._split_of(parts), "", False)
 
     def wanted(self, parts: tuple[str, ...]) -> bool:
@@ -65,9 +69,15 @@ class Layout:
         name = parts[-1]
         if name in _NO_IMAGES:
             return False
-        if self._dataset.corrupted:
-            return self._split is None or not self._other_corruption(parts)
-        return self.takes(self.place(parts).split)
+        if self._dataset.corrupted and self._split and self._other_corruption(parts, self._split):
+            return False
+        place = self.place(parts)
+        if not self.takes(place.split):
+            return False
+        if place.wnid and not place.known:
+            self.outside.setdefault(place.split, set()).add(place.wnid)
+            return False
+        return True
 
     def takes(self, split: str | None) -> bool:
         """Return whether images of ``split`` are wanted; None is a split that nothing names."""
@@ -98,9 +108,8 @@ class Layout:
                 return part
         return None
 
-    def _other_corruption(self, parts: tuple[str, ...]) -> bool:
-        assert self._split is not None
-        corruption, _, severity = self._split.rpartition("-")
+    def _other_corruption(self, parts: tuple[str, ...], split: str) -> bool:
+        corruption, _, severity = split.rpartition("-")
         path = self._context + parts
         for name, below in zip(path, (*path[1:], ""), strict=True):
             if name in _CORRUPTIONS and name != corruption:
