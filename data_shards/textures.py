@@ -15,6 +15,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,9 @@ def prepare(content: bytes) -> NDArray[np.float32]:
     """
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
         image = opened.convert("RGB")
-    factor = RESIZE / min(image.size)
-    size = tuple(max(RESIZE, round(side * factor)) for side in image.size)
-    left, top = ((side - CROP) // 2 for side in size)
+    short = min(image.size)
+    size = tuple(side * RESIZE // short for side in image.size)
+    left, top = (round((side - CROP) / 2) for side in size)
     resized = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized.crop((left, top, left + CROP, top + CROP)), dtype=np.float32) / 255
     mean = np.array(IMAGENET_NORMALIZE.mean, dtype=np.float32)
@@ -256,6 +257,11 @@ def feature_rows(
             try:
                 for count in pool.map(_work, chunks):
                     on_rows(count)
+            except BrokenProcessPool:
+                raise DataShardsError(
+                    f"a process of {workers} was killed, perhaps for want of memory; give fewer "
+                    "--workers"
+                ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
