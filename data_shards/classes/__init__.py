@@ -70,9 +70,10 @@ def load_class_map(path: Path) -> ClassMap:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
+        # Asked first: opening a FIFO would wait for ever.
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: the class map cannot be read (it is no regular file)")
         with path.open("rb") as file:
-            if not path.is_file():
-                raise UsageError(f"{path}: is no regular file")
             content = file.read(_LARGEST + 1)
     except OSError as error:
         raise UsageError(f"{path}: the class map cannot be read ({error.strerror})") from None

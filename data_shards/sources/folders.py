@@ -88,7 +88,7 @@ class Scanner:
                 file=sys.stderr,
             ) as bar:
                 yield from self._walk(root, bar.update)
-        else:
+        elif self._wanted((source.name,)):
             yield from self._tar((source.name,), root)
 
     def _walk(self, root: str, on_files: Callable[[int], object]) -> Iterator[Folder]:

@@ -198,10 +198,10 @@ def _listing(
     for found in [*told_by, *([archives] if archives is not None else [])]:
         names.update(found.archives.get(source_split, {}))
     if names:
-        all_facts["archives"] = list(names)
+        all_facts["archives"] = sorted(names)
     if names and all(names.values()):
-        all_facts["archives_md5"] = [digest for digest in names.values() if digest]
-    for name, digest in names.items():
+        all_facts["archives_md5"] = [str(names[name]) for name in sorted(names)]
+    for name, digest in sorted(names.items()):
         published = PUBLISHED_MD5.get(name)
         if published and digest and digest != published:
             findings.append(Finding(name, "suspect", ("md5-mismatch",)))

@@ -42,6 +42,7 @@ class Found:
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     outside: dict[str, set[str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    other_splits: set[str] = field(default_factory=set)
 
     def outside_warning(self, split: str, dataset: str) -> list[str]:
         """Return a line on the images of other synsets and one on files that are no images."""
@@ -86,6 +87,8 @@ def _hint(found: Found) -> str:
     unknown = [f for findings in found.findings.values() for f in findings][:1]
     if unknown:
         return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}"
+    if found.other_splits:
+        return f"; its names say {', '.join(sorted(found.other_splits))}"
     if found.outside:
         return "; its folders are other synsets"
     return "; it should have folders or archives named by wnid, such as n01440764"
@@ -115,6 +118,7 @@ class _SourceReader:
         scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
         for folder in scanner.scan(self._source):
             self._take(folder)
+        found.other_splits |= self._layout.other_splits
         default = self._layout.default_split
         unnamed = self._rows.get(None)
         if unnamed and default is None:

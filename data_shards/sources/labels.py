@@ -20,7 +20,8 @@ KAGGLE: Final = "LOC_val_solution.csv"
 
 _NUMBERS: Final = "ILSVRC2012_validation_ground_truth.txt"
 _META: Final = "meta.mat"
-_LARGEST: Final = 64 << 20  # bytes; the largest of the real files has 3 MB
+_LARGEST: Final = 16 << 20  # bytes; Kaggle's table has 3 MB
+_LARGEST_IN_DEVKIT: Final = 4 << 20  # bytes; the real ones are far smaller
 _WNID: Final = re.compile(r"n\d{8}")
 
 
@@ -85,7 +86,7 @@ def _devkit_folder(path: Path) -> dict[str, bytes]:
     for name in (_NUMBERS, _META):
         file = path / "data" / name
         try:
-            if file.is_file() and file.stat().st_size <= _LARGEST:
+            if file.is_file() and file.stat().st_size <= _LARGEST_IN_DEVKIT:
                 found[name] = file.read_bytes()
         except OSError as error:
             raise DataShardsError(f"{file}: cannot be read ({error.strerror})") from None
@@ -98,7 +99,9 @@ def _devkit_archive(path: Path) -> dict[str, bytes]:
         with tarfile.open(path) as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if name in (_NUMBERS, _META) and member.isreg() and member.size <= _LARGEST:
+                if member.size > _LARGEST_IN_DEVKIT or not member.isreg():
+                    continue
+                if name in (_NUMBERS, _META):
                     stream = tar.extractfile(member)
                     found[name] = stream.read() if stream else b""
     except (OSError, EOFError, tarfile.TarError, zlib.error, RecursionError) as error:

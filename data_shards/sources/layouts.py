@@ -42,6 +42,8 @@ class Layout:
         self._split = split
         # The wnids that are no class of the data set, by split: such folders are not entered.
         self.outside: dict[str | None, set[str]] = {}
+        # The splits of what was passed over because another one is wanted.
+        self.other_splits: set[str] = set()
         real = source.resolve()
         self._context = real.parts[-2:] if real.is_dir() else ()
 
@@ -60,7 +62,8 @@ class Layout:
             known = name in labels
             if known or _WNID.fullmatch(name):
                 return Place(self._split_of(parts[:position]), name, known)
-        if self._context and self._context[-1] in labels:  # the source is itself a class folder
+        if not parts and self._context and self._context[-1] in labels:
+            # The source is itself a class folder.
             return Place(self._split_of(parts), self._context[-1], True)
         return Place(self._split_of(parts), "", False)
 
@@ -81,9 +84,13 @@ class Layout:
 
     def takes(self, split: str | None) -> bool:
         """Return whether images of ``split`` are wanted; None is a split that nothing names."""
-        if split is None or self._split is not None:
-            return split in (None, self._split)
-        return not self._dataset.splits or split in self._dataset.splits
+        if split is None:
+            return True
+        if self._split is None:
+            return not self._dataset.splits or split in self._dataset.splits
+        if split != self._split:
+            self.other_splits.add(split)
+        return split == self._split
 
     def _split_of(self, parts: tuple[str, ...]) -> str | None:
         if self._dataset.corrupted:

@@ -1,5 +1,7 @@
 """Class maps: the shipped ones, and what a file of one's own may hold."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,6 @@ def test_a_file_that_is_not_there(tmp_path):
         load_class_map(tmp_path / "none.csv")
     with pytest.raises(UsageError, match="cannot be read"):
         load_class_map(tmp_path)
+    os.mkfifo(tmp_path / "fifo.csv")
+    with pytest.raises(UsageError, match="no regular file"):
+        load_class_map(tmp_path / "fifo.csv")

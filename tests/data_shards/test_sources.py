@@ -505,8 +505,10 @@ def test_unclear_sources_are_refused_with_the_cure(forms, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no image of imagenet9"):
         _list("imagenet9", tmp_path / "empty")
-    with pytest.raises(UsageError, match="holds no image of split val of imagenet9"):
-        _list("imagenet9", *forms["archive"]["train"], split="val")
+    only_train = trees.write_folder(tmp_path / "t" / "train", train).parent
+    for source in (only_train, *forms["archive"]["train"]):
+        with pytest.raises(UsageError, match=r"no image of split val of imagenet9; .* say train"):
+            _list("imagenet9", source, split="val")
     cut = tmp_path / "ILSVRC2012_img_train.tar"
     whole = forms["archive"]["train"][0].read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
