@@ -10,6 +10,7 @@ from data_shards.errors import EXIT_INTERNAL, DataShardsError
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 _COMMANDS = {
+    "check": "report damaged, odd and repeated images",
     "convert": "write shards from a data set",
     "inspect": "show what shards hold, in figures and pictures",
     "gather": "fetch images from a list of addresses",

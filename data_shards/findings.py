@@ -13,15 +13,25 @@ class Finding:
 
     ``ok``; ``suspect``: odd, but with all its pixels, so it is kept; ``corrupt``: damaged;
     ``duplicate``: the same bytes or pixels as another, kept; ``refused``: never opened
-    (a link out of the source, a device) or not allowed (an absurd size).
+    (a link out of the source, a device) or not allowed (an absurd size). ``flags`` are facts
+    that need no verdict, such as ``cmyk``; ``of`` is the path that a duplicate repeats.
     """
 
     path: str
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    of: str = ""
 
     def to_json(self) -> str:
-        """Return one line of JSON with ``path``, ``verdict`` and ``reasons``."""
-        return json.dumps(
-            {"path": self.path, "verdict": self.verdict, "reasons": list(self.reasons)}
-        )
+        """Return one line of JSON: ``path``, ``verdict``, ``reasons``; what else is not empty."""
+        content: dict[str, object] = {
+            "path": self.path,
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+        }
+        if self.flags:
+            content["flags"] = list(self.flags)
+        if self.of:
+            content["of"] = self.of
+        return json.dumps(content)

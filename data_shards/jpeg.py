@@ -5,6 +5,7 @@ the text of the first warning alone. A harmless oddity could thus hide damage be
 the oddity is taken out and the rest has to decode without any warning.
 """
 
+import bisect
 import re
 import struct
 from dataclasses import dataclass, field
@@ -28,9 +29,11 @@ _METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))
 _RESTARTS = range(0xD0, 0xD8)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
-# In entropy-coded data FF is followed by 00 (a data byte) or a restart marker; a run of FF
-# before a marker is legal filling.
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+# In entropy-coded data FF is followed by 00 (a data byte), a restart marker, or FF: filling
+# before a marker.
+_ENDS_DATA = np.ones(256, dtype=bool)
+_ENDS_DATA[[0x00, 0xFF, *_RESTARTS]] = False
+_BLOCK_BYTES = 2**18
 _TRAILING_ZEROS = re.compile(rb"(?<!\xff)\x00+\xff*\Z")
 
 # The beginnings of warnings that leave the pixels whole, as libjpeg-turbo words them. They
@@ -111,6 +114,7 @@ def parse(data: bytes) -> Structure:
     Never raises: what is malformed ends the walk, and the decoder will have its say.
     """
     found = Structure()
+    data_ends = _DataEnds(data)
     position = 2
     while True:
         if len(found.segments) == MOST_SEGMENTS:
@@ -142,8 +146,7 @@ def parse(data: bytes) -> Structure:
         coded = end
         if marker == _SOS:
             found.scans.append(data[body + 2 : end])
-            following = _NEXT_MARKER.search(data, coded)
-            end = following.start() if following else len(data)
+            end = data_ends.after(coded)
         elif marker in _FRAMES and found.frame is None:
             _read_frame(data, body + 2, end, found)
             found.frame = Segment(marker, start, body + 2, coded, end)
@@ -165,6 +168,34 @@ def _find_marker(data: bytes, position: int) -> int:
         if data[code] != 0:
             return start
         position = code + 1
+
+
+class _DataEnds:
+    """Finds where entropy-coded data end, for positions that grow; memory is one block."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._positions: list[int] = []
+        self._stop = 0  # the positions are all that begin before this one
+
+    def after(self, begin: int) -> int:
+        """Return where the marker behind the data from ``begin`` on begins, or the file's end."""
+        while True:
+            found = bisect.bisect_left(self._positions, begin)
+            if found < len(self._positions):
+                end = self._positions[found]
+                while end > begin and self._data[end - 1] == 0xFF:
+                    end -= 1
+                return end
+            start = max(begin, self._stop)
+            if start >= len(self._data) - 1:
+                return len(self._data)
+            # One byte more than positions: a marker may lie across two blocks.
+            count = min(_BLOCK_BYTES + 1, len(self._data) - start)
+            block = np.frombuffer(self._data, np.uint8, count, start)
+            markers = (block[:-1] == 0xFF).nonzero()[0]
+            self._positions = (start + markers[_ENDS_DATA[block[markers + 1]]]).tolist()
+            self._stop = start + count - 1
 
 
 def _read_frame(data: bytes, body: int, end: int, found: Structure) -> None:
@@ -257,6 +288,12 @@ def decode_strictly(data: bytes, structure: Structure) -> Decoded:
     if lacks_scans(structure):
         return Decoded(None, "missing-scan")
     return Decoded(pixels, oddities=oddities)
+
+
+def decode(data: bytes) -> Pixels:
+    """Return all the pixels, RGB [height, width, 3]; ValueError on any warning."""
+    pixels: Pixels = simplejpeg.decode_jpeg(data)
+    return pixels
 
 
 def _eighth(data: bytes) -> Pixels:

@@ -1,0 +1,74 @@
+"""Report damaged, odd and repeated images; nothing is changed.
+
+PATH is a folder with images in it, an image, a tar archive (also one of tars), or a folder
+of shards. Several are compared with each other too, for duplicates.
+
+verdicts: corrupt (damaged), refused (a link out of PATH, a device, an absurd size, another
+format), duplicate (the same bytes or pixels as another), suspect (odd, with all its pixels),
+ok (with --json, of images that have flags alone).
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from data_shards.checking import Check
+from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
+from data_shards.findings import Finding
+from data_shards.workers import default_workers
+
+EXAMPLE = """
+python -m data_shards check ILSVRC2012/train ILSVRC2012/val --workers 8
+python -m data_shards check imagenet-a.tar --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``check``."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
+    parser.add_argument("--strict", action="store_true", help="count suspect images as findings")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the paths and print the findings as they come."""
+    workers: int = default_workers() if arguments.workers is None else arguments.workers
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}: it must be at least 1")
+    progress = not arguments.json and sys.stderr.isatty()
+    check = Check(arguments.paths, workers=workers, progress=progress)
+    counts: Counter[str] = Counter()
+    for finding in check.run():
+        counts[finding.verdict] += 1
+        if arguments.json:
+            print(finding.to_json())
+        elif finding.verdict != "ok":
+            print(_line(finding))
+    summary = _summary(check, counts)
+    print(summary, file=sys.stderr if arguments.json else sys.stdout)
+    failing = ["corrupt", "refused", "duplicate", *(["suspect"] if arguments.strict else [])]
+    return EXIT_FINDINGS if any(counts[verdict] for verdict in failing) else EXIT_CLEAN
+
+
+def _line(finding: Finding) -> str:
+    of = f" of {finding.of}" if finding.of else ""
+    return f"{finding.verdict:<9}  {finding.path}: {', '.join(finding.reasons)}{of}"
+
+
+def _summary(check: Check, counts: Counter[str]) -> str:
+    rate = check.images / check.seconds if check.seconds else 0.0
+    verdicts = ", ".join(
+        f"{counts[verdict]:,} {verdict}"
+        for verdict in ("corrupt", "refused", "suspect", "duplicate")
+    )
+    lines = [f"{check.images:,} images checked, {rate:,.0f}/s: {verdicts}"]
+    if check.flags:
+        flags = ", ".join(f"{name} {count:,}" for name, count in sorted(check.flags.items()))
+        lines.append(f"flags: {flags}")
+    if check.others:
+        lines.append(f"{check.others:,} other files were not looked at")
+    return "\n".join(lines)
