@@ -51,8 +51,8 @@ lint: .venv/.installed-dev  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.installed  ## every benchmark; each says what it measures
-	@set -e; for name in hsic median communication step; do $(BIN)/python -m benchmarks.$$name; done
+bench: .venv/.installed  ## every benchmark, with records in benchmarks/results
+	$(BIN)/python -m benchmarks
 
 clean:  ## remove what can be made again; .venv and runs stay
 	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.compare import FORMAT
+
 RESULTS = Path(__file__).parent / "results"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Times:
     median: float
     largest: float
     repeats: int
+
+    def __str__(self) -> str:
+        """Milliseconds: median, and in brackets the smallest."""
+        return f"{self.median * 1e3:.4g} ({self.smallest * 1e3:.4g})"
 
 
 def in_turn(
@@ -62,29 +67,23 @@ def ratio(baseline: Times, ours: Times) -> str:
     return f"{medians:.2f} ({smallest:.2f})"
 
 
-def milliseconds(times: Times) -> str:
-    """Median, and in brackets the smallest."""
-    return f"{times.median * 1e3:.4g} ({times.smallest * 1e3:.4g})"
-
-
 @dataclass
 class Table:
     """Printed as it grows, row by row, as Markdown."""
 
     title: str
     columns: Sequence[str]
-    rows: list[list[str]] = field(default_factory=list)
+    rows: list[list[object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Print the head."""
         print(f"\n{self.title}\n\n| {' | '.join(self.columns)} |\n{'|---' * len(self.columns)}|")
 
     def add(self, *cells: object) -> None:
-        """Add and print a row."""
-        row = [str(cell) for cell in cells]
-        assert len(row) == len(self.columns)
-        self.rows.append(row)
-        print(f"| {' | '.join(row)} |", flush=True)
+        """Add and print a row; times are printed in milliseconds, median (smallest)."""
+        assert len(cells) == len(self.columns)
+        self.rows.append([asdict(c) if isinstance(c, Times) else str(c) for c in cells])
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 class Benchmark:

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.harness import Benchmark, in_turn, milliseconds, ratio
+from benchmarks.harness import Benchmark, in_turn, ratio
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
@@ -119,8 +119,8 @@ def main() -> None:
             seconds=0.0,
         )
         table.add(
-            name, samples, parts, f"{side}²", baseline.__name__, milliseconds(times["baseline"]),
-            milliseconds(times["ours"]), ratio(times["baseline"], times["ours"]),
+            name, samples, parts, f"{side}²", baseline.__name__, times["baseline"],
+            times["ours"], ratio(times["baseline"], times["ours"]),
         )  # fmt: skip
     run.record()
 

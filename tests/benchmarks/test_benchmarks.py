@@ -1,0 +1,76 @@
+"""The benchmarks run, and records are compared only where a comparison means something."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def benchmarks(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def record(folder: Path, name: str, **changes) -> str:
+    times = {"smallest": 0.9, "median": changes.pop("median", 1.0), "largest": 2, "repeats": 3}
+    content = {
+        "format": 1,
+        "benchmark": "step",
+        "machine": {"processor": "P", "cores": 2, "threads": 1, "commit": name},
+        "tables": [{"title": "T", "columns": ["N", "ours"], "rows": [["8", times]]}],
+    }
+    for key, value in changes.items():
+        content["machine" if key in content["machine"] else key] = (
+            {**content["machine"], key: value} if key in content["machine"] else value
+        )
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["hsic", "median", "communication", "step"])
+def test_each_runs_in_small(name):
+    done = benchmarks(name, "--quick")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "commit " in done.stdout
+    assert done.stdout.count("|---") > 3
+
+
+def test_comparison(tmp_path):
+    before = record(tmp_path, "before")
+    for median, verdict, code in ((1.0, "", 0), (1.5, "slower", 1), (0.5, "faster", 0)):
+        done = benchmarks("compare", before, record(tmp_path, "after", median=median))
+        assert done.returncode == code, done.stderr
+        row = f"| T | 8 | ours | 1000 | {1000 * median:g} | {median:.2f} | {verdict} |"
+        assert row in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"processor": "Q"}, "different machines (processor: P and Q)"),
+        ({"threads": 2}, "different machines (threads: 1 and 2)"),
+        ({"benchmark": "hsic"}, "of the benchmark step"),
+        ({"format": 2}, "format 2; this version reads 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, changes, words):
+    done = benchmarks("compare", record(tmp_path, "a"), record(tmp_path, "b", **changes))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "slower" not in done.stdout
+
+
+def test_unknown_names_and_files(tmp_path):
+    assert "no benchmark 'medan'; there are" in benchmarks("medan").stderr
+    (tmp_path / "junk.json").write_text("[]")
+    for path, words in ((tmp_path / "none.json", "cannot be read"),
+                        (tmp_path / "junk.json", "not a record")):  # fmt: skip
+        done = benchmarks("compare", str(path), str(path))
+        assert done.returncode == 2
+        assert words in done.stderr
