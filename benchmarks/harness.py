@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -65,6 +66,26 @@ def ratio(baseline: Times, ours: Times) -> str:
     """How many times faster ours is: by the medians, and in brackets by the smallest."""
     medians, smallest = baseline.median / ours.median, baseline.smallest / ours.smallest
     return f"{medians:.2f} ({smallest:.2f})"
+
+
+def peak_growth(function: Callable[[], object]) -> float:
+    """Megabytes by which a call raises this process's memory at its peak (Linux)."""
+    # getrusage's peak cannot be reset, and a child inherits that of its parent.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _memory("VmRSS")
+    function()
+    return (_memory("VmHWM") - before) / 1024
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def in_fresh_process(function: Callable[..., float], *arguments: object) -> float:
+    """Call a function of a module in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @dataclass

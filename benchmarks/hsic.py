@@ -9,7 +9,6 @@ process's peak grows by, each in a process of its own.
 """
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.harness import Benchmark, in_turn, ratio
+from benchmarks.harness import Benchmark, in_fresh_process, in_turn, peak_growth, ratio
 from rebias_dist.objectives import hsic
 
 Program = Callable[[Tensor, Tensor, float], Tensor]
@@ -71,19 +70,11 @@ def value_and_gradients(
     return value.detach(), *torch.autograd.grad(value, (x, y))
 
 
-def peak_growth(name: str, n: int, width: int) -> float:
+def memory_of(name: str, n: int, width: int) -> float:
     """Megabytes that a call adds to the peak of this (fresh) process."""
     torch.set_num_threads(1)
     value_and_gradients(PROGRAMS[name], *rows(64, width))  # libraries load what they need
-    case = rows(n, width)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    value_and_gradients(PROGRAMS[name], *case)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def in_fresh_process(function: Callable, *arguments: object) -> object:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    return peak_growth(partial(value_and_gradients, PROGRAMS[name], *rows(n, width)))
 
 
 def cpu_seconds_of_a_rank(rank: int, world: int, store: str, n: int, width: int) -> float:
@@ -149,7 +140,7 @@ def main() -> None:
 
     n = 512 if quick else 8192
     memory = run.table("Extra memory at the peak, MB", "N", *PROGRAMS, "trace / ours")
-    grown = {name: in_fresh_process(peak_growth, name, n, width) for name in PROGRAMS}
+    grown = {name: in_fresh_process(memory_of, name, n, width) for name in PROGRAMS}
     memory.add(
         n, *(f"{grown[name]:.0f}" for name in PROGRAMS),
         f"{grown['trace'] / max(grown['ours'], 0.1):.1f}",

@@ -10,15 +10,13 @@ grows by.
 """
 
 import math
-import multiprocessing
-import resource
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Benchmark, in_turn, ratio
+from benchmarks.harness import Benchmark, in_fresh_process, in_turn, peak_growth, ratio
 from rebias_dist.objectives import median_distance
 
 
@@ -50,14 +48,11 @@ def by_numpy(batches: list[Tensor]) -> float:
     return math.sqrt(np.median(middle.astype(np.float64)))
 
 
-def peak_growth(number: int, n: int, width: int) -> float:
+def memory_of(number: int, n: int, width: int) -> float:
     """Megabytes that a call adds to the peak of this (fresh) process."""
     torch.set_num_threads(1)
     median_distance(batches_of(2, 16, 4))
-    batches = batches_of(number, n, width)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    median_distance(batches)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_growth(partial(median_distance, batches_of(number, n, width)))
 
 
 def main() -> None:
@@ -94,8 +89,7 @@ def main() -> None:
     )
     cases = [(5, 64, 32)] if quick else [(25, 128, 512), (25, 2829, 64), (1, 20000, 64)]
     for case in cases:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            grown = pool.apply(peak_growth, case)
+        grown = in_fresh_process(memory_of, *case)
         memory.add(*case, f"{case[0] * math.comb(case[1], 2):,}", f"{grown:.0f}")
     run.record()
 
