@@ -1,12 +1,14 @@
 """Whether an image is whole, decided from its bytes alone.
 
-Everything a hostile file could ask for is bounded from its header before it is decoded, so
-that no image takes more memory than LARGEST_DECODE besides its own bytes.
+Everything a hostile file could ask for is bounded from its header before it is decoded: an
+image, its bytes and copies of them stay below 512 MiB.
 """
 
 import hashlib
 import os
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,9 +21,9 @@ from data_shards.sources.listing import Item, read_item
 
 Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "refused"]
 
-MOST_BYTES = 96 * 2**20  # of a file
+MOST_BYTES = 64 * 2**20  # of a file
 MOST_PIXELS = 64 * 2**20  # the largest photographs of ImageNet have 61 million
-LARGEST_DECODE = 320 * 2**20  # bytes that a decoder may need
+LARGEST_DECODE = 352 * 2**20  # bytes for the pixels and what a decoder holds besides
 MOST_ASPECT = 100  # long side through short side
 MOST_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: seconds of work
 MOST_SCANS = 100
@@ -38,6 +40,8 @@ IMAGE_SUFFIXES = frozenset(
     (*_SUFFIXES["jpg"], *_SUFFIXES["png"], ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic")
 )
 _ORIENTATION = 0x0112
+# How Pillow words that compressed text or a profile would unpack to too much.
+_BOMB = re.compile("too large|[Tt]oo much memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,8 @@ def _look_at_jpeg(content: bytes, notes: _Notes) -> None:
     if len(structure.scans) * structure.width * structure.height > MOST_SCAN_PIXELS:
         notes.refused = "too-many-scans"
         return
-    if structure.coefficient_bytes > LARGEST_DECODE:
+    pixel_bytes = 3 * structure.width * structure.height
+    if pixel_bytes + structure.coefficient_bytes > LARGEST_DECODE:
         notes.refused = "too-large"
         return
     if len(structure.sampling) == 4:
@@ -179,7 +184,7 @@ def _look_at_jpeg(content: bytes, notes: _Notes) -> None:
         return
     notes.suspect += decoded.oddities
     small = decoded.pixels
-    notes.pixels = _pixel_hash("jpg", notes.size, small.tobytes())
+    notes.pixels = _pixel_hash("jpg", notes.size, [small.tobytes()])
     flat = small.reshape(-1, 3)
     # A few pixels tell nearly every image from a constant one, at no cost.
     if _varies_little(flat[:: 1 + len(flat) // 64]) and _varies_little(flat):
@@ -221,10 +226,13 @@ def _look_at_png(content: bytes, notes: _Notes) -> None:
         image = png.load(content)
     except MemoryError:
         raise
-    except Exception:  # Pillow raises what it likes on hostile chunks
-        notes.corrupt = "damaged-header"
+    except Exception as error:  # Pillow raises what it likes on hostile chunks
+        if isinstance(error, ValueError) and _BOMB.search(str(error)):
+            notes.refused = "too-large"
+        else:
+            notes.corrupt = "damaged-header"
         return
-    notes.pixels = _pixel_hash(image.mode, notes.size, *png.rows(image))
+    notes.pixels = _pixel_hash(image.mode, notes.size, png.rows(image))
     if _spread(image) == 0:
         notes.suspect += ("constant",)
         return
@@ -264,7 +272,7 @@ def _flag_metadata(exif: bytes | None, profile: bytes | None, notes: _Notes) -> 
             notes.flags += ("broken-icc",)
 
 
-def _pixel_hash(kind: str, size: tuple[int, int], *parts: bytes | memoryview) -> str:
+def _pixel_hash(kind: str, size: tuple[int, int], parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256(f"{kind} {size[0]} {size[1]}\n".encode())
     for part in parts:
         digest.update(part)
@@ -294,10 +302,10 @@ def full_pixels(content: bytes) -> str:
     try:
         if content.startswith(png.SIGNATURE):
             image = png.load(content)
-            return _pixel_hash(image.mode, image.size, *png.rows(image))
+            return _pixel_hash(image.mode, image.size, png.rows(image))
         plain, _ = jpeg.without_oddities(content, jpeg.parse(content))
         pixels = jpeg.decode(plain)
         height, width, _ = pixels.shape
-        return _pixel_hash("jpg", (width, height), pixels.data)
+        return _pixel_hash("jpg", (width, height), [pixels.data])
     except (ValueError, OSError, SyntaxError):
         return ""

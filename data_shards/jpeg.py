@@ -28,6 +28,7 @@ _PROFILE = b"ICC_PROFILE\x00"
 _METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))
 _RESTARTS = range(0xD0, 0xD8)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_USUAL_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 # In entropy-coded data FF is followed by 00 (a data byte), a restart marker, or FF: filling
 # before a marker.
@@ -93,6 +94,13 @@ class Structure:
     def supported(self) -> bool:
         """Whether it is what all decoders read: 8 bits, Huffman-coded, not lossless."""
         return self.process in (*_SEQUENTIAL, _PROGRESSIVE) and self.precision == 8
+
+    @property
+    def unusual_sampling(self) -> bool:
+        """Whether luminance and chrominance are in a proportion that cameras do not use."""
+        return bool(self.sampling) and (
+            self.sampling[0] not in _USUAL_SAMPLING or not set(self.sampling[1:3]) <= {(1, 1)}
+        )
 
     @property
     def coefficient_bytes(self) -> int:
@@ -304,7 +312,7 @@ def _eighth(data: bytes) -> Pixels:
 def _reason(message: str, structure: Structure) -> str:
     if message.startswith("Insufficient memory"):
         raise MemoryError(message)
-    if "Could not determine" in message:
+    if "Could not determine" in message and structure.unusual_sampling:
         return UNSUPPORTED
     if "Premature end of" in message:
         return "truncated"

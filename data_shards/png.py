@@ -87,7 +87,8 @@ def parse(data: bytes) -> Structure:
             found.image.append((body, end))
         elif kind == b"IEND":
             found.end = end + 4
-            found.reason = "" if found.image else "damaged-header"
+            lacks_palette = found.colour == 3 and b"PLTE" not in found.other
+            found.reason = "damaged-header" if lacks_palette or not found.image else ""
             return found
         else:
             found.other.setdefault(kind, (body, end))
@@ -157,6 +158,10 @@ def load(data: bytes) -> Image.Image:
 
 
 def rows(image: Image.Image, height: int = 256) -> Iterator[bytes]:
-    """Yield the raw pixels of ``image`` in strips of ``height`` rows, top to bottom."""
+    """Yield the raw pixels of ``image`` in strips of ``height`` rows, top to bottom.
+
+    Those of a palette are looked up in it.
+    """
     for top in range(0, image.height, height):
-        yield image.crop((0, top, image.width, min(top + height, image.height))).tobytes()
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        yield (strip.convert("RGBA") if image.mode == "P" else strip).tobytes()
