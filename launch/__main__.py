@@ -1,0 +1,86 @@
+"""The command ``rebias-launch``, also ``python -m launch``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from rebias_dist.cli import OneLineParser, run_cli, version
+
+# Subcommand -> what it does. Its module ``launch.<name>`` has a docstring, EXAMPLES (one command
+# a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+_COMMANDS = {
+    "local": "train on this machine, restarting from the newest checkpoint after a failure",
+    "slurm": "train through SLURM: render the batch script and submit it",
+    "list": "show all runs and how they stand",
+    "status": "show one run, live",
+    "logs": "print the log of a run, or follow it",
+    "stop": "ask a run to save and leave; kill it if it does not",
+    "resume": "start a run again, as it was started",
+    "tensorboard": "serve TensorBoard for some or all runs, on loopback",
+}
+
+_EXIT_CODES = """exit codes: 0 finished, 1 failed (worth a retry), 2 wrong use or configuration,
+            3 given up (crash loop, non-finite, damaged data), 75 interrupted, to be resumed"""
+
+
+def _epilog(examples: str) -> str:
+    lines = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+    return f"examples:\n{lines}\n\n{_EXIT_CODES}"
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="rebias-launch",
+        description="Start, supervise and manage runs.",
+        epilog=_epilog("rebias-launch local biased_mnist/demo --ranks 2\nrebias-launch list"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        if name != chosen:
+            commands.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(f"launch.{name}")
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=_epilog(module.EXAMPLES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command by its command line and return its exit code.
+
+    What follows ``--`` is left in ``arguments.rest``, a list, for the command to hand on.
+    """
+    words = list(argv)
+    rest: list[str] = []
+    if "--" in words:
+        place = words.index("--")
+        words, rest = words[:place], words[place + 1 :]
+    # Only the module of the command that was asked for is imported.
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    arguments = _parser(chosen if chosen in _COMMANDS else None).parse_args(words)
+    arguments.rest = rest
+    code: int = arguments.run(arguments)
+    return code
+
+
+def cli() -> None:
+    """Console entry point."""
+    run_cli("rebias-launch", lambda: main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
