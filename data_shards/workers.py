@@ -7,7 +7,6 @@ others get their result.
 import multiprocessing
 import os
 import resource
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, Literal, TypeVar
 
 from data_shards.errors import DataShardsError
+from data_shards.processes import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -240,8 +240,7 @@ class _Pool(Generic[T, R]):
 def _serve(function: Callable[[T], R], connection: Connection, state: Any, memory: int) -> None:
     global _state
     _state = state
-    # An interrupt from the terminal is for the parent, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     _limit_memory(memory)
     while True:
         try:

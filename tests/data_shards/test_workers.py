@@ -1,6 +1,8 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -106,3 +108,39 @@ def test_items_are_drawn_as_they_are_needed_and_closing_ends_the_workers():
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
     results.close()
     assert len(drawn) < 60
+
+
+def _note_and_hang(path):
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    note = tmp_path / "pid"
+    script = (
+        "from pathlib import Path\n"
+        "from data_shards.workers import map_surviving\n"
+        "from tests.data_shards.test_workers import _note_and_hang\n"
+        "if __name__ == '__main__':\n"
+        f"    list(map_surviving(_note_and_hang, [Path({str(note)!r})], workers=1))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment)
+    try:
+        _wait_until(lambda: note.exists() and note.read_text())
+        worker = Path("/proc") / note.read_text()
+        assert worker.exists()
+    finally:
+        parent.kill()
+        parent.wait()
+    _wait_until(lambda: not worker.exists())
+
+
+def _wait_until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came true")
