@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from adamp import AdamP  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rebias_dist.config import OptimizerConfig
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Output
+from rebias_dist.runtime.adamp import AdamP
 from rebias_dist.runtime.batchnorm import RunningStatistics
 from rebias_dist.runtime.precision import Precision
 
@@ -29,6 +29,8 @@ class Player:
         optimizer: settings of the optimizer, which the network does not share.
         precision: the types of the forward pass.
         unused: some parameters get no gradient (g without its cross-entropy).
+        skips: updates with a gradient that is not finite which are skipped in a row, before one
+            raises.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Player:
         optimizer: OptimizerConfig,
         precision: Precision,
         unused: bool = False,
+        skips: int = 0,
     ) -> None:
         self.name = name
         self.network = network
@@ -57,6 +60,9 @@ class Player:
         self.scaler = precision.scaler()
         self.statistics = RunningStatistics(network)
         self.fixed = False
+        self.skipped = 0
+        """Updates that were skipped in a row."""
+        self._skips = skips
         self._replica = _replicate(network, precision.device, unused)
         self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
 
@@ -96,7 +102,11 @@ class Player:
 
         All ranks hold the same reduced gradients, bit for bit, so that each of them comes to
         the same decision: a non-finite gradient skips the update in fp16, where a smaller
-        scale cures it, and ends the run otherwise.
+        scale cures it; otherwise, as often in a row as was allowed. BatchNorm buffers then
+        stay as they were.
+
+        Raises:
+            NonFiniteError: alike on all ranks.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(
@@ -105,12 +115,16 @@ class Player:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         finite = bool(torch.isfinite(norm))
-        if not finite and not self.scaler.is_enabled():
+        # Where the scale does not magnify any more, it is not what made the gradient overflow.
+        scaling = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
+        self.skipped = 0 if finite else self.skipped + (not scaling)
+        if self.skipped > self._skips:
             raise NonFiniteError(
                 f"the gradient of {self.name} is not finite; lower optimizer.lr "
                 f"or set optimizer.clip_norm"
             )
-        self.scaler.step(self.optimizer)
+        if finite or scaling:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # Not earlier: a buffer that changes between forward and backward breaks the graph.
@@ -132,6 +146,7 @@ class Player:
             "heads": None if self.heads is None else self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -140,6 +155,7 @@ class Player:
             self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
 
 
 def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Module:
