@@ -14,7 +14,7 @@ from data_shards.gather.addresses import NotPublicError, public_socket
 from data_shards.gather.urls import host_of
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_TRY_AGAIN = (408, 425, 429)  # and every error of the server
 _CHUNK = 64 * 1024  # bytes
 _USER_AGENT = "rebias-shards (image data set; one list, few requests a host)"
 
@@ -123,7 +123,8 @@ class Fetcher:
             return self._redirect(response)
         if status != 200:
             wait = _seconds(response.headers.get("Retry-After", ""))
-            return Failure(f"http-{status}", again=status in _TRY_AGAIN, retry_after=wait)
+            again = status in _TRY_AGAIN or status >= 500
+            return Failure(f"http-{status}", again=again, retry_after=wait)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
             return Failure("content-encoding", again=False)

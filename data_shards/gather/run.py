@@ -163,8 +163,10 @@ class _Run:
                         timeout=None if full or wait == float("inf") else max(wait, 0),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
-                    for request in ended:
-                        request.result()  # a full disk or a programming error ends the run
+                    # Each is asked for its error, which ends the run: a full disk, a bug.
+                    errors = [error for request in ended if (error := request.exception())]
+                    if errors:
+                        raise errors[0]
         finally:
             for request in running:
                 request.cancel()

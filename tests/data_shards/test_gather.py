@@ -1,11 +1,12 @@
 import csv
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +16,12 @@ from data_shards.__main__ import cli
 from data_shards.gather.addresses import is_public
 from data_shards.gather.schedule import Schedule
 from data_shards.gather.urls import Task, read_list
+from data_shards.sources.datasets import dataset
+from data_shards.sources.imagenet import listings
 from tests.data_shards.misbehaving_server import photograph, serve
 from tests.data_shards.tiny import tree
 
-WNIDS = ("n01641577", "n02110341")
+WNIDS = ("n01641577", "n02085620")
 QUICK = [
     "--connect-timeout", "10", "--read-timeout", "20", "--timeout", "40", "--attempts", "2",
     "--backoff", "0.05", "--delay", "0", "--per-host", "16", "--max-bytes", "1000000",
@@ -204,7 +207,7 @@ def test_the_same_picture_from_several_addresses_is_reported(server, tmp_path, c
     assert summary["duplicate"] == 3
 
 
-def _process(folder, listed, *arguments):
+def _process(folder, listed, *arguments, **options):
     return subprocess.Popen(
         [
             sys.executable, "-m", "data_shards", "gather", str(listed),
@@ -212,16 +215,15 @@ def _process(folder, listed, *arguments):
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        **options,
     )  # fmt: skip
 
 
-@contextmanager
-def _seen(condition):
+def _wait_until(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    yield
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_result(server, tmp_path, capsys):
@@ -231,12 +233,13 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(server, tmp_path, capsys)
     out, whole = tmp_path / "out", tmp_path / "whole"
     options = ["--per-host", "2", "--val-fraction", "0.2"]
     finished = []
-    for kept in (1, 15, 30, 45):
+    hows = [(1, signal.SIGKILL), (15, signal.SIGTERM), (30, signal.SIGKILL), (45, signal.SIGINT)]
+    for kept, how in hows:
         process = _process(out, listed, *options)
-        with _seen(lambda kept=kept: out.exists() and len(list(out.glob("*/*/*"))) >= kept):
-            process.send_signal(signal.SIGKILL)
+        _wait_until(lambda kept=kept: out.exists() and len(list(out.glob("*/*/*"))) >= kept)
+        process.send_signal(how)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
         journal = (out / "gather.jsonl").read_bytes()
         finished.append(journal.count(b'"kept"'))
     assert finished == sorted(finished)
@@ -259,8 +262,8 @@ def test_two_at_once_are_refused(server, tmp_path, capsys):
     listed = _write_list(tmp_path / "urls.txt", [server.url("stall"), server.url("image/1.jpg")])
     process = _process(tmp_path / "out", listed)
     try:
-        with _seen(lambda: server.requests["stall"]):
-            assert cli(["gather", str(listed), "--output", str(tmp_path / "out"), *QUICK]) == 2
+        _wait_until(lambda: server.requests["stall"])
+        assert cli(["gather", str(listed), "--output", str(tmp_path / "out"), *QUICK]) == 2
         assert "another process" in capsys.readouterr().err
     finally:
         process.kill()
@@ -284,13 +287,12 @@ def test_no_process_is_left_after_a_kill(server, tmp_path):
     listed = _write_list(tmp_path / "urls.txt", [server.url(f"image/{n}.jpg") for n in range(4)])
     listed.write_text(listed.read_text() + f"n01641577 {server.url('stall')}\n")
     process = _process(tmp_path / "out", listed)
-    with _seen(lambda: len(list(tmp_path.glob("out/train/*/*"))) == 4):
-        children = _children(process.pid)
-        process.kill()
+    _wait_until(lambda: len(list(tmp_path.glob("out/train/*/*"))) == 4)
+    children = _children(process.pid)
+    process.kill()
     process.communicate()
     assert children
-    with _seen(lambda: not any(_alive(child) for child in children)):
-        pass
+    _wait_until(lambda: not any(_alive(child) for child in children))
 
 
 def _children(pid):
@@ -306,13 +308,56 @@ def _alive(pid):
         return False
 
 
+def test_a_check_that_dies_is_repeated(server, tmp_path):
+    urls = [server.url(f"slow-image/{n}.jpg") for n in range(60)]
+    listed = _write_list(tmp_path / "urls.txt", urls)
+    process = _process(tmp_path / "out", listed, "--per-host", "2")
+    _wait_until(lambda: list(tmp_path.glob("out/train/*/*")))
+    for child in _children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    _, shown = process.communicate()
+    assert process.returncode == 0, shown
+    assert len(_images(tmp_path / "out")) == 60
+
+
+def test_a_full_disk_leaves_nothing_half(server, tmp_path):
+    urls = [server.url(f"image/{n}.jpg") for n in range(5)]
+    listed = _write_list(tmp_path / "urls.txt", urls)
+    out = tmp_path / "out"
+    # No file may grow beyond this: a write fails in its middle, as on a full disk.
+    limit = (len(photograph(0)) // 2,) * 2
+    process = _process(
+        out, listed, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
+    _, shown = process.communicate()
+    assert process.returncode == 70
+    assert b"Traceback" not in shown
+    assert not list(out.glob("train/*/*"))
+    process = _process(out, listed)
+    process.communicate()
+    assert process.returncode == 0
+    assert len(_images(out)) == 5
+
+
+def test_what_was_gathered_is_a_source_of_classes(server, tmp_path, capsys):
+    urls = [server.url(f"image/{n}.jpg") for n in range(12)]
+    _gather(capsys, tmp_path, urls)
+    (listing,) = listings(
+        dataset("imagenet9"), [tmp_path / "out" / "train"], "train", selection_fraction=0.0
+    )
+    assert not listing.findings
+    assert Counter(item.wnid for item in listing.items) == dict.fromkeys(WNIDS, 6)
+    names = {item.wnid: listing.classes[item.label] for item in listing.items}
+    assert names == {"n01641577": "frog", "n02085620": "dog"}
+
+
 def test_lists_are_read_as_they_come(tmp_path):
     path = tmp_path / "list"
     path.write_bytes(
         b"\xef\xbb\xbfwnid,url\r\n"
         b"n01641577,http://a.example/1.jpg\r\n"
         b"n01641577_42\thttps://b.example/with space,comma.jpg\n"
-        b'"n02110341","http://c.example/3.jpg"\n'
+        b'"n02085620","http://c.example/3.jpg"\n'
         b"\n# a comment\n"
         b"n01641577 http://a.example/1.jpg\n"
         b"../../etc http://a.example/2.jpg\n"
@@ -326,7 +371,7 @@ def test_lists_are_read_as_they_come(tmp_path):
     assert tasks == [
         Task("n01641577", "http://a.example/1.jpg"),
         Task("n01641577", "https://b.example/with space,comma.jpg"),
-        Task("n02110341", "http://c.example/3.jpg"),
+        Task("n02085620", "http://c.example/3.jpg"),
     ]
     assert [(f.path.rsplit(":", 1)[1], f.reasons[0]) for f in findings] == [
         ("8", "class-name"), ("9", "scheme"), ("10", "scheme"), ("11", "scheme"),
