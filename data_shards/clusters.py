@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import write_synced
+from data_shards.files import read_regular, write_synced
 from data_shards.manifest import Manifest
 from data_shards.samples import Facts, walk_facts
 
@@ -55,7 +55,7 @@ def write_clusters(folder: Path, clusters: Mapping[str, Sequence[int]]) -> None:
     content = stream.getvalue().encode()
     path = folder / CLUSTERS_NAME
     if path.exists():
-        if path.read_bytes() == content:
+        if read_regular(path) == content:
             return
         raise exists(folder)
     write_synced(path, content)
@@ -179,9 +179,7 @@ def _numbers(where: str, cells: list[str], number: int) -> tuple[int, ...]:
 def _read(path: Path) -> Iterator[list[str]]:
     """Yield the header, an empty list if there is none, and the rows."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+        text = read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataShardsError(f"{path}: malformed: is not UTF-8 text") from None
     rows = csv.reader(io.StringIO(text, newline=""))

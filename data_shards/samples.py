@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
+from data_shards.files import open_regular
 from data_shards.manifest import HASH_BYTES, MANIFEST_NAME, Manifest
 
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
@@ -47,7 +48,7 @@ def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:
     path = folder / manifest.shards[row["shard"]].name
     where = f"{path}: {row['key'].decode(errors='replace')}"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(int(row["offset"]))
             content: bytes = file.read(int(row["length"]))
     except OSError as error:
@@ -79,13 +80,14 @@ def _facts_of(path: Path) -> dict[str, Facts]:
     texts: dict[str, bytes] = {}
     extensions: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as shard, tarfile.open(fileobj=shard, mode="r:") as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 if extension in ("jpg", "png"):
                     extensions[key] = extension
                 elif extension == "json":
-                    file = tar.extractfile(member)
+                    # A link would be followed.
+                    file = tar.extractfile(member) if member.isreg() else None
                     if file is None or member.size > _MOST_FACTS:
                         raise DataShardsError(f"{path}: {member.name}: not the facts of a sample")
                     texts[key] = file.read()

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -122,6 +123,17 @@ def test_facts_of_a_damaged_shard_are_a_finding(split, capsys):
             list(walk_facts(split, manifest, index))
         assert cli(["inspect", str(split)]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_no_regular_file_does_not_block(split, capsys):
+    manifest, index = load_split(split)
+    shard = split / manifest.shards[0].name
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(DataShardsError, match="no regular file"):
+        read_image(split, manifest, index[0])
+    assert cli(["inspect", str(split)]) == 1
+    assert "no regular file" in capsys.readouterr().err
 
 
 def test_no_split_is_wrong_use(tmp_path, split, capsys):
