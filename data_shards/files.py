@@ -1,11 +1,16 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and files read without a trap."""
 
+import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from data_shards.errors import DataShardsError
 
 
 def sync_folder(folder: Path) -> None:
@@ -20,11 +25,84 @@ def sync_folder(folder: Path) -> None:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then give it its name."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; DataShardsError for anything else, and never blocks.
+
+    A device or FIFO is refused, not waited for.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataShardsError(f"{path}: is no regular file")
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; errors as :func:`open_regular`."""
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@contextmanager
+def temporary_file(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield the path and the open file of a new temporary file in ``folder``.
+
+    It is gone when the block ends, unless it was renamed. It is locked as long as it is
+    open, so that :func:`remove_stale` tells it from one whose process was killed.
+    """
+    path, file = _create_locked(folder, name)
+    try:
+        with file:
+            yield path, file
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
+    while True:
+        path = folder / f"{name}.{secrets.token_hex(8)}"
+        file = path.open("w+b")
+        # A file system without locks: its stale files stay until the folder goes.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Between its creation and its lock it may have been taken for a stale one.
+        if path.exists():
+            return path, file
+        file.close()
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files in ``folder`` that killed processes left behind."""
+    for path in folder.iterdir():
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; ``path`` is a file that is made for it."""
+    with path.open("ab") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -41,11 +119,16 @@ def staged_folder(final: Path) -> Iterator[Path]:
     try:
         yield staged
         sync_folder(staged)
-        try:
-            staged.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-        sync_folder(final.parent)
+        move_folder(staged, final)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def move_folder(folder: Path, final: Path) -> None:
+    """Rename a folder; if ``final`` is there already, with files in it, both stay."""
+    try:
+        folder.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+    sync_folder(final.parent)

@@ -3,6 +3,10 @@
 A split is a folder with ``<split>-NNNNNN.tar``, ``manifest.json`` and ``index.npy``. The
 index has one row a sample, in shard order, and is made to be memory-mapped: a reader
 finds each image by offset and never walks a tar.
+
+The manifest holds the sha256 of every other file, and its own (``digest``, of the rest of
+it). So any change is noticed, except one by somebody who computes all the hashes anew: that
+shows only to those who know the digest from elsewhere, as a run's record does.
 """
 
 import hashlib
@@ -23,8 +27,9 @@ from pydantic import (
 )
 
 from data_shards.errors import DataShardsError
+from data_shards.files import read_regular
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 HASH_BYTES = 16
@@ -32,9 +37,13 @@ NO_BIAS = -1
 
 # A name, never a path: a manifest cannot point outside its folder.
 _ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$")]
+_FileName = Annotated[str, StringConstraints(pattern=r"^[a-z]+\.(jsonl|npy)$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0)]
 _Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+
+# Rows of the index that are checked at a time: opening one must not copy it.
+_ROWS = 65536
 
 # How a sample came about, in plain values.
 Option = bool | int | float | str | None | list[int] | list[str]
@@ -68,7 +77,11 @@ class Normalize(_Record):
 
 
 class Manifest(_Record):
-    """The content of ``manifest.json``."""
+    """The content of ``manifest.json``.
+
+    ``files`` are the sha256 of what else belongs to the split: ``findings.jsonl`` and
+    ``pixels.npy``, which :mod:`data_shards.publish` describes.
+    """
 
     format: int
     dataset: str
@@ -80,6 +93,7 @@ class Manifest(_Record):
     options: dict[str, Option]
     shards: tuple[Shard, ...]
     index_sha256: _Sha256
+    files: dict[_FileName, _Sha256] = Field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
 
     @model_validator(mode="after")
@@ -110,8 +124,10 @@ class Manifest(_Record):
         return [shard.count for shard in self.shards]
 
     def to_json(self) -> bytes:
-        """Return the bytes of ``manifest.json``."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        """Return the bytes of ``manifest.json``, the digest among them."""
+        content = self.model_dump(mode="json")
+        content["digest"] = _canonical_digest(content)
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _canonical_digest(content: Mapping[str, Any]) -> str:
@@ -154,19 +170,33 @@ def index_dtype(key_bytes: int) -> np.dtype[np.void]:
     )
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/manifest.json``; DataShardsError in one line if it does not hold."""
-    path = folder / MANIFEST_NAME
+def parse_manifest(path: Path) -> tuple[Manifest, bool]:
+    """Read a manifest; say also whether every byte is as it was written.
+
+    DataShardsError in one line if it cannot be read or is malformed.
+    """
+    content = read_regular(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        return Manifest.model_validate_json(content)
+        found = json.loads(content)
+        if isinstance(found, dict):
+            found.pop("digest", None)
+        manifest = Manifest.model_validate_json(json.dumps(found))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataShardsError(f"{path}: malformed at {where}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataShardsError(f"{path}: malformed: {error}") from None
+    return manifest, content == manifest.to_json()
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/manifest.json``; DataShardsError in one line if it does not hold."""
+    path = folder / MANIFEST_NAME
+    manifest, as_written = parse_manifest(path)
+    if not as_written:
+        raise DataShardsError(f"{path}: altered since it was written (its digest differs)")
+    return manifest
 
 
 def load_split(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
@@ -197,23 +227,30 @@ def _check_index(path: Path, manifest: Manifest, index: NDArray[np.void]) -> Non
         raise DataShardsError(
             f"{path}: has {len(index)} samples, its manifest says {manifest.samples}"
         )
-    numbers = np.arange(len(manifest.shards))
-    if not np.array_equal(index["shard"], np.repeat(numbers, manifest.shard_counts)):
-        raise DataShardsError(f"{path}: malformed: its shards are not those of the manifest")
+    if len(manifest.shards) > np.iinfo(np.int32).max:
+        raise DataShardsError(f"{path}: malformed: too many shards")
     sizes = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64)
-    room = sizes[index["shard"]] - index["offset"]
-    outside = (index["offset"] < 0) | (index["length"] < 0) | (index["length"] > room)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise DataShardsError(f"{path}: malformed: sample {row} lies outside its shard")
-    labels = index["label"]
-    unknown = (labels < 0) | (labels >= len(manifest.classes))
-    if unknown.any():
-        row = int(np.argmax(unknown))
-        raise DataShardsError(
-            f"{path}: sample {row} ({index['key'][row].decode(errors='replace')}) has the label "
-            f"{labels[row]}, outside the {len(manifest.classes)} classes of the manifest"
-        )
-    counts = np.bincount(labels, minlength=len(manifest.classes))
+    ends = np.cumsum(manifest.shard_counts, dtype=np.int64)
+    counts = np.zeros(len(manifest.classes), dtype=np.int64)
+    for first in range(0, len(index), _ROWS):
+        rows = index[first : first + _ROWS]
+        expected = np.searchsorted(ends, np.arange(first, first + len(rows)), side="right")
+        if not np.array_equal(rows["shard"], expected):
+            raise DataShardsError(f"{path}: malformed: its shards are not those of the manifest")
+        room = sizes[expected] - rows["offset"]
+        outside = (rows["offset"] < 0) | (rows["length"] < 0) | (rows["length"] > room)
+        if outside.any():
+            row = first + int(np.argmax(outside))
+            raise DataShardsError(f"{path}: malformed: sample {row} lies outside its shard")
+        labels = rows["label"]
+        unknown = (labels < 0) | (labels >= len(manifest.classes))
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise DataShardsError(
+                f"{path}: sample {first + row} ({rows['key'][row].decode(errors='replace')}) has "
+                f"the label {labels[row]}, outside the {len(manifest.classes)} classes of the "
+                "manifest"
+            )
+        counts += np.bincount(labels, minlength=len(manifest.classes))
     if counts.tolist() != list(manifest.class_counts):
         raise DataShardsError(f"{path}: its counts per class are not those of the manifest")

@@ -1,19 +1,23 @@
-"""Write one split: shards, index and manifest, in a folder that appears whole."""
+"""Write shards, the index and the manifest of a split.
+
+:func:`split_writer` writes one after the other, in a folder that appears whole. The pipeline
+writes shards in parallel with :func:`shard_writer`.
+"""
 
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import staged_folder, write_synced
+from data_shards.files import staged_folder, temporary_file, write_synced
 from data_shards.manifest import (
     FORMAT,
     HASH_BYTES,
@@ -29,8 +33,8 @@ from data_shards.manifest import (
     load_manifest,
     recipe,
 )
+from data_shards.tars import TarStream
 
-_BLOCK = 512  # a tar member is a header block and its payload, padded to whole blocks
 _LONGEST_KEY = 90  # bytes; with its extension a name still fits one ustar header block
 _MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
@@ -58,14 +62,92 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    shard: int
+class Row:
+    """A sample of a shard: a row of the index, but for the number of its shard.
+
+    ``sha256`` is that of the image as stored; ``offset`` and ``length`` are where it lies.
+    """
+
+    key: str
     offset: int
     length: int
     label: int
     bias: int
-    hash: bytes
-    key: bytes
+    sha256: bytes
+
+
+class ShardWriter:
+    """Writes one shard; made by :func:`shard_writer`. ``rows`` are the samples so far."""
+
+    def __init__(self, path: Path, temporary: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._tar = TarStream(file)
+        self.rows: list[Row] = []
+
+    def write(
+        self,
+        key: str,
+        image: bytes,
+        label: int,
+        *,
+        source: str,
+        size: tuple[int, int],
+        bias: int = NO_BIAS,
+        flags: tuple[str, ...] = (),
+        sha256: bytes | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        """Add one sample; ``image`` is a JPEG or PNG file, ``size`` its (width, height).
+
+        ``sha256`` saves computing it; ``facts`` go into the sample's JSON as well.
+        """
+        extension = next((e for e, magic in _MAGIC.items() if image.startswith(magic)), None)
+        if extension is None:
+            raise DataShardsError(f"{source}: neither a JPEG nor a PNG file")
+        if sha256 is None:
+            sha256 = hashlib.sha256(image).digest()
+        told: dict[str, object] = {
+            **(facts or {}),
+            "source": source,
+            "sha256": sha256.hex(),
+            "size": list(size),
+            "flags": list(flags),
+        }
+        if bias != NO_BIAS:
+            told["bias"] = bias
+        small = {
+            "cls": str(label).encode(),
+            "json": json.dumps(told, sort_keys=True).encode(),
+        }
+        contents = {name: (text, hashlib.sha256(text).digest()) for name, text in small.items()}
+        offsets = self._tar.add(key, {**contents, extension: (image, sha256)})
+        self.rows.append(Row(key, offsets[extension], len(image), label, bias, sha256))
+
+    def finish(self, alive: Callable[[], object] = lambda: None) -> Shard:
+        """Complete the tar, sync it, read it back, then give it its name.
+
+        ``alive()`` is called now and then.
+        """
+        size, sha256 = self._tar.finish(alive)
+        self._temporary.rename(self._path)
+        return Shard(name=self._path.name, bytes=size, sha256=sha256, count=len(self.rows))
+
+
+@contextmanager
+def shard_writer(path: Path, temporary: Path) -> Iterator[ShardWriter]:
+    """Yield a writer of the shard ``path``, which appears when ``finish`` is called.
+
+    Until then it is in the folder ``temporary``, of the same file system; an error leaves
+    nothing there.
+    """
+    with temporary_file(temporary, path.name) as (place, file):
+        yield ShardWriter(path, place, file)
+
+
+def shard_name(split: str, number: int) -> str:
+    """Return the name of a shard."""
+    return f"{split}-{number:06d}.tar"
 
 
 class SplitWriter:
@@ -75,11 +157,12 @@ class SplitWriter:
         """Write into ``folder``, which exists and is empty."""
         self._folder = folder
         self._plan = plan
-        self._rows: list[_Row] = []
         self._shards: list[Shard] = []
+        self._rows: list[NDArray[np.void]] = []
         self._excluded: list[Excluded] = []
-        self._keys: set[bytes] = set()
-        self._open: _OpenShard | None = None
+        self._keys: set[str] = set()
+        self._open: ShardWriter | None = None
+        self._closing = ExitStack()
 
     def write(
         self,
@@ -93,47 +176,15 @@ class SplitWriter:
         flags: tuple[str, ...] = (),
     ) -> None:
         """Add one sample; ``image`` is a JPEG or PNG file, ``size`` its (width, height)."""
-        extension = next((e for e, magic in _MAGIC.items() if image.startswith(magic)), None)
-        if extension is None:
-            raise DataShardsError(f"{source}: neither a JPEG nor a PNG file")
-        if not 0 <= label < len(self._plan.classes):
-            raise DataShardsError(
-                f"{source}: label {label} is outside the {len(self._plan.classes)} classes"
-            )
-        name = self._checked_key(key, source)
-        digest = hashlib.sha256(image)
-        facts: dict[str, object] = {
-            "source": source,
-            "sha256": digest.hexdigest(),
-            "size": list(size),
-            "flags": list(flags),
-        }
-        if bias != NO_BIAS:
-            facts["bias"] = bias
+        check_sample(key, label, source, len(self._plan.classes))
+        if key in self._keys:
+            raise DataShardsError(f"{source}: the key {key!r} is already taken")
         if self._open is None:
-            shard_name = f"{self._plan.split}-{len(self._shards):06d}.tar"
-            self._open = _OpenShard(self._folder / shard_name)
-        offset = self._open.write(
-            key,
-            {
-                "cls": str(label).encode(),
-                extension: image,
-                "json": json.dumps(facts, sort_keys=True).encode(),
-            },
-            extension,
-        )
-        self._rows.append(
-            _Row(
-                shard=len(self._shards),
-                offset=offset,
-                length=len(image),
-                label=label,
-                bias=bias,
-                hash=digest.digest()[:HASH_BYTES],
-                key=name,
-            )
-        )
-        if self._open.count == self._plan.samples_per_shard:
+            path = self._folder / shard_name(self._plan.split, len(self._shards))
+            self._open = self._closing.enter_context(shard_writer(path, self._folder))
+        self._open.write(key, image, label, source=source, size=size, bias=bias, flags=flags)
+        self._keys.add(key)
+        if len(self._open.rows) == self._plan.samples_per_shard:
             self._finish_shard()
 
     def exclude(self, source: str, *reasons: str) -> None:
@@ -143,89 +194,96 @@ class SplitWriter:
     def finish(self) -> Manifest:
         """Close the last shard, write the index and, last of all, the manifest."""
         self._finish_shard()
-        index = self._index()
-        index_path = self._folder / INDEX_NAME
-        stream = io.BytesIO()
-        np.save(stream, index, allow_pickle=False)
-        write_synced(index_path, stream.getvalue())
-        counts = np.bincount(index["label"], minlength=len(self._plan.classes))
-        manifest = Manifest(
-            format=FORMAT,
-            dataset=self._plan.dataset,
-            split=self._plan.split,
-            classes=self._plan.classes,
-            samples=len(index),
-            class_counts=tuple(counts.tolist()),
-            normalize=self._plan.normalize,
-            options=self._plan.stored_options,
-            shards=tuple(self._shards),
-            index_sha256=hashlib.sha256(stream.getvalue()).hexdigest(),
-            excluded=tuple(self._excluded),
+        return write_records(
+            self._folder, self._plan, self._shards, index_of(self._rows), excluded=self._excluded
         )
-        write_synced(self._folder / MANIFEST_NAME, manifest.to_json())
-        return manifest
 
-    def _checked_key(self, key: str, source: str) -> bytes:
-        name = key.encode()
-        # webdataset cuts the key at its first dot.
-        if not 0 < len(name) <= _LONGEST_KEY or "." in key or not key.isprintable():
-            raise DataShardsError(
-                f"{source}: the key {key!r} must be 1 to {_LONGEST_KEY} bytes without a dot"
-            )
-        if name in self._keys:
-            raise DataShardsError(f"{source}: the key {key!r} is already taken")
-        self._keys.add(name)
-        return name
+    def close(self) -> None:
+        """Drop a shard that was begun."""
+        self._closing.close()
 
     def _finish_shard(self) -> None:
         if self._open is not None:
+            self._rows.append(rows_of(len(self._shards), self._open.rows))
             self._shards.append(self._open.finish())
             self._open = None
-
-    def _index(self) -> NDArray[np.void]:
-        key_bytes = max((len(row.key) for row in self._rows), default=1)
-        index = np.zeros(len(self._rows), dtype=index_dtype(key_bytes))
-        for name in index.dtype.names or ():
-            column = [getattr(row, name) for row in self._rows]
-            index[name] = np.array(column, dtype=index.dtype[name])
-        return index
+            self._closing.close()
 
 
-class _OpenShard:
-    """A tar under a temporary name, until it is complete, flushed and hashed."""
+def check_sample(key: str, label: int, source: str, classes: int) -> None:
+    """Raise DataShardsError if a key cannot be one, or a label is not one of the classes."""
+    if not 0 <= label < classes:
+        raise DataShardsError(f"{source}: label {label} is outside the {classes} classes")
+    # webdataset cuts the key at its first dot.
+    if not 0 < len(key.encode()) <= _LONGEST_KEY or "." in key or not key.isprintable():
+        raise DataShardsError(
+            f"{source}: the key {key!r} must be 1 to {_LONGEST_KEY} bytes without a dot"
+        )
 
-    def __init__(self, path: Path) -> None:
-        # webdataset takes a second to import (it imports torch); reading needs none of it.
-        from webdataset.writer import TarWriter  # type: ignore[import-untyped]
 
-        self.path = path
-        self.count = 0
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._file = self._temporary.open("wb")
-        self._tar = TarWriter(self._file, encoder=False, mtime=0)
-        self._end = 0
+def rows_of(shard: int, rows: Sequence[Row]) -> NDArray[np.void]:
+    """Return the rows of the index of one shard; its keys are as wide as its longest."""
+    keys = [row.key.encode() for row in rows]
+    table = np.zeros(len(rows), dtype=index_dtype(max(map(len, keys), default=1)))
+    table["shard"] = shard
+    table["key"] = keys
+    for name in ("offset", "length", "label", "bias"):
+        table[name] = [getattr(row, name) for row in rows]
+    hashes = b"".join(row.sha256[:HASH_BYTES] for row in rows)
+    table["hash"] = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+    return table
 
-    def write(self, key: str, members: dict[str, bytes], image: str) -> int:
-        """Append a sample; return the offset of the payload of its member ``image``."""
-        self._tar.write({"__key__": key, **members})
-        for extension in sorted(members):  # the order in which TarWriter stores them
-            if extension == image:
-                offset = self._end + _BLOCK
-            self._end += _BLOCK + -(-len(members[extension]) // _BLOCK) * _BLOCK
-        self.count += 1
-        return offset
 
-    def finish(self) -> Shard:
-        """Complete the tar and give it its name."""
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        with self._temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._temporary.stat().st_size
-        self._temporary.rename(self.path)
-        return Shard(name=self.path.name, bytes=size, sha256=sha256, count=self.count)
+def index_of(tables: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
+    """Return the index of a split, made of those of its shards in order."""
+    widest = max((table.dtype["key"].itemsize for table in tables), default=1)
+    index = np.zeros(sum(map(len, tables)), dtype=index_dtype(widest))
+    first = 0
+    for table in tables:
+        index[first : first + len(table)] = table.astype(index.dtype)
+        first += len(table)
+    return index
+
+
+def write_records(
+    folder: Path,
+    plan: Plan,
+    shards: Sequence[Shard],
+    index: NDArray[np.void],
+    *,
+    excluded: Sequence[Excluded] = (),
+    files: Mapping[str, bytes] | None = None,
+) -> Manifest:
+    """Write the index, other ``files`` by name, and last of all the manifest of a split."""
+    files = files or {}
+    content = npy(index)
+    write_synced(folder / INDEX_NAME, content)
+    for name, text in files.items():
+        write_synced(folder / name, text)
+    counts = np.bincount(index["label"], minlength=len(plan.classes))
+    manifest = Manifest(
+        format=FORMAT,
+        dataset=plan.dataset,
+        split=plan.split,
+        classes=plan.classes,
+        samples=len(index),
+        class_counts=tuple(counts.tolist()),
+        normalize=plan.normalize,
+        options=plan.stored_options,
+        shards=tuple(shards),
+        index_sha256=hashlib.sha256(content).hexdigest(),
+        files={name: hashlib.sha256(text).hexdigest() for name, text in files.items()},
+        excluded=tuple(excluded),
+    )
+    write_synced(folder / MANIFEST_NAME, manifest.to_json())
+    return manifest
+
+
+def npy(array: NDArray[np.void]) -> bytes:
+    """Return the bytes of a ``.npy`` file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 @contextmanager
@@ -238,10 +296,11 @@ def split_writer(output: Path, plan: Plan) -> Iterator[SplitWriter]:
     folder = output / plan.split
     with staged_folder(folder) as staged:
         writer = SplitWriter(staged, plan)
-        yield writer
-        manifest = writer.finish()
+        with closing(writer):
+            yield writer
+            manifest = writer.finish()
     if load_manifest(folder).digest != manifest.digest:
-        raise _differs(folder)
+        raise differs(folder)
 
 
 def present(output: Path, plan: Plan) -> Manifest | None:
@@ -257,7 +316,7 @@ def present(output: Path, plan: Plan) -> Manifest | None:
     except DataShardsError as error:
         raise UsageError(f"{error}; remove {folder} or choose another --output") from None
     if manifest.recipe != plan.recipe:
-        raise _differs(folder)
+        raise differs(folder)
     for shard in manifest.shards:
         path = folder / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
@@ -265,7 +324,8 @@ def present(output: Path, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def _differs(folder: Path) -> UsageError:
+def differs(folder: Path) -> UsageError:
+    """Return the error for a folder that holds another data set."""
     return UsageError(
         f"{folder}: holds a different data set, which is never overwritten; "
         "remove it or choose another --output"

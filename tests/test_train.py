@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_shards.manifest import load_manifest
 from rebias_dist.config_files import validate
 
 
@@ -223,6 +224,9 @@ def _damage(root: Path, how: str, first: bool = False) -> None:
     elif how == "short shard":
         shard.write_bytes(shard.read_bytes()[:-1000])
     elif how == "another data set":
+        other = load_manifest(root / "train").model_copy(update={"dataset": "imagenet9"})
+        manifest.write_bytes(other.to_json())
+    elif how == "altered manifest":
         manifest.write_text(manifest.read_text().replace("biased_mnist", "imagenet9"))
     elif how == "label outside":
         import numpy as np
@@ -244,6 +248,7 @@ def _damage(root: Path, how: str, first: bool = False) -> None:
         ("missing shard", 3, "train-000000.tar"),
         ("short shard", 3, "train-000000.tar"),
         ("another data set", 2, "imagenet9"),
+        ("altered manifest", 3, "manifest.json"),
         ("label outside", 3, "label"),
         ("flipped bit", 3, "train-000000.tar"),
     ],
