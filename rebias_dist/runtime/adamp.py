@@ -7,7 +7,6 @@ thirty passes over each, and asks the device twice a parameter whether to projec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,10 +19,11 @@ from torch.optim.adam import adam
 class AdamP(PublishedAdamP):  # type: ignore[misc]
     """``adamp.AdamP`` without its nesterov: the same arguments, defaults, steps and state.
 
-    Parameters may have any memory format. With the Adam direction p, a step subtracts
-    ``rate · q`` from the weights w, where q is p without its part along w: channel by channel
-    if no channel's gradient g has ``|cos(g, w)| ≥ δ/√width``; else for the tensor as one, by
-    the same rule; else p itself. Where q is projected, weight decay shrinks by ``wd_ratio``.
+    Parameters may have any memory format; those of a group have one dtype and device. With
+    the Adam direction p, a step subtracts ``rate · q`` from the weights w, where q is p without
+    its part along w: channel by channel if no channel's gradient g has
+    ``|cos(g, w)| ≥ δ/√width``; else for the tensor as one, by the same rule; else p itself.
+    Where q is projected, weight decay shrinks by ``wd_ratio``.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
         wd_ratio: float = 0.1,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, delta, wd_ratio)
+        self._changes: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -45,44 +46,45 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Room for the change of a tensor and for one product, used by one after the other: fresh
-        # memory for each would cost more than what is computed in it.
-        room: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            for p in trained:
-                kind = (p.dtype, p.device)
-                if kind not in room or room[kind].shape[1] < p.numel():
-                    room[kind] = p.new_empty((2, max(q.numel() for q in trained)))
-                change, product = (
-                    part[: p.numel()].as_strided(p.shape, p.stride()) for part in room[kind]
-                )
-                g = p.grad
-                if g.stride() != p.stride():  # the fused kernel walks the memory, not the indices
-                    g = torch.empty_like(p).copy_(g)
-                self._adam(p, g, change, group)
-                decay = group["lr"] * group["weight_decay"]
-                if p.ndim > 1:
-                    p.mul_(_factor(p, g, change, product, decay, group))
-                elif decay:
-                    p.mul_(1 - decay)
-                p.add_(change)
+            # The published state counts the steps of each parameter.
+            by_step: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_step.setdefault(self._state_of(p)["step"], []).append(p)
+            for taken, parameters in by_step.items():
+                self._step(parameters, taken, group)
         return loss
 
-    def _adam(self, p: Tensor, g: Tensor, change: Tensor, group: dict[str, Any]) -> None:
-        """Set ``change`` to what Adam would add to the weights, in one pass: Adam on zeros."""
-        state = self.state[p]
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
         if not state:
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
+        return state
+
+    def _step(self, parameters: list[Tensor], taken: int, group: dict[str, Any]) -> None:
+        gradients, changes = [], []
+        for p in parameters:
+            g = p.grad
+            assert g is not None
+            # The fused kernel walks the memory, not the indices.
+            gradients.append(g if g.stride() == p.stride() else torch.empty_like(p).copy_(g))
+            if p not in self._changes:  # kept: fresh memory costs more than what is done in it
+                self._changes[p] = torch.empty_like(p)
+            changes.append(self._changes[p])
+            self.state[p]["step"] += 1
+        # Adam on zeros: what it would add to the weights, in one pass.
+        torch._foreach_zero_(changes)
         adam(
-            [change.zero_()],
-            [g],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
+            changes,
+            gradients,
+            [self.state[p]["exp_avg"] for p in parameters],
+            [self.state[p]["exp_avg_sq"] for p in parameters],
             [],
-            [torch.tensor(float(state["step"]), device=p.device)],  # counted before it is used
+            # Counted up before it is used.
+            list(torch.full((len(changes),), float(taken), device=changes[0].device).unbind()),
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -92,32 +94,62 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             eps=group["eps"],
             maximize=False,
         )
-        state["step"] += 1
+        decay = group["lr"] * group["weight_decay"]
+        vectors = [p for p in parameters if p.ndim < 2]
+        if vectors and decay:
+            torch._foreach_mul_(vectors, 1 - decay)
+        matrices = [
+            triple
+            for triple in zip(parameters, gradients, changes, strict=True)
+            if triple[0].ndim > 1
+        ]
+        if matrices:
+            for (p, _, _), factor in zip(matrices, _factors(matrices, decay, group), strict=True):
+                p.mul_(factor.view(-1, *[1] * (p.ndim - 1)))
+        torch._foreach_add_(parameters, changes)
 
 
-def _factor(
-    p: Tensor, g: Tensor, change: Tensor, product: Tensor, decay: float, group: dict[str, Any]
-) -> Tensor:
-    """What the weights are multiplied by before the change is added: ``(channels, 1, …)``.
+def _factors(
+    matrices: list[tuple[Tensor, Tensor, Tensor]], decay: float, group: dict[str, Any]
+) -> list[Tensor]:
+    """What the channels of each tensor are multiplied by before its change is added.
 
-    Decay, and the projection: to take from ``change`` its part along w is to add to w a
-    multiple of itself.
+    Decay, and the projection: to take from the change its part along w is to add to w a
+    multiple of itself. Takes weights, gradient and change of each tensor; computes the
+    verdicts on all channels of all tensors at once.
     """
     eps, delta, ratio = group["eps"], group["delta"], group["wd_ratio"]
-    dims = tuple(range(1, p.ndim))
-    along = torch.mul(g, p, out=product).sum(dims, keepdim=True)
-    moved = torch.mul(change, p, out=product).sum(dims, keepdim=True)
-    g_norm = torch.linalg.vector_norm(g, dim=dims, keepdim=True)
-    p_norm = torch.linalg.vector_norm(p, dim=dims, keepdim=True)
-    keep = torch.ones_like(p_norm) - decay
-    for whole in (True, False):  # the channels' verdict, if there is one, replaces the tensor's
-        if whole:
-            a, m = along.sum(), moved.sum()
-            gn, pn = (torch.linalg.vector_norm(norm) for norm in (g_norm, p_norm))
-        else:
-            a, m, gn, pn = along, moved, g_norm, p_norm
-        cosine = a.abs() / (gn.clamp(min=eps) * pn.clamp(min=eps))
-        width = p.numel() if whole else p[0].numel()
-        project = cosine.max() < delta / math.sqrt(width)
-        keep = torch.where(project, 1 - decay * ratio - m / (pn + eps) ** 2, keep)
-    return keep
+    parts = []
+    largest = max((p for p, _, _ in matrices), key=Tensor.numel)
+    room = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
+    for p, g, change in matrices:
+        dims = tuple(range(1, p.ndim))
+        product = room[: p.numel()].as_strided(p.shape, p.stride())
+        along = torch.mul(g, p, out=product).sum(dims)
+        moved = torch.mul(change, p, out=product).sum(dims)
+        norms = (torch.linalg.vector_norm(t, dim=dims) for t in (g, p))
+        parts.append(torch.stack([along, moved, *norms]))
+    along, moved, g_norm, p_norm = torch.cat(parts, dim=1)
+
+    channels = torch.tensor([len(p) for p, _, _ in matrices], device=along.device)
+    sizes = torch.tensor([p.numel() for p, _, _ in matrices], device=along.device)
+
+    def reduced(values: Tensor, how: str) -> Tensor:
+        return torch.segment_reduce(values, how, lengths=channels)
+
+    def of_channels(values: Tensor) -> Tensor:
+        return values.repeat_interleave(channels, output_size=len(along))
+
+    def cosine(along: Tensor, g_norm: Tensor, p_norm: Tensor) -> Tensor:
+        return along.abs() / (g_norm.clamp(min=eps) * p_norm.clamp(min=eps))
+
+    all_along, all_moved = reduced(along, "sum"), reduced(moved, "sum")
+    all_g, all_p = (reduced(norm.square(), "sum").sqrt() for norm in (g_norm, p_norm))
+    by_channel = reduced(cosine(along, g_norm, p_norm), "max") < delta / (sizes / channels).sqrt()
+    as_one = cosine(all_along, all_g, all_p) < delta / sizes.sqrt()
+    plain, projected = 1 - decay, 1 - decay * ratio
+    otherwise = torch.where(as_one, projected - all_moved / (all_p + eps) ** 2, plain)
+    factors = torch.where(
+        of_channels(by_channel), projected - moved / (p_norm + eps) ** 2, of_channels(otherwise)
+    )
+    return list(torch.split(factors, [len(p) for p, _, _ in matrices]))
