@@ -25,7 +25,8 @@ R = TypeVar("R")
 
 _CHUNK = 32
 _SECONDS = 60.0  # for one image, from a slow disk too
-_CRASHES: dict[str, tuple[Verdict, str]] = {
+# What a crash says of an image.
+CRASHES: dict[str, tuple[Verdict, str]] = {
     "crashed": ("corrupt", "crashed-decoder"),
     "timeout": ("corrupt", "decoder-timeout"),
     "memory": ("refused", "too-large"),
@@ -66,7 +67,7 @@ class Check:
         for row, result in enumerate(results):
             if isinstance(result, Crash):
                 rows.add("", "")
-                verdict, reason = _CRASHES[result.cause]
+                verdict, reason = CRASHES[result.cause]
                 yield Finding(images.name(row), verdict, (reason,))
                 continue
             whole = result.verdict in ("ok", "suspect")
