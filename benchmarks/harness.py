@@ -59,7 +59,12 @@ def in_turn(
             begin = clock()
             program()
             taken[name].append(clock() - begin)
-    return {name: Times(min(t), statistics.median(t), max(t), len(t)) for name, t in taken.items()}
+    return {name: times_of(seconds) for name, seconds in taken.items()}
+
+
+def times_of(seconds: Sequence[float]) -> Times:
+    """Sum up the seconds of repeated runs."""
+    return Times(min(seconds), statistics.median(seconds), max(seconds), len(seconds))
 
 
 def ratio(baseline: Times, ours: Times) -> str:

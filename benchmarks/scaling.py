@@ -1,0 +1,89 @@
+"""How does a step scale over ranks, at the same global batch and micro-batch?
+
+    python -m benchmarks.scaling [--quick]
+
+Real gloo ranks with one thread each, against one process with as many threads: the same
+samples, the same objective, the same cores. Time is that of the slowest rank, from one barrier
+to the next. With fewer ranks than micro-batches a rank accumulates, and pays for its first pass;
+with one micro-batch a rank there is none.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.harness import Benchmark, Times, ratio, times_of
+from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game
+
+
+def seconds_of_steps(
+    rank: int,
+    world: int,
+    threads: int,
+    store: str,
+    pair: Pair,
+    n: int,
+    b: int,
+    side: int,
+    steps: int,
+) -> list[float]:
+    """Seconds of each of some steps on this rank, after two that warm up."""
+    torch.set_num_threads(threads)
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    game = build_game(pair, n, n // b)
+    mine = batches_of(n, n // b, side)[rank::world]
+    taken = []
+    for step in range(2 + steps):
+        if world > 1:
+            dist.barrier()
+        begin = time.perf_counter()
+        game.step(mine, step, RADII)
+        if world > 1:
+            dist.barrier()
+        taken.append(time.perf_counter() - begin)
+    if world > 1:
+        dist.destroy_process_group()
+    return taken[2:]
+
+
+def measure(world: int, threads: int, *case: object) -> Times:
+    """Times of a step on ``world`` ranks, by the slowest."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        jobs = [(rank, world, threads, store, *case) for rank in range(world)]
+        with multiprocessing.get_context("spawn").Pool(world) as pool:
+            found = pool.starmap(seconds_of_steps, jobs, chunksize=1)
+    return times_of([max(step) for step in zip(*found, strict=True)])
+
+
+def main() -> None:
+    run = Benchmark("scaling", __doc__)
+    cores = os.cpu_count() or 1
+    table = run.table(
+        "Milliseconds of a step, median (smallest)",
+        *("networks", "image", "N", "b", "W", "threads a rank", "ms", "one process / this"),
+    )
+    cases = [
+        ("simple_convnet 7 and 1", CONVNETS, 28, 256, 64, 7),
+        ("ResNet-18, BagNet-18", RESNET, 96, 32, 8, 5),
+    ]
+    if run.options.quick:
+        cases = [("simple_convnet 7 and 1", CONVNETS, 8, 16, 4, 1)]
+    for name, pair, side, n, b, steps in cases:
+        worlds = (2,) if run.options.quick else (2, 4)
+        one = measure(1, cores, pair, n, b, side, steps)
+        table.add(name, f"{side}²", n, b, 1, cores, one, ratio(one, one))
+        for world in worlds:
+            found = measure(world, 1, pair, n, b, side, steps)
+            table.add(name, f"{side}²", n, b, world, 1, found, ratio(one, found))
+    run.record()
+
+
+if __name__ == "__main__":
+    main()
