@@ -62,6 +62,8 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
+        for name in ("exp_avg", "exp_avg_sq"):  # a loaded state has the layout it was saved with
+            state[name] = _laid_out_like(p, state[name])
         return state
 
     def _step(self, parameters: list[Tensor], taken: int, group: dict[str, Any]) -> None:
@@ -69,8 +71,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
         for p in parameters:
             g = p.grad
             assert g is not None
-            # The fused kernel walks the memory, not the indices.
-            gradients.append(g if g.stride() == p.stride() else torch.empty_like(p).copy_(g))
+            gradients.append(_laid_out_like(p, g))
             if p not in self._changes:  # kept: fresh memory costs more than what is done in it
                 self._changes[p] = torch.empty_like(p)
             changes.append(self._changes[p])
@@ -107,6 +108,11 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             for (p, _, _), factor in zip(matrices, _factors(matrices, decay, group), strict=True):
                 p.mul_(factor.view(-1, *[1] * (p.ndim - 1)))
         torch._foreach_add_(parameters, changes)
+
+
+def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
+    """The value with the strides of ``p``: the fused kernel walks memory, not indices."""
+    return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
 
 
 def _factors(
