@@ -12,6 +12,8 @@ from data_shards.errors import EXIT_INTERNAL, DataShardsError
 _COMMANDS = {
     "check": "report damaged, odd and repeated images",
     "convert": "write shards from a data set",
+    "merge": "publish a split whose parts were converted by several machines",
+    "verify": "find whatever has changed in shards since they were written",
     "inspect": "show what shards hold, in figures and pictures",
     "gather": "fetch images from a list of addresses",
     "cluster": "cluster the images of a split by texture",

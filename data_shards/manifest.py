@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from data_shards.errors import DataShardsError
-from data_shards.files import read_regular
+from data_shards.files import open_regular, read_regular
 
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"
@@ -206,8 +206,18 @@ def load_split(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
     missing or malformed, a row points outside its shard, or a label is not a class.
     """
     manifest = load_manifest(folder)
+    return manifest, load_index(folder, manifest)
+
+
+def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
+    """Return the memory-mapped index of a split, checked against its manifest.
+
+    Raises DataShardsError as :func:`load_split`.
+    """
     path = folder / INDEX_NAME
     try:
+        with open_regular(path):
+            pass
         index = np.load(path, mmap_mode="r" if manifest.samples else None, allow_pickle=False)
     except OSError as error:
         raise DataShardsError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -215,7 +225,7 @@ def load_split(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
         raise DataShardsError(f"{path}: malformed: {error}") from None
     _check_index(path, manifest, index)
     # A plain view of the mapped memory: rows of numpy's memmap class cost far more to read.
-    return manifest, np.asarray(index)
+    return np.asarray(index)
 
 
 def _check_index(path: Path, manifest: Manifest, index: NDArray[np.void]) -> None:

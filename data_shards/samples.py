@@ -34,7 +34,7 @@ def split_folders(folder: Path) -> list[Path]:
     """Return ``folder`` if it is a split, else its subfolders that are; UsageError if none is."""
     if (folder / MANIFEST_NAME).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST_NAME}"))
     if not found:
         raise UsageError(f"{folder}: neither it nor a folder in it holds a {MANIFEST_NAME}")
     return found

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from data_shards.errors import DataShardsError
 
 BLOCK = 512  # a member is a header block and its payload, padded to whole blocks
-_RECORD = 10240  # a tar ends with two blocks of zeros at least, padded to whole records
+RECORD = 10240  # a tar ends with two blocks of zeros at least, padded to whole records
 _STRETCH = 2**20  # bytes that are read at a time
 
 
@@ -76,7 +76,7 @@ class TarStream:
         now and then.
         """
         self._write(bytes(2 * BLOCK))
-        self._write(bytes(padding(self._end, _RECORD)))
+        self._write(bytes(padding(self._end, RECORD)))
         self._file.flush()
         os.fsync(self._file.fileno())
         # What is synced may leave the memory, so that it is the disk that answers.

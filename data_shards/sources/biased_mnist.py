@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_shards.errors import UsageError
+from data_shards.errors import EXIT_CLEAN, UsageError
 from data_shards.manifest import Manifest, Normalize, Option, load_manifest
 from data_shards.ordering import permutation
 from data_shards.sources import mnist
@@ -298,8 +298,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Carry out ``convert biased-mnist``."""
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out ``convert biased-mnist``; return the exit code."""
     from tqdm import tqdm
 
     options = Options(**{name: getattr(arguments, name) for name in asdict(Options())})
@@ -339,3 +339,4 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{report['path']}: {report['state']}, {report['samples']} images, "
                 f"{report['conflicting']} with another class's colour"
             )
+    return EXIT_CLEAN

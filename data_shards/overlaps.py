@@ -1,0 +1,104 @@
+"""Images that occur in more than one split of a folder, such as a test image in the training set.
+
+They are kept, since published counts include them, and listed in ``DIR/duplicates.jsonl``: not
+in a split's own findings, because they depend on which other splits are there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.duplicates import DuplicateFinder
+from data_shards.files import write_synced
+from data_shards.findings import Finding
+from data_shards.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split
+from data_shards.publish import PIXELS_NAME, confirmed
+from data_shards.sources.listing import Item
+
+DUPLICATES_NAME = "duplicates.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    folder: Path
+    manifest: Manifest
+    index: NDArray[np.void]
+    first: int  # row of its first sample among all splits
+
+    def name(self, row: int) -> str:
+        key = self.index["key"][row - self.first].decode(errors="replace")
+        return f"{self.manifest.split}/{key}"
+
+    def item(self, row: int) -> Item:
+        place = self.index[row - self.first]
+        path = self.folder / self.manifest.shards[place["shard"]].name
+        return Item(
+            source=self.name(row),
+            key="",
+            label=0,
+            wnid="",
+            path=str(path),
+            offset=int(place["offset"]),
+            length=int(place["length"]),
+        )
+
+
+def write_overlaps(output: Path, workers: int) -> list[Finding]:
+    """Compare all converted splits below ``output``; write and return what occurs in several.
+
+    Paths are ``<split>/<key>``. Of images that are the same, the one of the first split by name
+    is what the others repeat.
+    """
+    splits = _splits(output)
+    path = output / DUPLICATES_NAME
+    if len(splits) < 2:
+        path.unlink(missing_ok=True)
+        return []
+    finder = DuplicateFinder()
+    for split in splits:
+        pixels = np.load(split.folder / PIXELS_NAME, allow_pickle=False)
+        for sha256, hashed in zip(split.index["hash"], pixels, strict=True):
+            shown = hashed.tobytes().hex() if hashed.tobytes() != bytes(HASH_BYTES) else ""
+            finder.add(sha256.tobytes().hex(), shown)
+    starts = [split.first for split in splits]
+
+    def split_of(row: int) -> _Split:
+        return splits[int(np.searchsorted(starts, row, side="right")) - 1]
+
+    def across(groups: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [list(group) for group in groups if split_of(group[0]) is not split_of(group[-1])]
+
+    found: list[tuple[int, Finding]] = []
+
+    def report(groups: Sequence[Sequence[int]], reason: str) -> None:
+        for group in groups:
+            first = split_of(group[0])
+            for row in group[1:]:
+                split = split_of(row)
+                if split is not first:
+                    of = first.name(group[0])
+                    finding = Finding(split.name(row), "duplicate", (reason,), of=of)
+                    found.append((row, finding))
+
+    report(across(finder.same_bytes()), "same-bytes")
+    candidates = across(finder.same_pixels())
+    report(confirmed(candidates, lambda row: split_of(row).item(row), workers), "same-pixels")
+    findings = [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
+    write_synced(path, "".join(finding.to_json() + "\n" for finding in findings).encode())
+    return findings
+
+
+def _splits(output: Path) -> list[_Split]:
+    splits = []
+    first = 0
+    for path in sorted(output.glob(f"*/{MANIFEST_NAME}")):
+        if path.parent.name.startswith("."):
+            continue
+        manifest, index = load_split(path.parent)
+        if PIXELS_NAME in manifest.files:
+            splits.append(_Split(path.parent, manifest, index, first))
+            first += len(index)
+    return splits
