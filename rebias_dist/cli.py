@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NoReturn
@@ -28,7 +28,13 @@ from rebias_dist.config_files import (
     to_yaml,
     validate,
 )
-from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RebiasError
+from rebias_dist.errors import (
+    ConfigError,
+    InterruptedRun,
+    PlacementError,
+    RankError,
+    RebiasError,
+)
 
 # The contract's short names, beside which every field has its dotted flag.
 _SHORT = {"method.name": "--method"}
@@ -40,6 +46,8 @@ class Request:
 
     config: Config
     resume: str = "auto"
+    overrides: tuple[str, ...] = ()
+    """Keys in which a resumed run may differ from what it was."""
     dry_run: bool = False
     default: bool = False
     """No ``--config`` was given."""
@@ -72,11 +80,22 @@ def is_rank_zero() -> bool:
 
 
 def leave(program: str, error: RebiasError) -> NoReturn:
-    """Print an error's one line on rank 0 and exit with its code."""
-    if is_rank_zero() or isinstance(error, PlacementError):
+    """Print an error's one line, on rank 0 unless it is this rank's own, and exit with its code."""
+    _tell(program, error)
+    raise SystemExit(error.exit_code)
+
+
+def leave_at_once(program: str, error: RebiasError) -> NoReturn:
+    """The same, without waiting for threads or other ranks, which may never come to an end."""
+    _tell(program, error)
+    sys.stdout.flush()
+    os._exit(error.exit_code)
+
+
+def _tell(program: str, error: RebiasError) -> None:
+    if is_rank_zero() or isinstance(error, (PlacementError, RankError)):
         kind = "" if isinstance(error, InterruptedRun) else "error: "
         print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
-    raise SystemExit(error.exit_code)
 
 
 def run_cli(program: str, command: Callable[[], int | None]) -> None:
@@ -287,6 +306,14 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         default="auto",
         help="continue the run of this name: if there is one (auto), never, or always (must)",
     )
+    parser.add_argument(
+        "--resume-override",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let a resumed run differ in this key, for example optimizer.lr, or manifest.train "
+        "for the data of a split; may be given several times",
+    )
     add_config_flags(parser, values)
     arguments = parser.parse_args(argv)
     if arguments.list_configs:
@@ -300,4 +327,24 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         raise SystemExit(0)
     if arguments.resume == "must" and config.name is None:
         raise ConfigError("--resume must: which run? give its --name")
-    return Request(config, arguments.resume, arguments.dry_run, default)
+    overrides = tuple(arguments.resume_override)
+    _check_overrides(config, overrides)
+    return Request(config, arguments.resume, overrides, arguments.dry_run, default)
+
+
+def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
+    splits = ["train", "selection", *config.data.test_splits]
+    known = [*_leaves(config.identity()), *(f"manifest.{split}" for split in splits)]
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see the keys of --print-config"
+            raise ConfigError(f"--resume-override {key}: no key that decides the run; {hint}")
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

@@ -5,6 +5,8 @@ The codes are the same for ``python -m rebias_dist.train``, srun and the launche
 75 interrupted after a save.
 """
 
+from collections.abc import Sequence
+
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -38,6 +40,22 @@ class NonFiniteError(RebiasError):
     """A loss or a gradient became NaN or infinite; a retry would repeat it."""
 
     exit_code = EXIT_GIVE_UP
+    here: Sequence[str] = ()
+    """The sums over this rank's own samples that are not finite."""
+
+
+class CrashLoopError(RebiasError):
+    """Restarts do not bring the run any further."""
+
+    exit_code = EXIT_GIVE_UP
+
+
+class RankError(RebiasError):
+    """An unexpected fault of this rank, or the loss of another; each rank says its own."""
+
+
+class RolledBack(RebiasError):  # noqa: N818 - an outcome, not a mistake
+    """The run goes back to its newest checkpoint and on from there, in the same processes."""
 
 
 class InterruptedRun(RebiasError):  # noqa: N818 - an outcome, not a mistake

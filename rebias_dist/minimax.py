@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.loader import MicroBatch
+from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Method, Output, wide
 from rebias_dist.objectives import Features, gather_features, hsic
 from rebias_dist.runtime.player import Player
@@ -202,7 +203,11 @@ class Minimax:
                 right = output.logits.detach().argmax(1) == batch.labels
                 metrics.add(f"{player.name}/accuracy", right)
                 player.backward(scale * loss)
-        metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
+        try:
+            metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
+        except NonFiniteError as error:
+            error.here = [n for n, total in metrics.sums.items() if not total.isfinite()]
+            raise
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:
         """Take one step of the game on this rank's micro-batches of a global batch.

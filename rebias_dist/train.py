@@ -10,15 +10,22 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rebias_dist.cli import Request, is_rank_zero, parse_train, run_cli
+from rebias_dist.cli import Request, is_rank_zero, leave_at_once, parse_train, run_cli
 from rebias_dist.config import Config
 from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, to_yaml
-from rebias_dist.errors import DataError, InterruptedRun, RebiasError
+from rebias_dist.errors import (
+    DataError,
+    InterruptedRun,
+    NonFiniteError,
+    RankError,
+    RebiasError,
+    RolledBack,
+)
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from rebias_dist.data import MicroBatch
     from rebias_dist.runtime.consensus import Consensus
+    from rebias_dist.runtime.faults import Whereabouts
     from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.signals import StopRequest
     from rebias_dist.runtime.telemetry import Status
@@ -33,48 +41,76 @@ if TYPE_CHECKING:
 log = logging.getLogger("rebias_dist")
 
 
-def main(config: Config, resume: str = "auto") -> dict[str, Any]:
+def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) -> dict[str, Any]:
     """Train as a configuration says, on the ranks of the environment or on this process alone.
 
     Args:
         config: a resolved configuration; without a name the run gets a fresh one.
         resume: continue an existing run of this name: ``auto``, ``never`` or ``must``.
+        overrides: keys (``optimizer.lr``, ``manifest.train``) in which a resumed run may differ
+            from what it was.
 
     Returns:
         The content of results.json: the test figures of the last and the best checkpoint.
 
     Raises:
-        RebiasError: one of the expected errors, alike on all ranks.
+        RebiasError: one of the expected errors, alike on all ranks; or a RankError, which is
+            this rank's alone.
     """
+    from rebias_dist import assemble
     from rebias_dist.plan import check_world
+    from rebias_dist.runtime.faults import Whereabouts
     from rebias_dist.runtime.process_group import choose_device, process_group, resolve_placement
+    from rebias_dist.runtime.run_folder import fresh_name
     from rebias_dist.runtime.signals import stop_requests
 
     placement = resolve_placement()
     check_world(config, placement.world_size)
     device = choose_device(config.device, placement.local_rank)
-    with (
-        ExitStack() as held,
-        process_group(placement, device) as consensus,
-        stop_requests() as stop,
-    ):
-        return _train(config, resume, device, consensus, stop, held)
+    where = Whereabouts(placement.rank)
+    try:
+        with (
+            process_group(placement, device, config.faults.start_minutes) as consensus,
+            stop_requests() as stop,
+        ):
+            where.meet(consensus)
+            name = consensus.broadcast(config.name or fresh_name(config))
+            data = assemble.as_recorded(config.data)
+            config = config.model_copy(update={"name": name, "data": data})
+            while True:
+                try:
+                    with ExitStack() as held:
+                        return _train(
+                            config, resume, overrides, device, consensus, stop, where, held
+                        )
+                except RolledBack:
+                    resume = "auto"
+    except RebiasError:
+        raise
+    except Exception as error:
+        raise where.fault(error) from None
 
 
 def _train(
     config: Config,
     resume: str,
+    overrides: Collection[str],
     device: torch.device,
     consensus: Consensus,
     stop: StopRequest,
+    where: Whereabouts,
     held: ExitStack,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
     from rebias_dist.runtime import checkpoint, radius
+    from rebias_dist.runtime.attempts import Attempts
+    from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
     from rebias_dist.runtime.evaluation import evaluate_splits
     from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.precision import Precision, make_deterministic
-    from rebias_dist.runtime.run_folder import RunFolder, fresh_name, open_run
+    from rebias_dist.runtime.process_group import set_time_out
+    from rebias_dist.runtime.run_folder import RunFolder, open_run, refuse_changes
+    from rebias_dist.runtime.saver import Saver
     from rebias_dist.runtime.snapshot import Snapshot, radii_of
     from rebias_dist.runtime.telemetry import Telemetry
 
@@ -100,30 +136,42 @@ def _train(
     # -------------------------------------------------------------------- networks and the game
     with consensus.together():
         networks = assemble.build_networks(config, classes, precision)
+        if config.b == 1:
+            for key, network in networks.items():
+                check_micro_batch_of_one(key, network, shape, precision)
     players = assemble.build_players(config, method, networks, shape, classes, precision)
     normalise = assemble.Normalise(data.train, precision)
     game = assemble.build_game(config, method, players, normalise)
     loader = assemble.build_loader(config, data.train, consensus.rank, consensus.world_size)
 
     # -------------------------------------------------------------------- run folder, resumption
-    name = consensus.broadcast(config.name or fresh_name(config))
-    config = config.model_copy(
-        update={"name": name, "data": assemble.with_absolute_paths(config.data)}
-    )
-    folder = RunFolder(Path(config.runs_dir) / name)
-    run = Snapshot(players, data, config)
+    assert config.name is not None
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    run = Snapshot(players, data, config, layout.steps_per_epoch)
+    where.log_file = folder.path / "logs" / f"rank{consensus.rank}.log"
     # What is on the disk is for rank 0 to say: another node may still see an earlier state of it.
     state: dict[str, Any] | None = None
     damaged: list[str] = []
+    changes: dict[str, str] = {}
+    left_out: list[int] = []
     finished: dict[str, Any] | None = None
     with consensus.on_rank_zero() as leader:
         if leader:
-            held.enter_context(open_run(config, resume))
+            held.enter_context(open_run(config, resume, overrides))
             state, damaged = checkpoint.load_newest(folder.checkpoints)
-            if state is not None and state["step"] >= layout.total_steps:
-                finished = results.read(folder.results_file) if folder.has_results else None
+            if state is not None:
+                changes = run.changes(state)
+                refuse_changes(folder.path, changes, overrides)
+                if state["step"] >= layout.total_steps and folder.has_results:
+                    finished = results.read(folder.results_file)
+            if finished is None:
+                attempts = Attempts(folder.path)
+                left_out = attempts.left_out
+                begun_at = 0 if state is None else state["step"]
+                restarts = config.faults.restarts
+                held.enter_context(attempts.attempt(begun_at, restarts, lambda: run.step))
     resumed = consensus.broadcast(None if state is None else state["step"])
-    finished = consensus.broadcast(finished)
+    finished, left_out = consensus.broadcast([finished, left_out])
     if finished is not None:
         if consensus.rank == 0:
             print(f"{folder.path}: finished already, after {resumed} steps")
@@ -141,7 +189,7 @@ def _train(
             global_batch=layout.N,
             start_step=run.step,
             identity={
-                "name": name,
+                "name": config.name,
                 "method": config.method.name,
                 "world_size": consensus.world_size,
                 "pid": os.getpid(),
@@ -149,27 +197,41 @@ def _train(
             },
         )
     status: Status = "failed"
-    last_saved = time.monotonic()
+    saver = held.enter_context(closing(Saver(folder.checkpoints, config.checkpoint.keep)))
+    saved_step, saved_at = run.step, time.monotonic()
+
+    def begin_to_save() -> None:
+        """Save on rank 0, with the records up to here; it may go on beside the training."""
+        nonlocal saved_step, saved_at
+        if consensus.rank == 0:
+            telemetry.flush()
+            stall = saver.begin(run.step, run.state(), run.best_step)
+            telemetry.scalars(run.step, {"checkpoint/stall_seconds": stall}, epoch=run.epoch)
+        saved_step, saved_at = run.step, time.monotonic()
 
     def save() -> None:
-        """Save on rank 0, with the records up to here; collective."""
-        nonlocal last_saved
-        with consensus.on_rank_zero() as leader:
-            if leader:
-                telemetry.flush()
-                run.save(folder.checkpoints)
-        last_saved = time.monotonic()
+        """Save, and return when the checkpoint is on the disk; collective."""
+        begin_to_save()
+        saver.wait()
+        consensus.agree(saver.fault())
 
-    def leave_if_asked(fault: RebiasError | None) -> None:
+    def asked_to_leave(fault: RebiasError | None = None) -> bool:
         """Agree with the other ranks whether to go on; collective."""
-        if consensus.agree(fault or telemetry.fault, stop=bool(stop)):
-            nonlocal status
+        return consensus.agree(fault or telemetry.fault or saver.fault(), stop=bool(stop))
+
+    def leave_if_asked(fault: RebiasError | None = None) -> None:
+        """Save and leave if any rank was asked to; collective."""
+        if asked_to_leave(fault):
             save()
-            status = "interrupted"
-            raise InterruptedRun(
-                f"interrupted; saved at step {run.step}, and the same command "
-                f"with --name {name} goes on from there"
-            )
+            leave()
+
+    def leave() -> NoReturn:
+        nonlocal status
+        status = "interrupted"
+        raise InterruptedRun(
+            f"interrupted; saved at step {run.step}, and the same command "
+            f"with --name {config.name} goes on from there"
+        )
 
     try:
         telemetry.state("starting", step=run.step, epoch=run.epoch)
@@ -178,8 +240,18 @@ def _train(
         facts = assemble.facts(config, data, networks, method, device)
         for line in plan.describe(config, layout, facts):
             log.info("%s", line)
+        changes = consensus.broadcast(changes)
+        if changes:
+            for line in changes.values():
+                log.warning("changed in mid-run, as --resume-override says: %s", line)
+            # The checkpoint first: where its configuration is not yet the folder's, the same
+            # command does the same again.
+            save()
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    folder.write_config(config)
         if run.step:
-            log.info("continuing %s after step %d", name, run.step)
+            log.info("continuing %s after step %d", config.name, run.step)
         else:
             telemetry.text("config", 0, f"```yaml\n{to_yaml(config)}```")
             with consensus.together():
@@ -187,6 +259,7 @@ def _train(
 
         meter = Meter(layout.N)
         text = ""
+        started = False
         for epoch in range(run.epoch, layout.epochs):
             # ---------------------------------------------------------------- before an epoch
             begin = run.step - epoch * layout.steps_per_epoch
@@ -213,14 +286,17 @@ def _train(
             while run.step < end:
                 # ------------------------------------------------------------ data, or the end
                 batches, damage = next(steps)
-                fault: RebiasError | None = damage
-                late = time.monotonic() - last_saved > 60 * config.checkpoint.every_minutes
-                if late and consensus.rank == 0:
-                    # By rank 0's own clock; should it fail, the agreement below tells all.
-                    telemetry.flush()
-                    fault = fault or run.try_save(folder.checkpoints)
-                    last_saved = time.monotonic()
-                leave_if_asked(fault)
+                where.step = run.step
+                late = time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+                every = config.checkpoint.every_steps or layout.total_steps
+                # Late by rank 0's own clock; a fault of its disk comes up in the agreement.
+                if run.step > saved_step and (late or run.step % every == 0):
+                    begin_to_save()
+                leave_if_asked(damage)
+                if run.step in left_out:
+                    log.warning("step %d failed twice and is left out", run.step)
+                    run.step += 1
+                    continue
                 batches = [batch.to(device) for batch in batches]
 
                 # ------------------------------------------------------------ one step
@@ -235,6 +311,15 @@ def _train(
                     )
                 run.step += 1
                 meter.step()
+                if not started:
+                    started = True
+                    set_time_out(consensus, config.faults.step_minutes)
+                for player in players.values():
+                    if player.skipped:
+                        log.warning(
+                            "step %d: the gradient of %s is not finite, its update was skipped",
+                            *(run.step, player.name),
+                        )
 
                 # ------------------------------------------------------------ what it found
                 if run.step % config.log.every_steps == 0 or run.step == layout.total_steps:
@@ -248,24 +333,38 @@ def _train(
             # ---------------------------------------------------------------- after an epoch
             done = run.step >= layout.total_steps
             if done or (epoch + 1) % config.evaluate.every_epochs == 0:
-                leave_if_asked(None)
                 telemetry.state("evaluating", step=run.step, epoch=epoch)
                 figures = evaluate_splits(
-                    networks, config, data.monitored, normalise, precision, run.radii, consensus
+                    networks,
+                    config,
+                    data.monitored,
+                    normalise,
+                    precision,
+                    run.radii,
+                    consensus,
+                    before_each=leave_if_asked,
                 )
                 results.show(telemetry, run.step, epoch, figures)
                 # A network that has not played yet is no candidate.
                 improved = (playing or done) and run.note(results.chosen_figure(config, figures))
                 run.epoch = run.step // layout.steps_per_epoch
                 if improved or done:
-                    save()
+                    begin_to_save()
                 meter.start()
             run.epoch = run.step // layout.steps_per_epoch
             if done:
                 break
 
         # -------------------------------------------------------------------- test figures
+        saver.wait()
+        consensus.agree(saver.fault())
         telemetry.state("evaluating", step=run.step, epoch=run.epoch)
+
+        def leave_unsaved_if_asked() -> None:
+            # All is saved, and the networks may by now be those of the best checkpoint.
+            if asked_to_leave():
+                leave()
+
         tested: dict[str, Any] = {}
         for choice in ("last", "best"):
             step = 0
@@ -280,7 +379,14 @@ def _train(
                 state = checkpoint.load(folder.checkpoints, step)
                 run.restore_networks(state)
             figures = evaluate_splits(
-                networks, config, data.tests, normalise, precision, radii_of(state), consensus
+                networks,
+                config,
+                data.tests,
+                normalise,
+                precision,
+                radii_of(state),
+                consensus,
+                before_each=leave_unsaved_if_asked,
             )
             tested[choice] = {"step": step, "splits": figures}
         final = results.assemble(config, data.classes, tested, run.step)
@@ -293,9 +399,28 @@ def _train(
             log.info("%s", line)
         status = "finished"
         return final
+    except NonFiniteError as error:
+        # Raised alike on all ranks: the reduced gradients are.
+        text = f"step {run.step}: {error}{_origin(consensus.gather(error.here))}"
+        if config.faults.non_finite != "rollback":
+            raise NonFiniteError(text) from None
+        log.warning("%s; rolling back to the newest checkpoint", text)
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                attempts.roll_back(run.step, config.faults.non_finite_limit)
+        raise RolledBack(text) from None
     finally:
+        saver.wait()
         telemetry.state(status, step=run.step, epoch=run.epoch, force=True)
         telemetry.close()
+
+
+def _origin(of_ranks: list[list[str]]) -> str:
+    """Say on which ranks the values were not finite before the ranks' sums were taken."""
+    ranks = [rank for rank, names in enumerate(of_ranks) if names]
+    if not ranks or len(ranks) == len(of_ranks) > 1:
+        return ""
+    return "".join(f"; from rank {rank} ({', '.join(of_ranks[rank])})" for rank in ranks)
 
 
 def _fetch(
@@ -348,7 +473,10 @@ def cli(argv: Sequence[str] | None = None) -> None:
         if request.default and is_rank_zero():
             print(f"no --config given, so this is {DEFAULT_CONFIG}:")
             print(config_comment(DEFAULT_CONFIG), flush=True)
-        main(request.config, request.resume)
+        try:
+            main(request.config, request.resume, request.overrides)
+        except RankError as error:
+            leave_at_once("rebias-train", error)
 
     run_cli("rebias-train", command)
 

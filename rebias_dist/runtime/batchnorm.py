@@ -16,6 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rebias_dist.errors import ConfigError
+from rebias_dist.runtime.precision import Precision
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -79,3 +82,30 @@ class RunningStatistics:
     def discard(self) -> None:
         """Forget what was collected: the update was not taken."""
         self._sum = None
+
+
+def check_micro_batch_of_one(
+    name: str, network: nn.Module, shape: tuple[int, int, int], precision: Precision
+) -> None:
+    """Refuse a network whose BatchNorm would see a single value per channel.
+
+    Args:
+        name: of the network, for the message.
+        network: in training mode; it is left as it is.
+        shape: of a sample.
+        precision: in which the network computes.
+
+    Raises:
+        ConfigError: its maps shrink to 1×1 before a BatchNorm.
+    """
+    sample = torch.zeros(1, *shape, dtype=precision.parameters, device=precision.device)
+    try:
+        with RunningStatistics(network).protected(), torch.no_grad(), precision.autocast():
+            network(sample)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"micro_batch: 1 leaves a BatchNorm of {name} with a single value per channel, "
+            "whose variance is 0; use 2 or more, larger images, or norm group"
+        ) from None

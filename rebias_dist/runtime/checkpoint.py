@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, checked before they are loaded, never unpickled.
 
-``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``, which is written
-last and names the state's size and SHA-256 and the step of the best checkpoint so far.
+``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``. The latter is
+written last and names the state's size and SHA-256, the step of the best checkpoint so far,
+the versions that wrote it, and the SHA-256 of itself.
 """
 
 from __future__ import annotations
@@ -11,56 +12,139 @@ import io
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from data_shards.files import sync_folder, write_synced
-from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.cli import version
+from rebias_dist.errors import ConfigError, DataError, RebiasError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})$")
+_REPLACED = ".replaced"
+_STATE, _RECORD = "state.pt", "checkpoint.json"
+# Beside the tensors themselves: what the archive adds to each, and plain values and the record.
+_OVERHEAD_EACH, _OVERHEAD = 1024, 1 << 18
+
+
+class _Hashing:
+    """A file that is hashed while it is written; torch.save writes from front to end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, content: bytes) -> int:
+        self.hash.update(content)
+        self.bytes += len(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a nested state on the CPU, which training does not change any more."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(entry) for entry in value)
+    return value
+
+
+def _needed(value: Any) -> int:
+    """Return the bytes that a nested state takes on the disk, at most."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes + _OVERHEAD_EACH
+    if isinstance(value, dict):
+        return sum(_needed(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_needed(entry) for entry in value)
+    return 0
+
+
+def _check_space(folder: Path, state: dict[str, Any]) -> None:
+    needed, free = _needed(state) + _OVERHEAD, shutil.disk_usage(folder).free
+    if free < needed:
+        raise RebiasError(
+            f"{folder}: no room for a checkpoint: it needs {needed / 1e6:.1f} MB and "
+            f"{free / 1e6:.1f} MB are free, so {(needed - free) / 1e6:.1f} MB are missing; "
+            "the checkpoints before are whole"
+        )
 
 
 def save(
     folder: Path, step: int, state: dict[str, Any], *, keep: int, best_step: int | None = None
-) -> None:
+) -> int:
     """Save a state as the checkpoint of a step, in place of an earlier one of that step.
 
     Then remove all but the newest ``keep`` and that of ``best_step``.
+
+    Returns:
+        The size of the state's file in bytes.
+
+    Raises:
+        RebiasError: there is not room enough on the disk; nothing was written.
+        OSError: the disk refused; the checkpoints before are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # What a killed save has left; the folder has one owner, so nobody is at work on it.
     for left_over in folder.glob(".step-*"):
         shutil.rmtree(left_over)
+    _check_space(folder, state)
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}"
     temporary.mkdir()
-    with open(temporary / "state.pt", "wb") as file:
-        torch.save(state, file)
+    with open(temporary / _STATE, "wb") as file:
+        hashing = _Hashing(file)
+        torch.save(state, hashing)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
-    content = (temporary / "state.pt").read_bytes()
     record = {
         "format": FORMAT,
         "step": step,
         "best_step": best_step,
-        "files": {
-            "state.pt": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        "versions": {
+            "rebias_dist": version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
         },
+        "files": {_STATE: {"bytes": hashing.bytes, "sha256": hashing.hash.hexdigest()}},
     }
-    write_synced(temporary / "checkpoint.json", json.dumps(record, indent=1).encode())
+    write_synced(temporary / _RECORD, _sealed(record))
+    sync_folder(temporary)
+    replaced = folder / f".{final.name}{_REPLACED}"
     if final.exists():  # a damaged one, or one from before an evaluation
-        final.rename(folder / f".{final.name}.replaced")
+        final.rename(replaced)
     temporary.rename(final)
     sync_folder(folder)
-    shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in steps(folder)[:-keep]:
         if old != best_step:
             shutil.rmtree(folder / f"step-{old:09d}", ignore_errors=True)
+    return hashing.bytes
+
+
+def _sealed(record: dict[str, Any]) -> bytes:
+    """Return the text of a record with its own SHA-256; every byte of it is determined."""
+    seal = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**record, "sha256": seal}, indent=1).encode()
+
+
+# ---------------------------------------------------------------------------- reading
 
 
 def steps(folder: Path) -> list[int]:
@@ -78,32 +162,43 @@ def load(folder: Path, step: int) -> dict[str, Any]:
         DataError: a file is missing, damaged, or holds anything but tensors and plain values.
     """
     path = folder / f"step-{step:09d}"
-    expected = _record(path)["files"]["state.pt"]["sha256"]
+    expected = _record(path, step)["files"][_STATE]
     try:
-        content = (path / "state.pt").read_bytes()
+        # The size first: a file that grew without bound is not read.
+        if (size := (path / _STATE).stat().st_size) != expected["bytes"]:
+            raise DataError(f"{path}/{_STATE}: has {size} bytes instead of {expected['bytes']}")
+        content = (path / _STATE).read_bytes()
         # Before torch.load, which accepts flipped bits silently.
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise DataError(f"{path}/state.pt: its content does not match its SHA-256")
+        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise DataError(f"{path}/{_STATE}: its content does not match its SHA-256")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a whole checkpoint ({reason})") from None
-    if not isinstance(state, dict):
-        raise DataError(f"{path}: not a checkpoint")
+    if not isinstance(state, dict) or state.get("step") != step:
+        raise DataError(f"{path}: not the checkpoint of step {step}")
     return state
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path, step: int) -> dict[str, Any]:
     try:
-        record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        best = record["best_step"]
+        text = (path / _RECORD).read_bytes()
+        record = json.loads(text)
         if record["format"] != FORMAT:
             raise DataError(f"{path}: format {record['format']!r} is not read, only {FORMAT}")
-        if not isinstance(record["files"]["state.pt"]["sha256"], str) or not (
-            best is None or isinstance(best, int)
+        del record["sha256"]
+        if _sealed(record) != text:
+            raise DataError(f"{path}/{_RECORD}: its content does not match its SHA-256")
+        if record["step"] != step:
+            raise DataError(f"{path}: holds the checkpoint of step {record['step']}")
+        best, file = record["best_step"], record["files"][_STATE]
+        if not (
+            isinstance(file["sha256"], str)
+            and isinstance(file["bytes"], int)
+            and (best is None or isinstance(best, int))
         ):
             raise TypeError("a value of another type")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a whole checkpoint ({error})") from None
     return dict(record)
 
@@ -111,11 +206,16 @@ def _record(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest intact state, and a line for each damaged one that was passed over.
 
-    The state is None where no checkpoint was ever written.
+    The state is None where no checkpoint was ever written. For the owner of the run alone: a
+    checkpoint whose replacement was killed half-way gets its name back.
 
     Raises:
         DataError: there are checkpoints, but none is intact.
     """
+    for replaced in folder.glob(f".step-*{_REPLACED}"):
+        final = folder / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+        if not final.exists():
+            replaced.rename(final)
     damaged: list[str] = []
     for step in reversed(steps(folder)):
         try:
@@ -140,7 +240,7 @@ def choose(folder: Path, choice: str) -> int:
     newest = max(steps(folder), default=None)
     step = newest
     if newest is not None and choice == "best":
-        step = _record(folder / f"step-{newest:09d}")["best_step"]
+        step = _record(folder / f"step-{newest:09d}", newest)["best_step"]
     if step is None:
         raise ConfigError(f"{folder}: the run has no {choice} checkpoint yet")
     return step

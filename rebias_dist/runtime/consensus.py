@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from rebias_dist.errors import (
     ConfigError,
+    CrashLoopError,
     DataError,
     InterruptedRun,
     NonFiniteError,
@@ -25,7 +26,14 @@ from rebias_dist.errors import (
 
 _BY_NAME = {
     error.__name__: error
-    for error in (RebiasError, ConfigError, DataError, NonFiniteError, InterruptedRun)
+    for error in (
+        RebiasError,
+        ConfigError,
+        CrashLoopError,
+        DataError,
+        NonFiniteError,
+        InterruptedRun,
+    )
 }
 
 

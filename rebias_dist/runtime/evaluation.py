@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -167,10 +167,16 @@ def evaluate_splits(
     precision: Precision,
     radii: Radii | None,
     consensus: Consensus,
+    before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Evaluate on several splits as a configuration says; a collective."""
-    return {
-        split: evaluate_split(
+    """Evaluate on several splits as a configuration says; a collective.
+
+    ``before_each`` is called before each split; what it raises, it must raise on all ranks.
+    """
+    figures = {}
+    for split, dataset in data.items():
+        before_each()
+        figures[split] = evaluate_split(
             networks,
             dataset,
             batch=config.evaluate.batch,
@@ -182,5 +188,4 @@ def evaluate_splits(
             hsic_samples=config.evaluate.hsic_samples,
             consensus=consensus,
         )
-        for split, dataset in data.items()
-    }
+    return figures

@@ -12,12 +12,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from rebias_dist.errors import ConfigError, PlacementError, RebiasError
+from rebias_dist.errors import ConfigError, PlacementError, RankError, RebiasError
 from rebias_dist.runtime.consensus import Consensus
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# A stopped peer must end the run in minutes, not in the 30 that torch waits by default.
-_TIMEOUT = timedelta(minutes=10)
+# A stopped peer must end a command in minutes, not in the 30 that torch waits by default.
+_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,38 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def process_group(placement: Placement, device: torch.device) -> Iterator[Consensus]:
+def process_group(
+    placement: Placement, device: torch.device, minutes: float = _MINUTES
+) -> Iterator[Consensus]:
     """Join the process group (none for a single process) and yield what decides jointly in it.
 
     An existing group, as in a notebook or a test, is used and left alone.
+
+    Args:
+        placement: of this process.
+        device: of this process; it chooses the backend.
+        minutes: how long ranks wait for each other, until :func:`set_time_out` says otherwise.
     """
+    patience = timedelta(minutes=minutes)
     if placement.world_size == 1:
         yield Consensus()
         return
     if dist.is_initialized():
         gloo = dist.get_backend() == "gloo"
-        yield Consensus(None if gloo else _gloo_group())
+        yield Consensus(None if gloo else _gloo_group(patience))
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        timeout=_TIMEOUT,
-        rank=placement.rank,
-        world_size=placement.world_size,
-        device_id=device if backend == "nccl" else None,
-    )
-    group = _gloo_group() if backend == "nccl" else None
+    try:
+        dist.init_process_group(
+            backend,
+            timeout=patience,
+            rank=placement.rank,
+            world_size=placement.world_size,
+            device_id=device if backend == "nccl" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise _not_together(placement, minutes, error) from None
+    group = _gloo_group(patience) if backend == "nccl" else None
     try:
         yield Consensus(group)
     except RebiasError:
@@ -109,9 +120,29 @@ def process_group(placement: Placement, device: torch.device) -> Iterator[Consen
     _leave()
 
 
-def _gloo_group() -> dist.ProcessGroup:
+def _not_together(placement: Placement, minutes: float, error: Exception) -> RankError:
+    where = f"rank {placement.rank}, start"
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    reason = next(iter(str(error).splitlines()), "")
+    if "EADDRINUSE" in str(error):
+        return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
+    return RankError(
+        f"{where}: the {placement.world_size} ranks did not come together at {address}:{port} "
+        f"within {minutes:g} minutes ({reason}); see what became of the others, or whether "
+        "they reach this address"
+    )
+
+
+def set_time_out(consensus: Consensus, minutes: float) -> None:
+    """Set how long the ranks wait for each other from now on, in minutes."""
+    if consensus.world_size > 1:
+        for group in {dist.group.WORLD, consensus.group} - {None}:
+            dist.set_timeout(timedelta(minutes=minutes), group)
+
+
+def _gloo_group(patience: timedelta) -> dist.ProcessGroup:
     # Decisions are taken on the host; with NCCL they need a group of their own.
-    group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)
     return group
 

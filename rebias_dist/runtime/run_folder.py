@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,18 +45,23 @@ class RunFolder:
             raise ConfigError(f"{self.config_file}: not a configuration")
         return validate(values, str(self.config_file))
 
+    def write_config(self, config: Config) -> None:
+        """Write down the configuration of the run."""
+        write_synced(self.config_file, to_yaml(config).encode())
+
 
 def fresh_name(config: Config) -> str:
     """Return a name for a run that was given none: its method and the time."""
     return f"{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
-def open_run(config: Config, resume: str) -> BinaryIO:
+def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> BinaryIO:
     """Create the folder of a named run, or open an existing one whose configuration agrees.
 
     Args:
         config: with a name.
         resume: ``auto``, ``never`` (the run must be new) or ``must`` (it must exist).
+        overrides: keys of the configuration that may differ from those of an existing run.
 
     Returns:
         The lock on the folder, held until it is closed or the process ends, however it ends.
@@ -73,19 +79,35 @@ def open_run(config: Config, resume: str) -> BinaryIO:
         raise ConfigError(f"name: the run {run.path} exists; choose another name, or let it resume")
     if exists:
         changed = differences(run.read_config().identity(), config.identity())
-        if changed:
-            raise ConfigError(
-                f"name: the run {run.path} was created with another configuration "
-                f"({'; '.join(changed)}); choose another name"
-            )
+        refuse_changes(run.path, {line.partition(": ")[0]: line for line in changed}, overrides)
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         lock = _lock(run.path / "lock")
         if not exists:
-            write_synced(run.config_file, to_yaml(config).encode())
+            run.write_config(config)
     except OSError as error:
         raise ConfigError(f"runs_dir: {run.path} cannot be written: {error.strerror}") from None
     return lock
+
+
+def refuse_changes(run: Path, changes: Mapping[str, str], overrides: Collection[str]) -> None:
+    """Refuse what has changed since a run was created and is not overridden, key by key.
+
+    Args:
+        run: folder of the run.
+        changes: 'key: old → new', by key.
+        overrides: keys that may differ.
+
+    Raises:
+        ConfigError: names each difference.
+    """
+    refused = {key: line for key, line in changes.items() if key not in overrides}
+    if refused:
+        flags = " ".join(f"--resume-override {key}" for key in refused)
+        raise ConfigError(
+            f"name: the run {run} was created with another configuration or other data "
+            f"({'; '.join(refused.values())}); choose another name, or go on with {flags}"
+        )
 
 
 def _lock(path: Path) -> BinaryIO:

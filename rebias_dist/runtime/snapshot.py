@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from rebias_dist.assemble import Data
 from rebias_dist.config import Config
-from rebias_dist.config_files import to_yaml
-from rebias_dist.errors import ConfigError, RebiasError
+from rebias_dist.config_files import differences, parse_yaml, to_yaml, validate
+from rebias_dist.errors import ConfigError
 from rebias_dist.minimax import Radii
 from rebias_dist.models import load_state
-from rebias_dist.runtime import checkpoint
 from rebias_dist.runtime.player import Player
 
 
 class Snapshot:
     """The position and state of a run.
 
-    Randomness needs no state: all of it is keyed by the seed and by what it is for.
+    Randomness needs no state of a generator: all of it is keyed by the seed, the step or epoch,
+    and by what it is for. These keys are saved.
+
+    Args:
+        players: the networks with what their updates need.
+        data: the splits.
+        config: the resolved configuration.
+        steps_per_epoch: optimizer steps of an epoch, in which the position is counted.
     """
 
-    def __init__(self, players: dict[str, Player], data: Data, config: Config) -> None:
+    def __init__(
+        self, players: dict[str, Player], data: Data, config: Config, steps_per_epoch: int
+    ) -> None:
         self.players = players
         self.data = data
         self.config = config
+        self.steps_per_epoch = steps_per_epoch
         self.step = 0
         """Optimizer steps taken, pretraining included."""
         self.epoch = 0
@@ -52,16 +58,41 @@ class Snapshot:
             "classes": list(self.data.classes),
             "data": self.data.digests(),
             "config": to_yaml(self.config),
-            "versions": {"torch": str(torch.__version__)},
+            "randomness": {
+                "seed": self.config.seed,
+                "step": self.step,
+                "epoch": self.epoch,
+                "steps_per_epoch": self.steps_per_epoch,
+            },
         }
 
+    def changes(self, state: dict[str, Any]) -> dict[str, str]:
+        """Return what differs from the run that a state was saved in, by key: 'key: old → new'.
+
+        The keys are those of the configuration that decide the weights, and ``manifest.<split>``
+        for the data.
+        """
+        then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
+        lines = differences(then, self.config.identity())
+        manifests = self.data.digests()
+        known = {split: digest for split, digest in state["data"].items() if split in manifests}
+        now = {split: manifests[split] for split in known}
+        lines += differences({"manifest": known}, {"manifest": now})
+        return {line.partition(": ")[0]: line for line in lines}
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state, whose :meth:`changes` the caller has judged.
 
         Raises:
-            ConfigError: it was trained on other data, or with other networks.
+            ConfigError: it is of other networks, or of other steps than this run takes.
         """
-        self.data.check_digests(state["data"])
+        then = state["randomness"]["steps_per_epoch"]
+        if then != self.steps_per_epoch:
+            raise ConfigError(
+                f"name: {self.config.name} stands at step {state['step']}, counted in epochs of "
+                f"{then} steps; now an epoch has {self.steps_per_epoch}, so it cannot go on there; "
+                "start another run"
+            )
         self.restore_networks(state)
         for name, player in self.players.items():
             player.load_training_state(state["players"][name])
@@ -76,27 +107,6 @@ class Snapshot:
                 raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
             load_state(player.network, state["players"][name]["network"], where=name)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of this step.
-
-        Raises:
-            RebiasError: the disk refused; the checkpoints before are still there.
-        """
-        best_step = None if self.best is None else int(self.best["step"])
-        keep = self.config.checkpoint.keep
-        try:
-            checkpoint.save(folder, self.step, self.state(), keep=keep, best_step=best_step)
-        except (OSError, RuntimeError) as error:
-            raise RebiasError(f"{folder}: step {self.step} could not be saved: {error}") from None
-
-    def try_save(self, folder: Path) -> RebiasError | None:
-        """Save, and return the error instead of raising it: one rank must not leave alone."""
-        try:
-            self.save(folder)
-        except RebiasError as error:
-            return error
-        return None
-
     # ---------------------------------------------------------------- on the way
 
     def note(self, figure: float) -> bool:
@@ -105,6 +115,11 @@ class Snapshot:
         if improved:
             self.best = {"figure": figure, "step": self.step}
         return improved
+
+    @property
+    def best_step(self) -> int | None:
+        """Return the step of the best figure so far."""
+        return None if self.best is None else int(self.best["step"])
 
     def constants(self) -> dict[str, float]:
         """Return the scalars that do not come from a step: learning rates and radii."""

@@ -1,0 +1,152 @@
+"""The attempts of a run, in ``attempts.json`` of its folder: where each began and how it ended.
+
+From them a restart knows whether restarts still bring the run further, and which steps have
+failed before. For rank 0, which holds the lock on the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from data_shards.files import write_synced
+from rebias_dist.errors import (
+    EXIT_FAILED,
+    EXIT_GIVE_UP,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    CrashLoopError,
+    NonFiniteError,
+    RebiasError,
+    RolledBack,
+)
+
+log = logging.getLogger("rebias_dist")
+
+_ENDS = {
+    EXIT_FAILED: "failed",
+    EXIT_USAGE: "refused",
+    EXIT_GIVE_UP: "gave up",
+    EXIT_INTERRUPTED: "interrupted",
+}
+# A killed attempt could not say how it ended.
+_CRASHED = ("running", "failed")
+_KEPT = 100  # attempts on record
+
+
+class Attempts:
+    """The attempts so far.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "attempts.json"
+        self._state = folder / "state.json"
+        self.attempts: list[dict[str, Any]] = []
+        self.rollbacks: list[int] = []
+        """The steps at which a gradient was not finite and the run was rolled back."""
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            self.attempts = [
+                {"from": int(a["from"]), "outcome": str(a["outcome"]), **a}
+                for a in record["attempts"]
+            ]
+            self.rollbacks = [int(step) for step in record["rollbacks"]]
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            # Nothing that decides the weights; the count of restarts starts anew.
+            log.warning("%s: damaged (%s), so earlier attempts are forgotten", self._path, error)
+
+    @contextmanager
+    def attempt(self, step: int, restarts: int, reached: Callable[[], int]) -> Iterator[None]:
+        """Note that an attempt begins and, as far as it can still be told, how it ends.
+
+        Args:
+            step: of the newest checkpoint, where the attempt begins.
+            restarts: attempts beside the first that may begin there and crash.
+            reached: returns the step at which the attempt stands.
+
+        Raises:
+            CrashLoopError: the last ``restarts`` + 1 attempts all began there and crashed.
+            OSError: the record cannot be written.
+        """
+        self._begin(step, restarts)
+        outcome = "failed"
+        try:
+            yield
+            outcome = "finished"
+        except RolledBack:
+            outcome = "rolled back"
+            raise
+        except RebiasError as error:
+            outcome = _ENDS[error.exit_code]
+            raise
+        finally:
+            self.attempts[-1] |= {"outcome": outcome, "reached": reached()}
+            with suppress(OSError):  # a full disk; then it looks as if it had been killed
+                self._write()
+
+    def _begin(self, step: int, restarts: int) -> None:
+        if self.attempts and self.attempts[-1]["outcome"] == "running":
+            self.attempts[-1]["reached"] = self._last_known_step()
+        crashed = 0
+        for attempt in reversed(self.attempts):
+            if attempt["from"] != step or attempt["outcome"] not in _CRASHED:
+                break
+            crashed += 1
+        here = {"from": step, "process": os.getpid(), "host": platform.node()}
+        if crashed > restarts:
+            reached = [a.get("reached") for a in self.attempts[-crashed:]]
+            # Only this attempt: who has removed the cause starts again, and is counted anew.
+            self._append({**here, "outcome": "gave up"})
+            raise CrashLoopError(
+                f"{self._path.parent}: {crashed} attempts in a row have begun at step {step} and "
+                f"failed (the last at step {reached[-1]}), so another would not get any further; "
+                "the files in logs/ tell why, and after removing the cause the same command "
+                "starts again"
+            )
+        self._append({**here, "outcome": "running"})
+
+    def roll_back(self, step: int, limit: int) -> None:
+        """Note that a gradient was not finite at ``step``.
+
+        Raises:
+            NonFiniteError: this has happened ``limit`` times before.
+        """
+        if len(self.rollbacks) >= limit:
+            raise NonFiniteError(
+                f"not finite at step {step}, after {limit} rollbacks (steps "
+                f"{', '.join(map(str, self.rollbacks[-5:]))}); lower optimizer.lr or set "
+                "optimizer.clip_norm"
+            )
+        self.rollbacks.append(step)
+        self._write()
+
+    @property
+    def left_out(self) -> list[int]:
+        """Return the steps that failed again after a rollback: they are not taken any more."""
+        return sorted(step for step, times in Counter(self.rollbacks).items() if times > 1)
+
+    def _last_known_step(self) -> int | None:
+        try:
+            return int(json.loads(self._state.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _append(self, attempt: dict[str, Any]) -> None:
+        self.attempts = [*self.attempts, attempt][-_KEPT:]
+        self._write()
+
+    def _write(self) -> None:
+        record = {"attempts": self.attempts, "rollbacks": self.rollbacks}
+        write_synced(self._path, (json.dumps(record, indent=1) + "\n").encode())
