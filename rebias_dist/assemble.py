@@ -20,7 +20,8 @@ from rebias_dist.data import (
     open_split,
     prepare_biased_mnist,
 )
-from rebias_dist.errors import ConfigError
+from rebias_dist.data.decode import choose_decoder, describe_decoder
+from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
 from rebias_dist.minimax import Minimax
 from rebias_dist.models import feature_dim
@@ -89,23 +90,33 @@ def data_root(config: Config) -> Path:
     )
 
 
-def with_absolute_paths(data: DataConfig) -> DataConfig:
-    """Return the data section as another working folder can use it."""
+def as_recorded(data: DataConfig) -> DataConfig:
+    """Return the data section as a run keeps it: paths absolute, the decoder by its name."""
     paths = {"root": data.root, "source": data.source}
-    return data.model_copy(update={k: str(Path(p).resolve()) for k, p in paths.items() if p})
+    return data.model_copy(
+        update={
+            "decoder": choose_decoder(data.decoder),
+            "other_tests": {k: str(Path(p).resolve()) for k, p in data.other_tests.items()},
+            **{k: str(Path(p).resolve()) for k, p in paths.items() if p},
+        }
+    )
 
 
 def open_data(config: Config, root: Path) -> Data:
-    """Open all splits of a configuration; they must agree on the data set and its classes."""
+    """Open all splits of a configuration; they must agree on their classes."""
     name, data = config.data.dataset, config.data
-    train = open_split(root, data.train_split, dataset=name)
+    decoder = choose_decoder(data.decoder)
+    train = open_split(root, data.train_split, dataset=name, decoder=decoder)
     classes = train.manifest.classes
-    selection = (
-        None
-        if data.selection == "none"
-        else open_split(root, "selection", dataset=name, classes=classes)
-    )
-    tests = {s: open_split(root, s, dataset=name, classes=classes) for s in data.test_splits}
+
+    def other(split: str) -> ShardDataset:
+        return open_split(root, split, dataset=name, classes=classes, decoder=decoder)
+
+    selection = None if data.selection == "none" else other("selection")
+    tests = {split: other(split) for split in data.test_splits}
+    for test, folder in data.other_tests.items():
+        place = Path(folder)
+        tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
     return Data(train, selection, tests)
 
 
@@ -165,8 +176,10 @@ def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
     """Return the shape of what the networks see: channels, height, width."""
     if config.data.augmentation == "crop_flip":
         return 3, config.data.crop, config.data.crop
-    channels, height, width = data.train.image(0).shape
-    return channels, height, width
+    for image in data.train.sound_images():
+        channels, height, width = image.shape
+        return channels, height, width
+    raise DataError(f"{data.train.folder}: has no sample that is whole; make the shards again")
 
 
 def build_players(
@@ -226,6 +239,8 @@ def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: i
         transform=train_transform(config),
         workers=config.data.workers,
         window=config.data.window,
+        verify=config.data.verify,
+        on_damaged=config.data.on_damaged,
     )
 
 
@@ -252,6 +267,7 @@ def facts(
     return {
         "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
         "held out": f"selection {chosen}; tests {tests}",
+        "decoder": describe_decoder(data.train.decoder),
         **named,
         "kernel radius": radius,
         "device": str(device),

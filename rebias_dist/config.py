@@ -152,6 +152,9 @@ class DataConfig(Section):
     """Folder of the training shards below root."""
     test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
     """Folders of the test shards below root."""
+    other_tests: dict[str, str] = {}
+    """Further test shards of the same classes, of any data set: a name and a folder each, as in
+    '{imagenet-a: data/imagenet9-a/test}'."""
     augmentation: Literal["none", "crop_flip"] = "none"
     """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
     evaluation."""
@@ -163,6 +166,14 @@ class DataConfig(Section):
     """Shards in whose union the samples of an epoch are shuffled."""
     workers: CountOrZero = 0
     """Processes a rank that decode images; 0 decodes in the training process."""
+    decoder: Literal["auto", "simplejpeg", "torchvision", "pillow"] = "auto"
+    """Decoder of JPEG files; their pixels are the same. auto: the fastest that is installed."""
+    verify: Probability = 1.0
+    """Part of the training samples whose hash is checked when they are read, others in each
+    epoch. Evaluation checks all."""
+    on_damaged: Literal["stop", "skip"] = "stop"
+    """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
+    one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
 
 
 class EvaluateConfig(Section):
@@ -296,6 +307,9 @@ class Config(Section):
                     )
         if len(set(self.data.test_splits)) < len(self.data.test_splits):
             raise ValueError(f"data.test_splits: {self.data.test_splits} names a split twice")
+        taken = {"train", "selection", *self.data.test_splits} & self.data.other_tests.keys()
+        if taken:
+            raise ValueError(f"data.other_tests: {min(taken)} is the name of another split")
         if self.data.selection == "none" and self.evaluate.monitor not in self.data.test_splits:
             raise ValueError(
                 f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
@@ -340,6 +354,8 @@ class Config(Section):
         where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint"}
         identity = self.model_dump(exclude=where_and_when)
         # The data themselves are compared, by their digest: they may have been moved.
-        for key in ("root", "source", "workers"):
+        for key in ("root", "source", "other_tests", "workers", "decoder"):
             del identity["data"][key]
+        if self.data.on_damaged == "stop":  # then it decides only whether the run goes on
+            del identity["data"]["verify"]
         return identity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
     from rebias_dist.runtime.figures import sample_grid
 
     if telemetry.leader:
-        images = [dataset.image(i).numpy() for i in range(min(32, len(dataset)))]
+        images = [image.numpy() for image in islice(dataset.sound_images(), 32)]
         same = [image for image in images if image.shape == images[0].shape]
         telemetry.image("data/train", 0, sample_grid(np.stack(same)))
 

@@ -1,14 +1,17 @@
 """Loaders that cut a fixed order of samples into micro-batches and hand each rank its own.
 
 What a micro-batch holds depends on its number alone, so any number of ranks and workers
-sees the same steps; the state of a loader is one integer, the next step.
+sees the same steps; the state of a loader is one integer, the next step. That includes what
+takes the place of a damaged sample: the rank that meets it needs nobody's consent.
 """
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_shards.ordering import derive
 from rebias_dist.data.order import epoch_order
-from rebias_dist.data.shards import ShardDataset
+from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
+
+# Other samples that can take the place of damaged ones in a micro-batch. More damage than that
+# is no accident of a few samples.
+_SPARES = 16
+
+_log = logging.getLogger("rebias_dist")
 
 
 @dataclass
@@ -27,7 +37,8 @@ class MicroBatch:
     """Samples of one forward pass.
 
     ``images`` uint8 [b, 3, H, W]; ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
-    int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation.
+    int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
+    ``skipped`` says of each damaged sample that has been replaced what is wrong with it.
     """
 
     images: Tensor
@@ -35,6 +46,7 @@ class MicroBatch:
     bias: Tensor
     samples: Tensor
     index: int
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """Return the micro-batch on ``device``; from pinned memory the copy is asynchronous."""
@@ -51,51 +63,101 @@ class MicroBatch:
             bias=function(self.bias),
             samples=function(self.samples),
             index=self.index,
+            skipped=self.skipped,
         )
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One micro-batch to fetch: its number, the epoch that keys its augmentation, its samples."""
+    """One micro-batch to fetch.
+
+    Its number, the epoch that keys its augmentation, its samples, and those that may take
+    their place.
+    """
 
     index: int
     epoch: int
     samples: NDArray[np.int64]
+    spares: NDArray[np.int64] | None = None
 
 
 class _Fetcher(Dataset[MicroBatch | DataError]):
-    """Turns a request into a micro-batch, here or in a worker process."""
+    """Turns a request into a micro-batch, here or in a worker process.
 
-    def __init__(self, dataset: ShardDataset, transform: Transform) -> None:
+    ``verify`` is the part of the samples whose hash is checked, others in each epoch, chosen
+    by ``seed``: the same ones whoever reads them.
+    """
+
+    def __init__(
+        self, dataset: ShardDataset, transform: Transform, verify: float = 1.0, seed: int = 0
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
+        self.verify = verify
+        self.seed = seed
 
     def __getitem__(self, request: _Request) -> MicroBatch | DataError:
         # DataLoader would wrap an exception of a worker in its traceback; as a value the one
         # line arrives as it is.
         try:
-            images = [
-                self.transform(self.dataset.image(i), request.epoch, i)
-                for i in request.samples.tolist()
-            ]
+            return self._fetch(request)
         except DataError as error:
             return error
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            return DataError(
-                f"{self.dataset.folder}: images of different sizes {sorted(shapes)} "
-                "in one micro-batch; set data.augmentation to crop_flip"
-            )
+
+    def _fetch(self, request: _Request) -> MicroBatch:
+        samples = request.samples.copy()
+        skipped: list[str] = []
+        images: Tensor | None = None
+        for place, image in self._images(request, samples, skipped):
+            if images is None:
+                images = torch.empty(len(samples), *image.shape, dtype=image.dtype)
+            elif image.shape != images.shape[1:]:
+                sizes = sorted({tuple(images.shape[1:]), tuple(image.shape)})
+                raise DataError(
+                    f"{self.dataset.folder}: images of different sizes {sizes} "
+                    "in one micro-batch; set data.augmentation to crop_flip"
+                )
+            images[place] = image
+        assert images is not None
         return MicroBatch(
-            images=torch.stack(images),
-            labels=torch.from_numpy(self.dataset.labels[request.samples]),
-            bias=torch.from_numpy(self.dataset.bias[request.samples]),
-            samples=torch.from_numpy(request.samples),
+            images=images,
+            labels=torch.from_numpy(self.dataset.labels[samples]),
+            bias=torch.from_numpy(self.dataset.bias[samples]),
+            samples=torch.from_numpy(samples),
             index=request.index,
+            skipped=tuple(skipped),
         )
 
+    def _images(
+        self, request: _Request, samples: NDArray[np.int64], skipped: list[str]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the images; write into ``samples`` and ``skipped`` what had to be replaced."""
+        spares = [] if request.spares is None else request.spares.tolist()
+        for place in range(len(samples)):
+            while True:
+                try:
+                    yield place, self._image(int(samples[place]), request.epoch)
+                    break
+                except DamagedSample as damage:
+                    if request.spares is None:
+                        raise
+                    skipped.append(str(damage))
+                    spares = [spare for spare in spares if spare not in samples]
+                    if not spares:
+                        raise DataError(
+                            f"{damage}; too many others of its micro-batch are damaged too; "
+                            "make the shards again"
+                        ) from None
+                    samples[place] = spares.pop(0)
 
-def _fetch(fetcher: _Fetcher, requests: list[_Request], workers: int) -> Iterator[MicroBatch]:
+    def _image(self, i: int, epoch: int) -> Tensor:
+        verify = self.verify >= 1 or (
+            self.verify > 0 and derive("verify", self.seed, epoch, i) < self.verify * 2.0**64
+        )
+        return self.transform(self.dataset.image(i, verify=verify), epoch, i)
+
+
+def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
     """Yield the micro-batches of ``requests`` in their order."""
     loader = DataLoader(
         fetcher,
@@ -153,8 +215,15 @@ class TrainLoader:
         transform: Transform = identity,
         workers: int = 0,
         window: int = 8,
+        verify: float = 1.0,
+        on_damaged: Literal["stop", "skip"] = "stop",
     ) -> None:
-        """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N."""
+        """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
+
+        ``verify`` is the part of the samples whose hash is checked at each reading. A damaged
+        sample ends the iteration with a DataError, or, with ``skip``, another takes its place,
+        which no other rank needs to know of; each is logged once as a warning.
+        """
         if global_batch % micro_batch:
             raise ConfigError(
                 f"global batch {global_batch} is not a multiple of micro-batch {micro_batch}"
@@ -179,7 +248,9 @@ class TrainLoader:
         self._window = window
         self._workers = workers
         self._mine = range(rank, self.micro_batches, world_size)
-        self._fetcher = _Fetcher(dataset, transform)
+        self._skip = on_damaged == "skip"
+        self._known_damage: set[str] = set()
+        self._fetcher = _Fetcher(dataset, transform, verify, seed)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of each step from ``start_step`` to the epoch's end."""
@@ -193,27 +264,47 @@ class TrainLoader:
         for step in steps:
             if not 0 <= step < self.steps_per_epoch:
                 raise ValueError(f"step {step} is outside the {self.steps_per_epoch} of an epoch")
+        return self._fetched(epoch, steps)
+
+    def _fetched(self, epoch: int, steps: Sequence[int]) -> Iterator[list[MicroBatch]]:
+        fetched = _fetch(self._fetcher, self._requests(epoch, steps), self._workers)
+        for _ in steps:
+            batches = [next(fetched) for _ in self._mine]
+            for line in (line for batch in batches for line in batch.skipped):
+                if line not in self._known_damage:
+                    self._known_damage.add(line)
+                    _log.warning("skipped a damaged sample: %s", line)
+            yield batches
+
+    def _requests(self, epoch: int, steps: Sequence[int]) -> Iterator[_Request]:
         order = epoch_order(self._seed, epoch, self.dataset.manifest.shard_counts, self._window)
         size = self._micro_batch
-        requests = [
-            _Request(j, epoch, order[begin : begin + size])
-            for step in steps
-            for j in self._mine
-            for begin in [step * self._global_batch + j * size]
-        ]
-        return self._grouped(requests)
+        for step in steps:
+            for j in self._mine:
+                begin = step * self._global_batch + j * size
+                spares = self._spares(order, epoch, begin) if self._skip else None
+                yield _Request(j, epoch, order[begin : begin + size], spares)
 
-    def _grouped(self, requests: list[_Request]) -> Iterator[list[MicroBatch]]:
-        fetched = _fetch(self._fetcher, requests, self._workers)
-        for _ in range(len(requests) // len(self._mine)):
-            yield [next(fetched) for _ in self._mine]
+    def _spares(self, order: NDArray[np.int64], epoch: int, begin: int) -> NDArray[np.int64]:
+        """Return what may stand in for samples of the micro-batch at ``begin``.
+
+        First the samples that the epoch drops, so that none is seen twice, then others; from
+        a place drawn for each micro-batch, since two would else always meet the same ones.
+        """
+        draw = derive("spares", self._seed, epoch, begin)
+        tail = order[len(order) - self.dropped :]
+        tail = np.roll(tail, draw % max(len(tail), 1))
+        others = order[(draw % len(order) + np.arange(min(_SPARES, len(order)))) % len(order)]
+        return np.concatenate([tail, others])[:_SPARES]
 
 
 class EvalLoader:
     """Yields this rank's share of a split in index order, each sample exactly once overall.
 
     Batch j holds samples j·batch … (the last may be shorter) and belongs to rank j mod W, so
-    the contents of a batch do not depend on the ranks; a rank may have none.
+    the contents of a batch do not depend on the ranks; a rank may have none. Each sample's
+    hash is checked, and a damaged one is always an error: figures of fewer samples than there
+    are would not compare with others.
     """
 
     def __init__(
@@ -240,8 +331,8 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """Yield this rank's batches."""
-        requests = []
-        for j in self._mine:
-            end = min((j + 1) * self._batch, len(self.dataset))
-            requests.append(_Request(j, 0, np.arange(j * self._batch, end, dtype=np.int64)))
+        ends = ((j, min((j + 1) * self._batch, len(self.dataset))) for j in self._mine)
+        requests = (
+            _Request(j, 0, np.arange(j * self._batch, end, dtype=np.int64)) for j, end in ends
+        )
         return _fetch(self._fetcher, requests, self._workers)

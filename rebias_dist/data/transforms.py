@@ -1,7 +1,8 @@
 """Augmentation keyed by (seed, epoch, sample): the same for f and g, any rank, any worker.
 
 Images go in and out as uint8 [3, H, W]; they are normalised on the device, where the
-networks run.
+networks run. Their memory may be interleaved, as decoders write it, which torchvision
+resizes in half the time and to the same pixels.
 """
 
 import math

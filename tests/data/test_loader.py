@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rebias_dist.data import EvalLoader, ShardDataset, TrainLoader, TrainTransform, epoch_order
+from rebias_dist.data import EvalLoader, ShardDataset, TrainTransform, epoch_order
 from rebias_dist.errors import ConfigError, DataError
-
-N, B = 40, 5
-SEED = 11
+from tests.data.layouts import SEED, B, N, assert_equal, loader_of, merged
 
 
 @pytest.fixture(scope="module")
@@ -20,43 +18,9 @@ def dataset(shards):
     return ShardDataset(shards / "train")
 
 
-def _loader(dataset, **changes):
-    values = {"global_batch": N, "micro_batch": B, "seed": SEED, "window": 3}
-    return TrainLoader(dataset, **{**values, **changes})
-
-
-def _merged(dataset, world, workers, epoch=0, start=0, **changes):
-    """Return per step the micro-batches of all ranks in the order of their numbers."""
-    per_rank = [
-        list(
-            _loader(dataset, rank=r, world_size=world, workers=workers, **changes).epoch(
-                epoch, start
-            )
-        )
-        for r in range(world)
-    ]
-    steps = []
-    for step in zip(*per_rank, strict=True):
-        for rank, batches in enumerate(step):
-            assert [b.index for b in batches] == list(range(rank, N // B, world))
-        steps.append(sorted((b for batches in step for b in batches), key=lambda b: b.index))
-    return steps
-
-
-def _equal(one, other):
-    assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert [b.index for b in left] == [b.index for b in right]
-        for a, b in zip(left, right, strict=True):
-            assert torch.equal(a.images, b.images)
-            assert torch.equal(a.labels, b.labels)
-            assert torch.equal(a.bias, b.bias)
-            assert torch.equal(a.samples, b.samples)
-
-
 def test_steps_are_cut_from_the_epoch_order(dataset):
-    steps = _merged(dataset, 1, 0)
-    loader = _loader(dataset)
+    steps = merged(dataset, 1, 0)
+    loader = loader_of(dataset)
     assert len(steps) == loader.steps_per_epoch == 6
     assert loader.dropped == 30
     order = epoch_order(SEED, 0, dataset.manifest.shard_counts, 3)
@@ -73,27 +37,25 @@ def test_steps_are_cut_from_the_epoch_order(dataset):
             assert torch.equal(image, dataset.image(i))
 
 
-@pytest.mark.parametrize(
-    ("world", "workers"), [(1, 2), (2, 0), (3, 0), (3, 1), (8, 0)]
-)  # 3 ranks share 8 micro-batches unevenly
-def test_any_ranks_and_workers_see_the_same(dataset, world, workers):
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])  # 3 ranks share 8 micro-batches unevenly
+def test_any_ranks_and_workers_see_the_same_from_any_step_on(dataset, world, workers):
     transform = TrainTransform(16, seed=3)
-    reference = _merged(dataset, 1, 0, epoch=1, transform=transform)
-    _equal(reference, _merged(dataset, world, workers, epoch=1, transform=transform))
-
-
-@pytest.mark.parametrize(("workers", "world"), [(0, 2), (2, 1)])
-def test_resuming_at_any_step_continues(dataset, workers, world):
-    whole = _merged(dataset, 1, 0, epoch=4)
-    for start in (0, 1, 5, 6):
-        _equal(whole[start:], _merged(dataset, world, workers, epoch=4, start=start))
+    reference = merged(dataset, 1, 0, epoch=1, transform=transform)
+    seen = [int(i) for step in reference for batch in step for i in batch.samples]
+    assert len(set(seen)) == len(seen) == 6 * N
+    # With worker processes at two places, for each start makes new ones.
+    starts = range(7) if workers == 0 else (0, 1 + (world + workers) % 5)
+    for start in starts:
+        found = merged(dataset, world, workers, epoch=1, start=start, transform=transform)
+        assert_equal(reference[start:], found)
 
 
 def test_chosen_steps_are_those_of_the_epoch(dataset):
     transform = TrainTransform(16, seed=3)
-    loader = _loader(dataset, transform=transform)
+    loader = loader_of(dataset, transform=transform)
     whole = list(loader.epoch(2))
-    _equal([whole[4], whole[1]], list(loader.steps(2, [4, 1])))
+    assert_equal([whole[4], whole[1]], list(loader.steps(2, [4, 1])))
     for bad in (-1, 6):
         with pytest.raises(ValueError, match=f"step {bad}"):
             loader.steps(2, [bad])
@@ -101,7 +63,7 @@ def test_chosen_steps_are_those_of_the_epoch(dataset):
 
 def test_epochs_differ_and_drop_others(dataset):
     seen = [
-        {int(i) for step in _merged(dataset, 1, 0, epoch=e) for b in step for i in b.samples}
+        {int(i) for step in merged(dataset, 1, 0, epoch=e) for b in step for i in b.samples}
         for e in range(3)
     ]
     assert all(len(samples) == 240 for samples in seen)
@@ -110,7 +72,7 @@ def test_epochs_differ_and_drop_others(dataset):
 
 def test_global_generator_is_left_alone(dataset):
     before = torch.get_rng_state()
-    next(_loader(dataset, workers=1).epoch(0))
+    next(loader_of(dataset, workers=1).epoch(0))
     next(iter(EvalLoader(dataset, batch=7)))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -150,7 +112,7 @@ def test_to_moves_every_tensor(dataset):
 )
 def test_wrong_sizes_are_configuration_errors(dataset, changes, words):
     with pytest.raises(ConfigError, match=words):
-        _loader(dataset, **changes)
+        loader_of(dataset, **changes)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -159,7 +121,7 @@ def test_damage_found_while_training_is_one_line(shards, tmp_path, workers):
     dataset = ShardDataset(folder)
     (folder / "train-000002.tar").unlink()
     with pytest.raises(DataError, match=r"train-000002.tar: sample .*: cannot be read") as caught:
-        list(_loader(dataset, workers=workers).epoch(0))
+        list(loader_of(dataset, workers=workers).epoch(0))
     assert "\n" not in str(caught.value)
 
 

