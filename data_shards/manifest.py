@@ -11,6 +11,8 @@ shows only to those who know the digest from elsewhere, as a run's record does.
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -215,17 +217,32 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     Raises DataShardsError as :func:`load_split`.
     """
     path = folder / INDEX_NAME
-    try:
-        with open_regular(path):
-            pass
-        index = np.load(path, mmap_mode="r" if manifest.samples else None, allow_pickle=False)
-    except OSError as error:
-        raise DataShardsError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError) as error:
-        raise DataShardsError(f"{path}: malformed: {error}") from None
+    index = map_array(path)
     _check_index(path, manifest, index)
+    return index
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Return the array of a ``.npy`` file, mapped and read-only; DataShardsError if malformed."""
+    with open_regular(path) as file:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError("not of version 1.0")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if fortran or dtype.hasobject or len(shape) != 1:
+                raise ValueError("not a table")
+            size, begin = os.fstat(file.fileno()).st_size, file.tell()
+            if size != begin + shape[0] * dtype.itemsize:
+                raise ValueError(f"it has {size} bytes, which is not what {shape[0]} rows take")
+            if size == begin:
+                return np.zeros(0, dtype=dtype)
+            mapped = np.memmap(file, dtype=dtype, mode="r", offset=begin, shape=shape)
+        except Exception as error:  # numpy evaluates the header and raises what Python does
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataShardsError(f"{path}: malformed: {reason}") from None
     # A plain view of the mapped memory: rows of numpy's memmap class cost far more to read.
-    return np.asarray(index)
+    return np.asarray(mapped)
 
 
 def _check_index(path: Path, manifest: Manifest, index: NDArray[np.void]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_shards.duplicates import DuplicateFinder
 from data_shards.files import write_synced
 from data_shards.findings import Finding
-from data_shards.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split
+from data_shards.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split, map_array
 from data_shards.publish import PIXELS_NAME, confirmed
 from data_shards.sources.listing import Item
 
@@ -59,7 +59,7 @@ def write_overlaps(output: Path, workers: int) -> list[Finding]:
         return []
     finder = DuplicateFinder()
     for split in splits:
-        pixels = np.load(split.folder / PIXELS_NAME, allow_pickle=False)
+        pixels = map_array(split.folder / PIXELS_NAME)
         for sha256, hashed in zip(split.index["hash"], pixels, strict=True):
             shown = hashed.tobytes().hex() if hashed.tobytes() != bytes(HASH_BYTES) else ""
             finder.add(sha256.tobytes().hex(), shown)

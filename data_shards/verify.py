@@ -264,8 +264,9 @@ class _Walk:
         for begin in range(offset, offset + size, _STRETCH):
             digest.update(self._read(begin, min(_STRETCH, offset + size - begin)))
             mark(0)
-        self._hashes[key] = digest.hexdigest()
-        if digest.digest()[:HASH_BYTES] != row["hash"].tobytes():
+        if digest.digest()[:HASH_BYTES] == row["hash"].tobytes():
+            self._hashes[key] = digest.hexdigest()
+        else:
             self._say("altered", name)
 
     def _check_facts(self, name: str, row: np.void, text: bytes) -> None:
