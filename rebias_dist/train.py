@@ -247,6 +247,7 @@ def _train(
             # The checkpoint first: where its configuration is not yet the folder's, the same
             # command does the same again.
             save()
+        if overrides:
             with consensus.on_rank_zero() as leader:
                 if leader:
                     folder.write_config(config)

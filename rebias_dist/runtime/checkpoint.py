@@ -40,11 +40,17 @@ class _Hashing:
         self._file = file
         self.hash = hashlib.sha256()
         self.bytes = 0
+        self.failure: BaseException | None = None
 
     def write(self, content: bytes) -> int:
         self.hash.update(content)
         self.bytes += len(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except BaseException as error:
+            # torch.save replaces it by one of its own, which does not say what went wrong.
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -109,7 +115,10 @@ def save(
     temporary.mkdir()
     with open(temporary / _STATE, "wb") as file:
         hashing = _Hashing(file)
-        torch.save(state, hashing)  # type: ignore[arg-type]
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise hashing.failure or error from None
         file.flush()
         os.fsync(file.fileno())
     record = {
