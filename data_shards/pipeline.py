@@ -98,15 +98,17 @@ def convert_listing(
             tally.add(written.notes)
             on_shard(written.images, True)
             limit.check(tally)
+        if part[1] > 1:
+            return None
+        return publish(work, head, output, limit=limit, workers=workers)
     except OSError:
         # Another process may have published, and removed what this one works in.
-        if present(output, plan) is None:
+        there = present(output, plan)
+        if there is None:
             raise
+        return there
     finally:
         work.clean()
-    if part[1] > 1:
-        return None
-    return publish(work, head, output, limit=limit, workers=workers)
 
 
 def _jobs(

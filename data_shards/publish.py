@@ -104,6 +104,7 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
             published = present(output, plan)
             if published is None:
                 raise differs(final)
+            work.remove()
             return published
         records = _Records(work, head)
         records.check_complete()

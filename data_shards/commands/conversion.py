@@ -217,7 +217,7 @@ def _convert(
             if written:
                 done += images
                 bar.update(images)
-            else:
+            elif not bar.disable:
                 # What was there is no part of the rate.
                 bar.initial += images
                 bar.n += images
