@@ -145,6 +145,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the images as floating point, about zero mean and unit deviation."""
+        images = images.contiguous(memory_format=torch.channels_last)
         return (images.to(self._mean.dtype) - self._mean) * self._scale
 
 
@@ -168,6 +169,9 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
                 built = models.build(network.name, num_classes=classes, **network.build_options())
             except ConfigError as error:
                 raise ConfigError(f"{name.replace('g', 'g.')}: {error}") from None
+        # Channels last: on a CPU 1.4 times the speed for a BagNet, 1.1 for a ResNet, 1 for a
+        # simple_convnet (python -m benchmarks.memory_format), and what CUDA's kernels prefer.
+        built = built.to(memory_format=torch.channels_last)
         networks[name] = built.to(precision.device, precision.parameters)
     return networks
 

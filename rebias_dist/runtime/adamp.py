@@ -112,7 +112,11 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
 
 def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
     """The value with the strides of ``p``: the fused kernel walks memory, not indices."""
-    return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
+    same = all(
+        mine == other or size == 1
+        for mine, other, size in zip(value.stride(), p.stride(), p.shape, strict=True)
+    )
+    return value if same else torch.empty_like(p).copy_(value)
 
 
 def _factors(

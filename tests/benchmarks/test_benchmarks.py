@@ -32,7 +32,9 @@ def record(folder: Path, name: str, **changes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["hsic", "median", "communication", "step", "optimizer", "scaling"])
+@pytest.mark.parametrize(
+    "name", ["hsic", "median", "communication", "step", "optimizer", "scaling", "memory_format"]
+)
 def test_each_runs_in_small(name):
     done = benchmarks(name, "--quick")
     assert done.returncode == 0, done.stderr[-2000:]
