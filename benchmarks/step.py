@@ -3,7 +3,8 @@
     python -m benchmarks.step [--quick]
 
 * public: both losses back-propagated into both networks, so two forwards and two backwards
-  of each, HSIC from whole kernel matrices, the package's AdamP: as the public ReBias code does.
+  of each, HSIC from whole kernel matrices, the package's AdamP, channels first: as the public
+  ReBias code does.
 * naive: accumulation with HSIC inside each micro-batch, opponents detached. It trains another
   objective, and is here as the cheapest that accumulation could be.
 
@@ -34,19 +35,21 @@ EQUAL: Pair = (("simple_convnet", {"kernel_size": 3}), ("simple_convnet", {"kern
 RESNET: Pair = (("resnet18", {}), ("bagnet18", {}))
 
 
-def build_game(pair: Pair, samples: int, parts: int) -> Minimax:
+def build_game(
+    pair: Pair, samples: int, parts: int, layout: torch.memory_format = torch.channels_last
+) -> Minimax:
     """Return a game of two fresh networks."""
     precision = Precision("float32", torch.device("cpu"))
     players = []
     for name, (network, options) in zip(("f", "g0"), pair, strict=True):
         torch.manual_seed(0)
-        built = models.build(network, num_classes=CLASSES, **options)
+        built = models.build(network, num_classes=CLASSES, **options).to(memory_format=layout)
         players.append(Player(name, built, optimizer=OptimizerConfig(), precision=precision))
     return Minimax(
         methods.build(MethodConfig()),
         players[0],
         players[1:],
-        normalise=lambda images: images.float() / 255,
+        normalise=lambda images: images.contiguous(memory_format=layout).float() / 255,
         global_batch=samples,
         micro_batches=parts,
         seed=0,
@@ -113,6 +116,7 @@ def main() -> None:
         batches = batches_of(samples, parts, side)
         games = [build_game(pair, samples, parts) for _ in range(2)]
         if baseline is public:
+            games[1] = build_game(pair, samples, parts, torch.contiguous_format)
             for player in (games[1].f, *games[1].gs):
                 assert player is not None
                 player.optimizer = adamp.AdamP(player.parameters, lr=1e-3, weight_decay=1e-4)
