@@ -11,6 +11,7 @@ shows only to those who know the digest from elsewhere, as a run's record does.
 
 import hashlib
 import json
+import mmap
 import os
 import warnings
 from collections.abc import Mapping
@@ -217,13 +218,20 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     Raises DataShardsError as :func:`load_split`.
     """
     path = folder / INDEX_NAME
-    index = map_array(path)
+    index, mapped = _map(path)
     _check_index(path, manifest, index)
+    if mapped is not None:
+        # The check has touched all pages; they shall count for this process when it reads them.
+        mapped.madvise(mmap.MADV_DONTNEED)
     return index
 
 
 def map_array(path: Path) -> NDArray[Any]:
     """Return the array of a ``.npy`` file, mapped and read-only; DataShardsError if malformed."""
+    return _map(path)[0]
+
+
+def _map(path: Path) -> tuple[NDArray[Any], mmap.mmap | None]:
     with open_regular(path) as file:
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -236,13 +244,12 @@ def map_array(path: Path) -> NDArray[Any]:
             if size != begin + shape[0] * dtype.itemsize:
                 raise ValueError(f"it has {size} bytes, which is not what {shape[0]} rows take")
             if size == begin:
-                return np.zeros(0, dtype=dtype)
-            mapped = np.memmap(file, dtype=dtype, mode="r", offset=begin, shape=shape)
+                return np.zeros(0, dtype=dtype), None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, dtype, shape[0], begin), mapped
         except Exception as error:  # numpy evaluates the header and raises what Python does
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataShardsError(f"{path}: malformed: {reason}") from None
-    # A plain view of the mapped memory: rows of numpy's memmap class cost far more to read.
-    return np.asarray(mapped)
 
 
 def _check_index(path: Path, manifest: Manifest, index: NDArray[np.void]) -> None:
