@@ -131,6 +131,17 @@ def _not_a_number() -> None:
     Player.forward = broken
 
 
+def _damage() -> None:
+    """Flip a bit in each image of the run's training shards but the first ones."""
+    for shard in Path(json.loads(os.environ["FAILPOINT"])["data"]).glob("train/*.tar"):
+        content = bytearray(shard.read_bytes())
+        starts = [i for i in range(len(content)) if content.startswith(b"IDAT", i)]
+        for start in starts[40:]:
+            content[start + 8] ^= 1
+        with shard.open("r+b") as file:  # in place, under whoever has it open
+            file.write(content)
+
+
 ACTIONS: dict[str, Callable[[], object]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -139,6 +150,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "raise": lambda: _raise(ZeroDivisionError("a mistake in somebody's code")),
     "memory": lambda: _raise(MemoryError()),
     "nan": _not_a_number,
+    "damage": _damage,
 }
 
 _SITE = """\

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from rebias_dist.config_files import validate
-from rebias_dist.errors import RebiasError
+from rebias_dist.errors import InterruptedRun, RebiasError
 from rebias_dist.minimax import Minimax
 from rebias_dist.runtime.checkpoint import load_choice
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
-from tests.faults.failpoints import TRAINING, WRITING, Killed, failpoint
+from tests.faults.failpoints import ACTIONS, TRAINING, WRITING, Killed, failpoint
 
 STEPS = 24
 # Accumulation on one and on two ranks: 48 / 12 = 4 micro-batches a step.
@@ -109,13 +109,12 @@ def stop_everywhere(values: dict, points: list[tuple[str, int]], leader: bool) -
     for number, (point, step) in enumerate(points):
         case = {**values, "name": f"stopped-{number}"}
         found: Log = {}
-        with failpoint(point, step, _killed if alone or point in TRAINING else _refused):
-            try:
-                train(case, found)
-            except (Killed, RebiasError) as error:
-                assert isinstance(error, Killed) or "killed" in str(error), error
-            else:
-                raise AssertionError(f"nothing happened {point} of step {step}")
+        action = _killed if alone or point in TRAINING else _refused
+        with (
+            failpoint(point, step, action),
+            pytest.raises((Killed, RebiasError), match=r"^$|killed"),
+        ):
+            train(case, found)
         train(case, found)
         assert found == log, (point, step)
         if leader:
@@ -170,3 +169,46 @@ def test_one_rank_stopped_at_every_step_and_point(small_run):
 @pytest.mark.timeout(3600)
 def test_two_ranks_stopped_at_every_step_and_point(small_run):
     assert run_ranks(2, _on_ranks, settings(small_run), ALL, timeout=3500) == [True, True]
+
+
+def _some_steps(values: dict, stop_before: int, last: bool) -> Log:
+    """Go on with a run until a signal comes before a step; return this rank's samples."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    log: Log = {}
+
+    def signalled() -> None:
+        if rank == world - 1:
+            ACTIONS["terminate"]()
+
+    with failpoint("start of the step", stop_before, signalled):
+        if last:
+            train(values, log)
+        else:
+            with pytest.raises(InterruptedRun, match=f"saved at step {stop_before}"):
+                train(values, log)
+    return log
+
+
+def test_two_ranks_then_one_then_three(small_run, tmp_path):
+    values = {
+        **settings(small_run),
+        "micro_batch": 4,
+        "name": "moving",
+        "checkpoint": {},
+        "f": small_run["f"] | {"dropout": 0.1},
+    }
+    whole: Log = {}
+    train({**values, "name": "whole"}, whole)
+    seen: dict[int, list[int]] = {}
+    for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS, True)):
+        for log in run_ranks(world, _some_steps, values, stop, last, timeout=240):
+            for step, ids in log.items():
+                seen.setdefault(step, []).extend(ids)
+    assert {k: sorted(ids) for k, ids in seen.items()} == {k: sorted(v) for k, v in whole.items()}
+    for epoch in range(3):
+        ids = [i for step in range(8 * epoch, 8 * epoch + 8) for i in seen[step]]
+        assert len(ids) == len(set(ids)) == 8 * 48
+    a, b = losses(tmp_path / "runs/moving"), losses(tmp_path / "runs/whole")
+    largest = max(abs(x - y) / abs(y) for k in b for x, y in zip(a[k], b[k], strict=True))
+    print(f"largest relative difference of a loss: {largest:.2e}")
+    assert largest <= 1e-10

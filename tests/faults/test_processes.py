@@ -1,0 +1,221 @@
+"""Real processes that are killed, stopped, signalled and damaged."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rebias_dist.assemble import data_root
+from rebias_dist.config_files import validate
+from tests.faults.failpoints import TRAINING, WRITING, plant
+from tests.faults.processes import (
+    Ended,
+    Started,
+    outliving,
+    torchrun,
+    torchrun_command,
+    write_config,
+)
+from tests.faults.test_resume_exactly import fingerprint, losses, settings
+
+pytestmark = pytest.mark.timeout(900)
+_YEAR = 365 * 24 * 3600.0
+
+
+@pytest.fixture
+def config(small_run, tmp_path):
+    """The reference run of 24 steps, as a file."""
+    return write_config(tmp_path / "small.yaml", settings(small_run))
+
+
+def alone(*arguments: str, cwd: Path, **environment: str) -> Ended:
+    """Run the training in a single process, without torchrun."""
+    return Started(
+        [sys.executable, "-m", "rebias_dist.train", *arguments], cwd, **environment
+    ).end()
+
+
+# ---------------------------------------------------------------------------- one rank fails
+
+
+@pytest.mark.parametrize(
+    ("action", "named"),
+    [
+        ("raise", "rank 1, step 5: ZeroDivisionError: a mistake in somebody's code"),
+        ("kill", "rank 1 (process"),
+        ("stop", "rank 1 (process"),
+        ("nan", "step 5: the gradient of"),
+        pytest.param("exit", "rank 1 (process", marks=pytest.mark.slow),
+        pytest.param("memory", "out of memory: a smaller micro_batch", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all(config, tmp_path, action, named):
+    planted = plant(tmp_path / "site", rank=1, point="start of the step", step=6, action=action)
+    ended = torchrun(
+        2,
+        *("--config", config, "--name", "a", "--faults.step_minutes", "0.1"),
+        cwd=tmp_path,
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="10",
+        **planted,
+    )
+    assert ended.code == 1, ended.out
+    assert ended.left == []
+    assert any(named in line for line in ended.errors), ended.out
+    assert all("step 5" in line for line in ended.errors), ended.out
+    traces = ended.out.count('rebias_dist/train.py", line')
+    assert traces == (2 if action in ("raise", "memory") else 0), ended.out  # main and _train
+    state = json.loads((tmp_path / "runs/a/state.json").read_text())
+    assert (state["status"], state["step"]) == ("failed", 5)
+    if action == "nan":
+        assert "from rank 1 (" in ended.errors[0]
+        assert "exitcode  : 3" in ended.out
+
+
+def _slow(point: str, step: int):
+    return pytest.param(point, step, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("point", "step"),
+    [
+        (WRITING[0], 9),
+        *(_slow(point, step) for point in (*TRAINING, *WRITING) for step in (8, 13)),
+    ],
+)
+def test_killed_and_resumed_with_clocks_a_year_off(config, tmp_path, point, step):
+    early = {"rank": 0, "point": point, "step": step, "action": "kill", "clock": -_YEAR}
+    killed = torchrun(
+        2, "--config", config, "--name", "a", cwd=tmp_path, **plant(tmp_path / "s", **early)
+    )
+    assert killed.code == 1, killed.out
+    assert killed.left == []
+    reference = torchrun(2, "--config", config, "--name", "whole", cwd=tmp_path)
+    late = plant(tmp_path / "late", rank=None, clock=_YEAR)
+    resumed = torchrun(2, "--config", config, "--name", "a", cwd=tmp_path, **late)
+    assert (reference.code, resumed.code) == (0, 0), resumed.out
+    assert "continuing a after step" in resumed.out
+    runs = tmp_path / "runs"
+    assert fingerprint(runs / "a") == fingerprint(runs / "whole")
+    assert losses(runs / "a") == losses(runs / "whole")
+    attempts = json.loads((runs / "a/attempts.json").read_text())["attempts"]
+    assert [a["outcome"] for a in attempts][-1] == "finished"
+    assert attempts[0]["outcome"] in ("running", "failed")
+
+
+# ---------------------------------------------------------------------------- signals
+
+
+def test_signals_to_one_rank_and_to_torchrun(small_run, tmp_path):
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    long = write_config(tmp_path / "long.yaml", values)
+    command = torchrun_command(2, "--config", long, "--name", "a")
+    for target in ("rank", "torchrun"):
+        run = Started(command, tmp_path)
+        run.wait_for("images/s")
+        before = json.loads((tmp_path / "runs/a/state.json").read_text())["step"]
+        _only_torchrun_listens_to_the_outside(run)
+        os.kill(run.ranks()[1] if target == "rank" else run.process.pid, signal.SIGTERM)
+        ended = run.end()
+        state = json.loads((tmp_path / "runs/a/state.json").read_text())
+        assert state["status"] == "interrupted", ended.out
+        assert state["step"] >= before
+        assert f"saved at step {state['step']}" in ended.out
+        assert (tmp_path / f"runs/a/checkpoints/step-{state['step']:09d}").is_dir()
+        assert ended.left == []
+        assert ended.code != 0
+
+
+def _only_torchrun_listens_to_the_outside(run: Started) -> None:
+    """torchrun's store does, whatever its arguments; no socket of ours."""
+    ranks = run.ranks()
+    assert len(ranks) == 2
+    for process in outliving(run.mark):
+        for address in _listening(process):
+            if process in ranks:
+                assert address.startswith("127."), address
+
+
+def _listening(process: int) -> list[str]:
+    """The addresses at which a process listens."""
+    own = set()
+    for handle in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            target = os.readlink(handle)
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            own.add(target[8:-1])
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in own:
+                number = bytes.fromhex(fields[1].partition(":")[0])
+                if table == "tcp":
+                    found.append(socket.inet_ntoa(number[::-1]))
+                else:
+                    found.append("::" if not any(number) else number.hex())
+    return found
+
+
+# ---------------------------------------------------------------------------- data, start
+
+
+def test_a_shard_damaged_in_mid_epoch(small_run, tmp_path):
+    import shutil
+
+    root = tmp_path / "shards"
+    shutil.copytree(data_root(validate(small_run)), root)
+    config = write_config(tmp_path / "own.yaml", {**small_run, "data": {"root": str(root)}})
+    planted = plant(tmp_path / "site", rank=1, point="start of the step", step=4, action="damage",
+                    data=str(root))  # fmt: skip
+    ended = torchrun(2, "--config", config, "--name", "a", cwd=tmp_path, **planted)
+    assert ended.code == 1, ended.out
+    assert len(ended.errors) == 1, ended.out
+    assert "train-000000.tar" in ended.errors[0]
+    assert "exitcode  : 3" in ended.out
+    assert ended.left == []
+
+
+def _rank_zero_of_two(config: str, port: int, cwd: Path, **more: str) -> Ended:
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"WORLD_SIZE": "2", "MASTER_PORT": str(port), **more}
+    return alone("--config", config, "--faults.start_minutes", "0.1", cwd=cwd, **environment)
+
+
+def test_a_rank_that_does_not_come(config, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ended = _rank_zero_of_two(config, port, tmp_path)
+    assert ended.code == 1
+    assert len(ended.errors) == 1, ended.out
+    assert f"rank 0, start: the 2 ranks did not come together at 127.0.0.1:{port}" in ended.out
+    assert "within 0.1 minutes" in ended.out
+    assert "Traceback" not in ended.out
+
+
+def test_a_busy_port(config, tmp_path):
+    with socket.socket(socket.AF_INET6) as busy:
+        busy.bind(("::", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        ended = _rank_zero_of_two(config, port, tmp_path)
+    assert ended.code == 1
+    assert len(ended.errors) == 1, ended.out
+    assert f"MASTER_PORT {port} is in use" in ended.out
+    assert "Traceback" not in ended.out
+
+
+def test_a_rank_without_a_world(config, tmp_path):
+    given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": "0"}
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", config]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "WORLD_SIZE" in done.stderr
