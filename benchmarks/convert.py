@@ -1,0 +1,215 @@
+"""How fast is convert with all its checks, and what do opening and verifying shards take?
+
+    python -m benchmarks.convert [--quick] [--workers N]
+
+On photographs of ImageNet's size, made from foolbox's 20. Against a process pool of the same
+size that does what is usual: Pillow's load, which misses most damage, and webdataset's
+ShardWriter, which neither syncs nor reads back. And against the strict check alone.
+Start-up of the processes is part of every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import multiprocessing
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from data_shards.integrity import examine_item
+from data_shards.manifest import Normalize, Shard, index_dtype, load_split
+from data_shards.pipeline import convert_listing
+from data_shards.planning import Conversion, Options
+from data_shards.publish import Limit
+from data_shards.sources.listing import Item, Listing
+from data_shards.verify import verify_split
+from data_shards.workers import Crash, map_surviving
+from data_shards.writer import Plan, write_records
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Times
+
+# The harness and webdataset import torch, which a worker that is started afresh would import
+# too, with this module, and pay for out of its limit of memory. So they are imported later.
+
+IMAGENET = 1_281_167
+_PER_SHARD = 250
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """Write ``count`` different JPEGs of 500 x 375 pixels and about 110 kB."""
+    spec = importlib.util.find_spec("foolbox")
+    assert spec is not None
+    assert spec.origin is not None
+    originals = [
+        Image.open(path).convert("RGB")
+        for path in sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
+    ]
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        image = originals[number % len(originals)]
+        left, upper = (int(rng.integers(0, 12)), int(rng.integers(0, 137)))
+        image = image.crop((left, upper, left + 500, upper + 375))
+        image = ImageEnhance.Brightness(image).enhance(float(rng.uniform(0.9, 1.1)))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=int(rng.integers(92, 98)))
+        paths.append(folder / f"{number}.jpg")
+        paths[-1].write_bytes(stream.getvalue())
+    return paths
+
+
+def listing(paths: list[Path], repeats: int) -> Listing:
+    """List every file ``repeats`` times, under different names."""
+    items = [
+        Item(f"{r}/{path.name}", f"{path.stem}-{r}", 0, "", str(path), 0, path.stat().st_size)
+        for r in range(repeats)
+        for path in paths
+    ]
+    return Listing("photographs", "train", ("all",), tuple(items))
+
+
+def check_alone(given: Listing, workers: int) -> None:
+    for found in map_surviving(examine_item_only, given.items, workers=workers, chunk=32):
+        assert not isinstance(found, Crash)
+        assert found == "ok"
+
+
+def examine_item_only(item: Item) -> str:
+    return examine_item(item)[0].verdict
+
+
+def convert(given: Listing, output: Path, workers: int, options: Options) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    manifest = convert_listing(
+        Conversion(given, options), output, workers=workers, limit=Limit(0, "the benchmark")
+    )
+    assert manifest is not None
+    assert manifest.samples == len(given.items)
+
+
+def usual(given: Listing, output: Path, workers: int) -> None:
+    import webdataset  # noqa: F401  # once, for all the processes that are forked
+
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    batches = [
+        (number, given.items[first : first + _PER_SHARD], output)
+        for number, first in enumerate(range(0, len(given.items), _PER_SHARD))
+    ]
+    with multiprocessing.Pool(workers) as pool:
+        assert sum(pool.imap_unordered(usual_shard, batches)) == len(given.items)
+
+
+def usual_shard(batch: tuple[int, tuple[Item, ...], Path]) -> int:
+    from webdataset import ShardWriter
+
+    number, items, output = batch
+    pattern = str(output / "train-%06d.tar")
+    with ShardWriter(pattern, start_shard=number, maxcount=_PER_SHARD + 1, verbose=0) as writer:
+        for item in items:
+            content = Path(item.path).read_bytes()
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+            writer.write({"__key__": item.key, "jpg": content, "cls": item.label})
+    return len(items)
+
+
+def write_large_split(folder: Path) -> None:
+    """A split of ImageNet's size without its shards."""
+    rows = np.arange(IMAGENET)
+    index = np.zeros(IMAGENET, dtype=index_dtype(22))
+    index["shard"], index["offset"] = rows // 1000, rows % 1000 * 112_000
+    index["length"], index["label"], index["bias"] = 110_000, rows % 1000, -1
+    index["key"] = [b"n%08d_%d" % (row % 1000, row) for row in rows.tolist()]
+    shards = [
+        Shard(name=f"train-{n:06d}.tar", bytes=113_000_000, sha256="0" * 64, count=int(count))
+        for n, count in enumerate(np.bincount(index["shard"]))
+    ]
+    plan = Plan(
+        "imagenet1k", "train", tuple(map(str, range(1000))), {},
+        Normalize(mean=(0.5,) * 3, std=(0.5,) * 3), 1000,
+    )  # fmt: skip
+    folder.mkdir()
+    write_records(folder, plan, shards, index)
+
+
+def opening(folder: Path) -> tuple[float, float]:
+    """Seconds, and megabytes of private memory that are added, in this (fresh) process."""
+    before = private()
+    begin = time.perf_counter()
+    opened = load_split(folder)
+    seconds = time.perf_counter() - begin
+    assert len(opened[1]) == IMAGENET
+    return seconds, private() - before
+
+
+def private() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(s.split()[1]) for s in lines if s.startswith("Private_")) / 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
+
+
+def main() -> None:
+    from benchmarks.harness import Benchmark, in_turn, ratio
+
+    run = Benchmark("convert", __doc__, add_arguments)
+    quick = run.options.quick
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "in").mkdir()
+        paths = photographs(folder / "in", 40 if quick else 1000)
+        given = listing(paths, 1 if quick else 4)
+        size = np.mean([item.length for item in given.items]) / 1e3
+        speed = run.table(
+            f"Images/s, median (best), {len(given.items):,} JPEGs of 500 x 375 pixels and "
+            f"{size:.0f} kB",
+            *("workers", "convert", "usual", "check alone", "convert --resize 256", "verify"),
+            *("convert / usual", "convert / check alone"),
+        )
+        for workers in run.options.workers:
+            options = Options(samples_per_shard=_PER_SHARD)
+            smaller = Options(samples_per_shard=_PER_SHARD, resize=256)
+            split = folder / "ours" / "train"
+            programs = {
+                "convert": partial(convert, given, folder / "ours", workers, options),
+                "usual": partial(usual, given, folder / "usual", workers),
+                "check": partial(check_alone, given, workers),
+                "resize": partial(convert, given, folder / "smaller", workers, smaller),
+                "verify": lambda: list(verify_split(split, workers=workers)),  # noqa: B023
+            }
+            times = in_turn(programs, least=1 if quick else 5, seconds=0.0, warm_up=not quick)
+            speed.add(
+                workers,
+                *(images_per_second(times[name], len(given.items)) for name in programs),
+                ratio(times["usual"], times["convert"]),
+                ratio(times["check"], times["convert"]),
+            )
+        large = run.table(
+            f"Opening a split of {IMAGENET:,} samples in a fresh process", "seconds", "private MB"
+        )
+        write_large_split(folder / "large")
+        for _ in range(3):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                seconds, megabytes = pool.apply(opening, (folder / "large",))
+            large.add(f"{seconds:.3f}", f"{megabytes:.1f}")
+    run.record()
+
+
+def images_per_second(times: Times, images: int) -> str:
+    return f"{images / times.median:.0f} ({images / times.smallest:.0f})"
+
+
+if __name__ == "__main__":
+    main()
