@@ -41,7 +41,7 @@ class NonFiniteError(RebiasError):
 
     exit_code = EXIT_GIVE_UP
     here: Sequence[str] = ()
-    """The sums over this rank's own samples that are not finite."""
+    """What is not finite already for this rank's own samples."""
 
 
 class CrashLoopError(RebiasError):

@@ -114,6 +114,8 @@ class Minimax:
             len(range(rank, micro_batches, self.world_size)) * b for rank in range(self.world_size)
         ]
         self.one_micro_batch = micro_batches == self.world_size
+        self._features: dict[str, Tensor] = {}
+        """This rank's features in the current step: where NaN comes from, if it does."""
 
     # ---------------------------------------------------------------- passes
 
@@ -144,6 +146,7 @@ class Minimax:
             self._forward(player, mb, step, update, gradient=self.one_micro_batch) for mb in batches
         ]
         features = torch.cat([output.features for output in outputs])
+        self._features[player.name] = features.detach()
         gathered = self._gather(features)
         if not self.one_micro_batch:
             gathered = replace(gathered, local=wide(features).requires_grad_())
@@ -206,7 +209,8 @@ class Minimax:
         try:
             metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
         except NonFiniteError as error:
-            error.here = [n for n, total in metrics.sums.items() if not total.isfinite()]
+            here = {f"{n}/features": rows for n, rows in self._features.items()} | metrics.sums
+            error.here = [name for name, found in here.items() if not found.isfinite().all()]
             raise
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:
@@ -218,6 +222,7 @@ class Minimax:
             radii: the kernel radii; None where the method uses no HSIC.
         """
         metrics = Metrics()
+        self._features = {}
         f_first: list[Output] | None = None
         f_features: Features | None = None
         if self.f is not None and self.method.uses_radius:
@@ -291,7 +296,9 @@ class Minimax:
             assert radii is not None
             coupling = torch.zeros((), dtype=torch.float64, device=batches[0].images.device)
             for g, outputs, sigma_g in zip(self.gs, opponents, radii.g, strict=True):
-                others = self._gather(torch.cat([output.features for output in outputs]))
+                features = torch.cat([output.features for output in outputs])
+                self._features[g.name] = features
+                others = self._gather(features)
                 value = self._hsic(own, others, radii.f, sigma_g)
                 metrics.values[f"f/hsic_{g.name}"] = value.detach()
                 objective.append((weight, f"f/hsic_{g.name}"))

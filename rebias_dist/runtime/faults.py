@@ -18,7 +18,15 @@ from rebias_dist.errors import RankError
 from rebias_dist.runtime.consensus import Consensus
 
 # How the transports put it that a peer has gone or keeps silent.
-_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "TCPStore")
+_LOST = (
+    "gloo",
+    "NCCL",
+    "TCPStore",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "pair closure",
+    "Timed out waiting",
+)
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Whereabouts:
         """
         where = f"rank {self.rank}, " + ("start" if self.step is None else f"step {self.step}")
         first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        first = first.partition(". This is typically")[0]  # advice that gloo adds
         trace = "".join(traceback.format_exception(error))
         if self._is_loss(error):
             text = f"{where}: another rank is lost{self._lost_ranks()}; {first}"

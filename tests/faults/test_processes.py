@@ -48,7 +48,7 @@ def alone(*arguments: str, cwd: Path, **environment: str) -> Ended:
     [
         ("raise", "rank 1, step 5: ZeroDivisionError: a mistake in somebody's code"),
         ("kill", "rank 1 (process"),
-        ("stop", "rank 1 (process"),
+        pytest.param("stop", "rank 1 (process", marks=pytest.mark.slow),
         ("nan", "step 5: the gradient of"),
         pytest.param("exit", "rank 1 (process", marks=pytest.mark.slow),
         pytest.param("memory", "out of memory: a smaller micro_batch", marks=pytest.mark.slow),
