@@ -35,6 +35,7 @@ from rebias_dist.errors import (
     RankError,
     RebiasError,
 )
+from rebias_dist.runtime.placement import is_rank_zero
 
 # The contract's short names, beside which every field has its dotted flag.
 _SHORT = {"method.name": "--method"}
@@ -72,11 +73,6 @@ class OneLineParser(argparse.ArgumentParser):
             hint = f"did you mean {near[0]}?" if near else "see --help"
             leave(self.prog, ConfigError(f"{flag}: no such argument; {hint}"))
         return known
-
-
-def is_rank_zero() -> bool:
-    """Return whether this process speaks for its run (also before any process group exists)."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def leave(program: str, error: RebiasError) -> NoReturn:

@@ -17,13 +17,13 @@ from rebias_dist import results
 from rebias_dist.cli import (
     OneLineParser,
     add_config_flags,
-    is_rank_zero,
     read_file_of,
     resolve_config,
     run_cli,
 )
 from rebias_dist.config import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.runtime.placement import is_rank_zero
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ def cli(argv: Sequence[str] | None = None) -> None:
         )
 
         placement = resolve_placement()
-        device = choose_device("auto" if config is None else config.device, placement.local_rank)
+        wanted = "auto" if config is None else config.device
+        device = choose_device(wanted, placement.local_rank, placement.bound)
         with process_group(placement, device) as consensus:
             if config is None:
                 found, classes = _evaluate_run(

@@ -15,9 +15,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rebias_dist.cli import Request, is_rank_zero, leave_at_once, parse_train, run_cli
+from rebias_dist.cli import Request, leave_at_once, parse_train, run_cli
 from rebias_dist.config import Config
-from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, to_yaml
+from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat, to_yaml
 from rebias_dist.errors import (
     DataError,
     InterruptedRun,
@@ -26,6 +26,7 @@ from rebias_dist.errors import (
     RebiasError,
     RolledBack,
 )
+from rebias_dist.runtime.placement import is_rank_zero
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
 
     placement = resolve_placement()
     check_world(config, placement.world_size)
-    device = choose_device(config.device, placement.local_rank)
+    device = choose_device(config.device, placement.local_rank, placement.bound)
     where = Whereabouts(placement.rank)
+    settings = flat(config.model_dump())
     try:
         with (
-            process_group(placement, device, config.faults.start_minutes) as consensus,
+            process_group(placement, device, config.faults.start_minutes, settings) as consensus,
             stop_requests() as stop,
         ):
             where.meet(consensus)
@@ -81,7 +83,8 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
                 try:
                     with ExitStack() as held:
                         return _train(
-                            config, resume, overrides, device, consensus, stop, where, held
+                            *(config, resume, overrides, device, consensus, stop, where, held),
+                            placement.origin,
                         )
                 except RolledBack:
                     resume = "auto"
@@ -100,6 +103,7 @@ def _train(
     stop: StopRequest,
     where: Whereabouts,
     held: ExitStack,
+    started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
     from rebias_dist.runtime import checkpoint, radius
@@ -238,7 +242,7 @@ def _train(
         for line in damaged:
             log.warning("passed over a damaged checkpoint: %s", line)
         facts = assemble.facts(config, data, networks, method, device)
-        for line in plan.describe(config, layout, facts):
+        for line in plan.describe(config, layout, {**facts, "started by": started_by}):
             log.info("%s", line)
         changes = consensus.broadcast(changes)
         if changes:

@@ -6,91 +6,87 @@ import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
-from rebias_dist.errors import ConfigError, PlacementError, RankError, RebiasError
+from rebias_dist.errors import InterruptedRun, PlacementError, RankError, RebiasError
+from rebias_dist.runtime import placement
 from rebias_dist.runtime.consensus import Consensus
+from rebias_dist.runtime.placement import Placement
+from rebias_dist.runtime.roll_call import call_the_roll, facts_of
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # A stopped peer must end a command in minutes, not in the 30 that torch waits by default.
 _MINUTES = 10.0
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The place of this process among the ranks of a run."""
-
-    rank: int
-    world_size: int
-    local_rank: int
+# What a hang on GPUs leaves behind: the last collectives of each rank. The user's own values win.
+_NCCL_DEFAULTS = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_NCCL_ENABLE_MONITORING": "1",
+}
 
 
 def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Read torchrun's variables; none of them means a single process.
-
-    Inside a process group that exists already, as in a notebook or a test, it decides.
+    """Return this process's place: that in an existing process group, else the environment's.
 
     Raises:
-        ConfigError: only a part of the variables is set, or one is not a number.
+        ConfigError: variables are missing, contradict each other or are no numbers.
     """
     if dist.is_initialized():
         local_rank = int(environment.get("LOCAL_RANK", "0"))
-        return Placement(dist.get_rank(), dist.get_world_size(), local_rank)
-    # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
-    if not any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        return Placement(0, 1, 0)
-    missing = [name for name in _TORCHRUN if name not in environment]
-    if missing:
-        given = [name for name in _TORCHRUN if name in environment]
-        raise ConfigError(
-            f"{', '.join(missing)} missing from the environment beside {', '.join(given)}; "
-            "start with torchrun, or unset them all for a single process"
-        )
-    try:
-        rank, world, local = (int(environment[name]) for name in _TORCHRUN[:3])
-    except ValueError:
-        values = ", ".join(f"{name}={environment[name]!r}" for name in _TORCHRUN[:3])
-        raise ConfigError(f"{values}: whole numbers are needed") from None
-    if not 0 <= rank < world:
-        raise ConfigError(f"RANK={rank} lies outside WORLD_SIZE={world}")
-    return Placement(rank, world, local)
+        origin = f"an existing process group of {dist.get_world_size()} ranks"
+        return Placement(dist.get_rank(), dist.get_world_size(), local_rank, origin)
+    return placement.resolve_placement(environment)
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return this rank's device: the CPU, or the CUDA device of its local rank."""
+def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.device:
+    """Return this rank's device: the CPU, or the CUDA device of its local rank.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``.
+        local_rank: of this process on its node.
+        bound: the launcher may have shown this process one GPU alone; then that is it.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise PlacementError("device: cuda is not available here; use device: cpu or auto")
-    if local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    index = 0 if bound and count == 1 else local_rank
+    if index >= count:
         raise PlacementError(
             f"device: local rank {local_rank} has no CUDA device of its own among "
-            f"{torch.cuda.device_count()}; start fewer ranks on this node"
+            f"{count}; start fewer ranks on this node"
         )
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
 @contextmanager
 def process_group(
-    placement: Placement, device: torch.device, minutes: float = _MINUTES
+    place: Placement,
+    device: torch.device,
+    minutes: float = _MINUTES,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Consensus]:
     """Join the process group (none for a single process) and yield what decides jointly in it.
 
-    An existing group, as in a notebook or a test, is used and left alone.
+    An existing group, as in a notebook or a test, is used and left alone. Before a group is
+    formed, the ranks compare what they are (see ``roll_call``).
 
     Args:
-        placement: of this process.
+        place: of this process.
         device: of this process; it chooses the backend.
         minutes: how long ranks wait for each other, until :func:`set_time_out` says otherwise.
+        settings: by name, what all ranks must have alike.
     """
     patience = timedelta(minutes=minutes)
-    if placement.world_size == 1:
+    if place.world_size == 1:
         yield Consensus()
         return
     if dist.is_initialized():
@@ -98,19 +94,31 @@ def process_group(
         yield Consensus(None if gloo else _gloo_group(patience))
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        for name, value in _NCCL_DEFAULTS.items():
+            os.environ.setdefault(name, value)
     try:
+        store = _meeting_point(place, patience)
+        store.set_timeout(patience)
+        call_the_roll(store, facts_of(place, device, settings or {}), place.world_size)
         dist.init_process_group(
             backend,
+            store=PrefixStore("ranks", store),
             timeout=patience,
-            rank=placement.rank,
-            world_size=placement.world_size,
+            rank=place.rank,
+            world_size=place.world_size,
             device_id=device if backend == "nccl" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise _not_together(placement, minutes, error) from None
+        raise _not_together(place, minutes, error) from None
     group = _gloo_group(patience) if backend == "nccl" else None
     try:
         yield Consensus(group)
+    except InterruptedRun:
+        # All ranks leave so, and the launcher may end the others as soon as one has left.
+        dist.barrier(group)
+        _leave()
+        raise
     except RebiasError:
         _leave()
         raise
@@ -120,14 +128,30 @@ def process_group(
     _leave()
 
 
-def _not_together(placement: Placement, minutes: float, error: Exception) -> RankError:
-    where = f"rank {placement.rank}, start"
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+def _meeting_point(place: Placement, patience: timedelta) -> Store:
+    """Return the store in which the ranks meet; rank 0 of srun's opens it, torchrun has its own."""
+    if place.address is None or place.port is None:
+        store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
+        return store
+    return TCPStore(
+        place.address,
+        place.port,
+        place.world_size,
+        is_master=place.rank == 0,
+        timeout=patience,
+        wait_for_workers=False,
+    )
+
+
+def _not_together(place: Placement, minutes: float, error: Exception) -> RankError:
+    where = f"rank {place.rank}, start"
+    address = place.address or os.environ.get("MASTER_ADDR")
+    port = place.port or os.environ.get("MASTER_PORT")
     reason = next(iter(str(error).splitlines()), "")
     if "EADDRINUSE" in str(error):
         return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
     return RankError(
-        f"{where}: the {placement.world_size} ranks did not come together at {address}:{port} "
+        f"{where}: the {place.world_size} ranks did not come together at {address}:{port} "
         f"within {minutes:g} minutes ({reason}); see what became of the others, or whether "
         "they reach this address"
     )

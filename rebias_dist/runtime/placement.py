@@ -1,0 +1,220 @@
+"""Which rank this process is: what torchrun, SLURM or nobody has said in the environment.
+
+No torch here. The first that applies decides:
+
+1. ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``, all of them:
+   torchrun, also inside a SLURM job.
+2. A step that srun started: one rank a task. Its first node is the meeting point, on a port made
+   of the numbers of job and step; ``MASTER_ADDR`` and ``MASTER_PORT`` override them where set.
+3. Otherwise a single process: on its own, or in the shell or batch script of a SLURM job, where
+   srun or torchrun would start the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rebias_dist.errors import ConfigError
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_SRUN = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+# The ids from here on are SLURM's own: the batch script, an interactive shell.
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Below the ports that systems give to outgoing connections (32768 on Linux).
+_FIRST_PORT, _PORTS = 10_000, 20_000
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place of this process among the ranks of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    origin: str = "a single process"
+    """Who said so, for the log."""
+    bound: bool = False
+    """The launcher may have shown this process its own GPU alone."""
+    address: str | None = None
+    """Where the ranks meet, if the environment does not say so in torchrun's variables."""
+    port: int | None = None
+
+
+def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Return the place that the environment gives this process.
+
+    Raises:
+        ConfigError: variables are missing, contradict each other or are no numbers.
+    """
+    # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
+    if any(name in environment for name in _TORCHRUN[:3]):
+        return _of_torchrun(environment)
+    if _in_step(environment):
+        return _of_srun(environment)
+    job = environment.get("SLURM_JOB_ID")
+    if job is None:
+        return Placement(0, 1, 0)
+    origin = f"a single process in SLURM job {job}{_restarts(environment)}"
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if tasks != "1":
+        origin += f" (srun would start {tasks} ranks)"
+    return Placement(0, 1, 0, origin)
+
+
+def is_rank_zero(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process speaks for its run, also where the environment is at fault."""
+    if "RANK" in environment:
+        return environment["RANK"] == "0"
+    return not _in_step(environment) or environment.get("SLURM_PROCID", "0") == "0"
+
+
+# ---------------------------------------------------------------- torchrun
+
+
+def _of_torchrun(environment: Mapping[str, str]) -> Placement:
+    _complete(environment, _TORCHRUN, "start with torchrun, or unset them all for a single process")
+    rank, world, local = _numbers(environment, _TORCHRUN[:3])
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK={rank} lies outside WORLD_SIZE={world}")
+    local_world = world
+    if "LOCAL_WORLD_SIZE" in environment:
+        (local_world,) = _numbers(environment, ["LOCAL_WORLD_SIZE"])
+    if not 0 <= local < local_world <= world:
+        raise ConfigError(
+            f"LOCAL_RANK={local}, LOCAL_WORLD_SIZE={local_world} and WORLD_SIZE={world} "
+            "contradict each other"
+        )
+    _port(environment["MASTER_PORT"])
+    origin = f"torchrun, {world} ranks"
+    if _in_step(environment):
+        _check_torchrun_in_step(environment, rank, world)
+    if "SLURM_JOB_ID" in environment:
+        origin += f", in SLURM job {environment['SLURM_JOB_ID']}{_restarts(environment)}"
+    return Placement(rank, world, local, origin)
+
+
+def _check_torchrun_in_step(environment: Mapping[str, str], rank: int, world: int) -> None:
+    """Refuse ranks that do not know of the other tasks: each task would train a run of its own."""
+    if not all(name in environment for name in ("SLURM_NTASKS", "SLURM_PROCID")):
+        return
+    tasks, task = _numbers(environment, ["SLURM_NTASKS", "SLURM_PROCID"])
+    agents = environment.get("GROUP_WORLD_SIZE")
+    if agents is not None and agents != str(tasks):
+        raise ConfigError(
+            f"srun started {tasks} tasks (SLURM_NTASKS), but torchrun counts {agents} nodes: give "
+            "it --nnodes=$SLURM_NNODES with one task a node, or start one task"
+        )
+    if world < tasks or (agents is None and world == tasks and rank != task):
+        raise ConfigError(
+            f"RANK={rank} of WORLD_SIZE={world} contradicts SLURM_PROCID={task} of "
+            f"SLURM_NTASKS={tasks}; unset one or the other"
+        )
+
+
+# ---------------------------------------------------------------- SLURM
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    step = environment.get("SLURM_STEP_ID", "")
+    if step.isdecimal():
+        return int(step) < _FIRST_SPECIAL_STEP
+    # A batch script is task 0 of no step.
+    return "SLURM_STEP_ID" in environment or environment.get("SLURM_PROCID", "0") != "0"
+
+
+def _of_srun(environment: Mapping[str, str]) -> Placement:
+    lists = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    node_list = next((environment[name] for name in lists if name in environment), None)
+    needed = [*_SRUN, *(["SLURM_JOB_NODELIST"] if node_list is None else [])]
+    _complete(environment, needed, "start with srun, or with torchrun")
+    assert node_list is not None
+    job, step, rank, world, local = _numbers(environment, _SRUN)
+    if not 0 <= rank < world:
+        raise ConfigError(f"SLURM_PROCID={rank} lies outside SLURM_NTASKS={world}")
+    if not 0 <= local <= rank:
+        raise ConfigError(f"SLURM_LOCALID={local} contradicts SLURM_PROCID={rank}")
+    of_step = environment.get("SLURM_STEP_NUM_TASKS", str(world))
+    if of_step != str(world):
+        raise ConfigError(f"SLURM_NTASKS={world} contradicts SLURM_STEP_NUM_TASKS={of_step}")
+    ranks = f"{world} rank{'s' if world > 1 else ''}"
+    origin = f"srun, {ranks} on {node_list} in SLURM job {job}{_restarts(environment)}"
+    if world == 1:
+        return Placement(0, 1, 0, origin, bound=True)
+    address = environment.get("MASTER_ADDR") or None
+    if address in _LOOPBACK and environment.get("SLURM_STEP_NUM_NODES", "1") != "1":
+        raise ConfigError(
+            f"MASTER_ADDR={address} cannot be reached from the other nodes of {node_list}; unset it"
+        )
+    port = _FIRST_PORT + (job + 1009 * step) % _PORTS
+    if environment.get("MASTER_PORT"):
+        port = _port(environment["MASTER_PORT"])
+    address = address or _reachable(first_host(node_list))
+    return Placement(rank, world, local, origin, bound=True, address=address, port=port)
+
+
+def _restarts(environment: Mapping[str, str]) -> str:
+    count = environment.get("SLURM_RESTART_COUNT", "0")
+    return "" if count == "0" else f", restart {count}"
+
+
+def first_host(node_list: str) -> str:
+    """Return the first host of a list in SLURM's short form: rack2n04 of ``rack[2-3]n[04,07-09]``.
+
+    Raises:
+        ConfigError: it is no such list.
+    """
+    if not re.fullmatch(r"(?:[\w.-]+|\[[\d,-]+\])(?:[\w.-]+|\[[\d,-]+\]|,)*", node_list):
+        raise ConfigError(f"SLURM_JOB_NODELIST={node_list!r} is no list of nodes")
+    opened = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", node_list)
+    return opened.partition(",")[0]
+
+
+def _reachable(host: str) -> str:
+    """Return the host, or the address that SLURM has for it where its name means nothing here."""
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except OSError:
+        pass
+    command = ["scontrol", "show", "node", "--oneliner", host]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"{host}, the first node, has no address here and scontrol knows none ({error}); "
+            "set MASTER_ADDR"
+        ) from None
+    found = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
+    return found[1] if found else host
+
+
+# ---------------------------------------------------------------- values
+
+
+def _complete(environment: Mapping[str, str], names: Sequence[str], cure: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        given = [name for name in names if name in environment]
+        raise ConfigError(
+            f"{', '.join(missing)} missing from the environment beside {', '.join(given)}; {cure}"
+        )
+
+
+def _numbers(environment: Mapping[str, str], names: Sequence[str]) -> list[int]:
+    try:
+        return [int(environment[name]) for name in names]
+    except ValueError:
+        values = ", ".join(f"{name}={environment[name]!r}" for name in names)
+        raise ConfigError(f"{values}: whole numbers are needed") from None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ConfigError(f"MASTER_PORT={text!r} is no port; use a number from 1 to 65535")
+    return int(text)
