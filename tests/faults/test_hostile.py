@@ -1,0 +1,166 @@
+"""Hostile names, configurations and checkpoints: none creates the sentinel file."""
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from rebias_dist.cli import parse_train
+from rebias_dist.config_files import parse_yaml, read_config_file, validate
+from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.runtime import checkpoint
+
+
+@pytest.fixture
+def sentinel(tmp_path):
+    """A file that nothing may create."""
+    path = tmp_path / "sentinel"
+    yield path
+    assert not path.exists()
+
+
+NAMES = [
+    "x; touch {sentinel}",
+    "$(touch {sentinel})",
+    "`touch {sentinel}`",
+    "x\ntouch {sentinel}",
+    "../{sentinel.name}",
+    "..",
+    ".",
+    "",
+    "/{sentinel}",
+    "a/b",
+    "-rf",
+    "~root",
+    "x\x00y",
+    "a b",
+    "ä",
+    "x" * 300,
+    "x\n",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_are_no_plain_folder_names(sentinel, name):
+    name = name.format(sentinel=sentinel)
+    with pytest.raises(ConfigError) as refused:
+        validate({"name": name})
+    assert "\n" not in str(refused.value)
+    assert "\x00" not in str(refused.value)
+
+
+def test_a_name_that_is_a_command_is_refused_in_one_line(sentinel, tmp_path):
+    command = [sys.executable, "-m", "rebias_dist.train", "--name", f"x; touch {sentinel}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+YAML = [
+    BOMB,
+    "a: &a [*a]",
+    "seed: 1\nseed: 2",
+    "data: {rho: 0.9, rho: 0.8}",
+    "seed: !!python/object/apply:os.system ['touch {sentinel}']",
+    "!!python/object/new:os.system ['touch {sentinel}']",
+    "seed: !!python/name:os.system",
+    "!!python/module:os",
+    "seed: !include {sentinel}",
+    "[" * 20_000,
+    "{a: " * 20_000,
+    "? [1, 2]\n: 3",
+    "a: \x07",
+    "seed: 1\n---\nseed: 2",
+    "<<: {seed: 1}",
+    "on: 1",
+]
+
+
+@pytest.mark.parametrize("text", YAML, ids=[text[:24] for text in YAML])
+def test_yaml_that_is_more_than_names_and_values(sentinel, tmp_path, text):
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text.replace("{sentinel}", str(sentinel)))
+    with pytest.raises(ConfigError) as refused:
+        validate(read_config_file(str(path)), str(path))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_flags_are_yaml_under_the_same_rules(sentinel):
+    for text in ("&a [*a]", f"!!python/object/apply:os.system ['touch {sentinel}']"):
+        with pytest.raises((ConfigError, SystemExit)):
+            parse_train(["--f.options", text])
+    assert parse_yaml("1e-3", "") == 1e-3
+
+
+@pytest.mark.parametrize("flag", ["--resume-override"])
+def test_an_override_that_is_no_key(flag):
+    with pytest.raises(ConfigError, match=r"did you mean optimizer.lr\?"):
+        parse_train([flag, "optimizer.lt"])
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def _sealed_with(folder: Path, content: bytes) -> None:
+    """Put content in place of a checkpoint's state, with a record that fits it."""
+    import hashlib
+
+    path = folder / "step-000000001"
+    record = json.loads((path / "checkpoint.json").read_text())
+    del record["sha256"]
+    record["files"]["state.pt"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (path / "state.pt").write_bytes(content)
+    (path / "checkpoint.json").write_bytes(checkpoint._sealed(record))
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(sentinel, tmp_path):
+    checkpoint.save(tmp_path, 1, {"step": 1, "x": torch.ones(3)}, keep=2)
+    torch.save({"step": 1, "x": Touch(sentinel)}, tmp_path / "zip.pt")
+    torch.save({"step": 1, "x": Touch(sentinel)}, tmp_path / "old.pt",
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "escape.pt", "w") as archive:
+        archive.writestr("../../sentinel", "x")
+        archive.writestr("archive/data.pkl", pickle.dumps(Touch(sentinel)))
+    hostile = [(tmp_path / name).read_bytes() for name in ("zip.pt", "old.pt", "escape.pt")]
+    hostile += [pickle.dumps(Touch(sentinel)), pickle.dumps({"step": 1, "x": Touch(sentinel)}, 0)]
+    for content in hostile:
+        _sealed_with(tmp_path, content)
+        with pytest.raises(DataError):
+            checkpoint.load(tmp_path, 1)
+
+
+def test_numbers_that_are_not_numbers_in_a_record(tmp_path):
+    checkpoint.save(tmp_path, 1, {"step": 1}, keep=2)
+    path = tmp_path / "step-000000001" / "checkpoint.json"
+    for key, value in (("best_step", "../x"), ("step", "1"), ("files", []), ("format", {})):
+        record = json.loads(path.read_text())
+        whole = path.read_bytes()
+        del record["sha256"]
+        record[key] = value
+        path.write_bytes(checkpoint._sealed(record))
+        with pytest.raises(DataError):
+            checkpoint.load(tmp_path, 1)
+        path.write_bytes(whole)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError):
+        checkpoint.load(tmp_path, 1)

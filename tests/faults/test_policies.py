@@ -1,0 +1,245 @@
+"""What the ranks decide together: values that are not finite, crash loops, changed runs."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from rebias_dist.config_files import parse_yaml, validate
+from rebias_dist.errors import (
+    ConfigError,
+    CrashLoopError,
+    DataError,
+    InterruptedRun,
+    NonFiniteError,
+)
+from rebias_dist.minimax import Minimax
+from rebias_dist.runtime import checkpoint
+from rebias_dist.runtime.player import Player
+from rebias_dist.train import main
+from tests.distributed.ranks import run_ranks
+from tests.faults.failpoints import Killed, failpoint
+from tests.faults.test_resume_exactly import fingerprint, losses, settings
+
+
+class Poison:
+    """Makes f's gradient NaN at chosen steps, a number of times each; on one rank."""
+
+    def __init__(self, monkeypatch, at: dict[int, int]) -> None:
+        self.left = dict(at)
+        self.steps: list[int] = []
+        step, forward = Minimax.step, Player.forward
+
+        def noting(game, batches, number, radii):
+            self.steps.append(number)
+            return step(game, batches, number, radii)
+
+        def poisoned(player, images, *, gradient):
+            output = forward(player, images, gradient=gradient)
+            if player.name == "f" and gradient and self.left.get(self.steps[-1], 0):
+                self.left[self.steps[-1]] -= 1
+                return output._replace(logits=output.logits * float("nan"))
+            return output
+
+        monkeypatch.setattr(Minimax, "step", noting)
+        monkeypatch.setattr(Player, "forward", poisoned)
+
+
+def attempts(run: Path) -> list[str]:
+    return [a["outcome"] for a in json.loads((run / "attempts.json").read_text())["attempts"]]
+
+
+def test_stop_names_step_and_rank(small_run, monkeypatch, tmp_path):
+    Poison(monkeypatch, {4: 1})
+    with pytest.raises(NonFiniteError, match=r"^step 4: the gradient of f .*from rank 0 \(f/ce\)"):
+        main(validate({**settings(small_run), "name": "a"}))
+    assert attempts(tmp_path / "runs/a") == ["gave up"]
+
+
+def test_rollback_cures_what_happens_once_without_a_trace(small_run, monkeypatch, tmp_path):
+    main(validate({**settings(small_run), "name": "whole"}))
+    values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 4}}
+    values["faults"] = {"non_finite": "rollback"}
+    poison = Poison(monkeypatch, {6: 1, 11: 1})
+    main(validate(values))
+    # Each time the steps since the checkpoint are repeated.
+    assert poison.steps == [*range(7), *range(4, 12), *range(8, 24)]
+    assert fingerprint(tmp_path / "runs/a") == fingerprint(tmp_path / "runs/whole")
+    assert losses(tmp_path / "runs/a") == losses(tmp_path / "runs/whole")
+    assert attempts(tmp_path / "runs/a") == ["rolled back", "rolled back", "finished"]
+
+
+def test_rollback_leaves_out_a_step_that_fails_again_and_gives_up(small_run, monkeypatch, tmp_path):
+    values = {**settings(small_run), "checkpoint": {"every_steps": 4}}
+    values["faults"] = {"non_finite": "rollback", "non_finite_limit": 3}
+    poison = Poison(monkeypatch, {6: 100})
+    main(validate({**values, "name": "a"}))
+    assert poison.steps == [*range(7), *range(4, 7), 4, 5, *range(7, 24)]
+    again = Poison(monkeypatch, {6: 100, 7: 100})
+    with pytest.raises(NonFiniteError, match=r"step 7, after 3 rollbacks \(steps 6, 6, 7\)"):
+        main(validate({**values, "name": "b"}))
+    assert again.steps.count(7) == 2
+
+
+def _skipping(values: dict) -> tuple[list[int], str]:
+    from _pytest.monkeypatch import MonkeyPatch
+
+    rank = torch.distributed.get_rank()
+    with MonkeyPatch.context() as patch:
+        # M = 4 micro-batches on two ranks: two forward passes with gradients a rank and step.
+        poison = Poison(patch, {6: 2, 7: 2} if rank == 1 else {})
+        main(validate({**values, "name": "skips"}))
+        steps = list(poison.steps)
+        Poison(patch, {step: 2 for step in range(10)} if rank == 1 else {})
+        with pytest.raises(NonFiniteError) as stopped:
+            main(validate({**values, "name": "stops"}))
+    return steps, str(stopped.value)
+
+
+def test_skip_leaves_the_network_and_goes_on_jointly(small_run, tmp_path):
+    values = {**settings(small_run), "checkpoint": {"every_steps": 1, "keep": 30}}
+    values["faults"] = {"non_finite": "skip", "non_finite_limit": 3}
+    found = run_ranks(2, _skipping, values, timeout=240)
+    assert found[0][0] == found[1][0] == list(range(24))
+    assert found[0][1] == found[1][1]
+    assert found[0][1].startswith("step 3: the gradient of f is not finite")
+    assert "from rank 1 (f/ce)" in found[0][1]
+    states = {k: checkpoint.load(tmp_path / "runs/skips/checkpoints", k) for k in range(6, 10)}
+    for before, after, moved in ((6, 7, False), (7, 8, False), (8, 9, True)):
+        for name, may_move in (("f", moved), ("g0", True)):
+            weights = [states[k]["players"][name]["network"] for k in (before, after)]
+            same = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+            assert same != may_move, (before, name)
+
+
+# ---------------------------------------------------------------------------- crash loops
+
+
+def _crash(values: dict, step: int) -> None:
+    def killed() -> None:
+        raise Killed
+
+    with pytest.raises(Killed), failpoint("start of the step", step, killed):
+        main(validate(values))
+
+
+def test_a_crash_loop_is_recognised_and_progress_is_not_one(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 5}}
+    values["faults"] = {"restarts": 2}
+    for step in (3, 4, 7, 7, 8, 6):  # three begin before the first checkpoint, three after it
+        _crash(values, step)
+    with pytest.raises(CrashLoopError, match="3 attempts in a row have begun at step 5") as loop:
+        main(validate(values))
+    assert loop.value.exit_code == 3
+    # Told once; who has removed the cause starts again.
+    main(validate(values))
+    assert attempts(tmp_path / "runs/a") == [*["failed"] * 6, "gave up", "finished"]
+
+
+def test_a_damaged_record_of_attempts_does_not_stop_a_run(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a", "max_steps": 4}
+    _crash(values, 3)
+    for text in ("", "[]", '{"attempts": [{}], "rollbacks": []}', '{"attempts": 1}'):
+        (tmp_path / "runs/a/attempts.json").write_text(text)
+        _crash(values, 3)
+    main(validate(values))
+
+
+# ---------------------------------------------------------------------------- changed runs
+
+
+def test_changes_are_refused_unless_overridden_key_by_key(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a"}
+    main(validate({**values, "max_steps": 6}))
+    changed = {**values, "optimizer": {"name": "adam", "lr": 0.5, "weight_decay": 0.0}}
+    for overrides in ((), ("optimizer.lr",)):
+        with pytest.raises(ConfigError) as refused:
+            main(validate(changed), overrides=overrides)
+        text = str(refused.value)
+        assert ("optimizer.lr: 0.001 → 0.5" in text) == (not overrides)
+        assert "optimizer.weight_decay: 0.0001 → 0.0" in text
+        assert "--resume-override optimizer.weight_decay" in text
+    both = ("optimizer.lr", "optimizer.weight_decay")
+    # Killed at once: the checkpoint and config.yaml of the changed run are there already.
+    with pytest.raises(Killed), failpoint("start of the step", 7, _killed):
+        main(validate(changed), overrides=both)
+    written = parse_yaml((tmp_path / "runs/a/config.yaml").read_text(), "")
+    assert written["optimizer"]["lr"] == 0.5
+    main(validate(changed))
+    assert checkpoint.load_choice(tmp_path / "runs/a/checkpoints", "last")["step"] == 24
+    with pytest.raises(ConfigError, match=r"optimizer.lr: 0.5 → 0.001"):
+        main(validate(values))
+
+
+def _killed() -> None:
+    raise Killed
+
+
+def test_other_data_are_refused_unless_overridden(small_run, tmp_path):
+    import shutil
+
+    from rebias_dist.assemble import data_root
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(data_root(validate(small_run)), first)
+    other = {**small_run, "data": {**small_run["data"], "seed": 1}}
+    shutil.copytree(data_root(validate(other)), second)
+    values = {**settings(small_run), "name": "a"}
+    main(validate({**values, "max_steps": 6, "data": {"root": str(first)}}))
+    moved = validate({**values, "data": {"root": str(second)}})
+    with pytest.raises(ConfigError, match=r"manifest.train: '\w{64}' → '\w{64}'"):
+        main(moved)
+    keys = [f"manifest.{split}" for split in ("train", "selection", "biased", "unbiased", "rho0")]
+    main(moved, overrides=keys)
+
+
+def test_a_run_cannot_be_moved_to_other_steps(small_run):
+    values = {**settings(small_run), "name": "a"}
+    main(validate({**values, "max_steps": 6}))
+    with pytest.raises(ConfigError, match="counted in epochs of 8 steps"):
+        main(validate({**values, "global_batch": 24}), overrides=["global_batch"])
+
+
+# ---------------------------------------------------------------------------- other
+
+
+def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, monkeypatch):
+    from rebias_dist.runtime import evaluation
+
+    evaluated: list[str] = []
+    one = evaluation.evaluate_split
+
+    def noting(networks, dataset, **more):
+        evaluated.append(dataset.manifest.split)
+        if len(evaluated) == 2:  # the first test split, after the selection data
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one(networks, dataset, **more)
+
+    monkeypatch.setattr(evaluation, "evaluate_split", noting)
+    config = validate({**settings(small_run), "name": "a", "max_steps": 3})
+    with pytest.raises(InterruptedRun, match="saved at step 3"):
+        main(config)
+    assert len(evaluated) == 2
+    found = main(config)
+    assert sorted(found["checkpoints"]["last"]["splits"]) == ["biased", "rho0", "unbiased"]
+
+
+def test_a_micro_batch_of_one_needs_maps_of_more_than_one_pixel(small_run):
+    network = {"name": "bagnet18"}
+    values = {**settings(small_run), "micro_batch": 1, "max_steps": 1, "f": network}
+    with pytest.raises(ConfigError, match=r"^micro_batch: 1 leaves a BatchNorm of f .*norm group$"):
+        main(validate({**values, "data": {**values["data"], "image_size": 12}}))
+    fine = {**settings(small_run), "micro_batch": 1, "max_steps": 1, "name": "fine"}
+    main(validate(fine))
+
+
+def test_no_run_starts_from_zero_over_damaged_checkpoints(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a"}
+    main(validate({**values, "max_steps": 6}))
+    for path in (tmp_path / "runs/a/checkpoints").glob("*/state.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="none of 2 checkpoints is intact"):
+        main(validate(values))
