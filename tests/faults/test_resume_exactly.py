@@ -200,7 +200,7 @@ def test_two_ranks_then_one_then_three(small_run, tmp_path):
     whole: Log = {}
     train({**values, "name": "whole"}, whole)
     seen: dict[int, list[int]] = {}
-    for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS, True)):
+    for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS + 1, True)):
         for log in run_ranks(world, _some_steps, values, stop, last, timeout=240):
             for step, ids in log.items():
                 seen.setdefault(step, []).extend(ids)
