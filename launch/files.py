@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-
 _MOST_BYTES = 1 << 20  # of a JSON file; ours have a few hundred
 
 

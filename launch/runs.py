@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rebias_dist.config import RUN_NAME
 from rebias_dist.errors import ConfigError
 

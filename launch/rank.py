@@ -1,0 +1,34 @@
+"""One rank under the supervisor: it dies with torchrun, and its exit code is written down.
+
+Started by torchrun as ``python -m launch.rank FOLDER training-arguments``. torchrun returns 1
+whatever its ranks return. So each rank leaves its code in ``FOLDER/<rank>``; a rank that was
+killed leaves none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from launch.agent import AGENT_PID
+from launch.processes import die_with_parent
+from rebias_dist import train
+
+
+def main() -> None:
+    """Train, as ``python -m rebias_dist.train`` does."""
+    die_with_parent(int(os.environ[AGENT_PID]))
+    path = Path(sys.argv[1]) / os.environ["RANK"]
+    try:
+        train.cli(sys.argv[2:])
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(f"{code}\n", encoding="ascii")
+        temporary.replace(path)
+        raise
+
+
+if __name__ == "__main__":
+    main()
