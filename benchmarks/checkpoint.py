@@ -1,0 +1,84 @@
+"""For how long does a checkpoint keep training waiting, and what does it cost altogether?
+
+    python -m benchmarks.checkpoint [--quick] [--folder DIR]
+
+ResNet-18 and BagNet-18 with Adam. Ours copies the state and writes it beside the training.
+Against it, in turn, on the same disk: saving in the foreground with the same guarantees
+(hashed, synced, renamed), and a plain torch.save with none of them.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Benchmark, in_turn, ratio
+from rebias_dist import models
+from rebias_dist.config import OptimizerConfig
+from rebias_dist.runtime import checkpoint
+from rebias_dist.runtime.player import make_optimizer
+from rebias_dist.runtime.saver import Saver
+
+
+def state_of(names: list[str], **options: Any) -> dict[str, Any]:
+    """The state of networks whose optimizers have taken a step."""
+    players = {}
+    for name in names:
+        network = models.build(name, num_classes=9, **options)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = make_optimizer(parameters, OptimizerConfig(name="adam"))
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        players[name] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    return {"step": 1, "players": players}
+
+
+def main() -> None:
+    def folder(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--folder", help="on the disk to measure (default: /tmp)")
+
+    run = Benchmark("checkpoint", __doc__, folder)
+    quick = run.options.quick
+    names = ["simple_convnet"] if quick else ["resnet18", "bagnet18"]
+    state = state_of(names)
+    table = run.table(
+        "Milliseconds, median (smallest)",
+        *("networks", "MB", "training waits", "foreground", "torch.save", "load"),
+        "foreground / waits",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=run.options.folder) as place:
+        saver = Saver(Path(place) / "ours", keep=2)
+
+        def begin() -> None:
+            saver.begin(1, state, None)
+
+        def finish() -> None:
+            saver.wait()  # so that each beginning finds the disk idle, as minutes of training do
+            fault = saver.fault()
+            if fault is not None:
+                raise fault
+
+        foreground = partial(checkpoint.save, Path(place) / "foreground", 1, state, keep=2)
+        programs = {
+            "begin": begin,
+            "finish": finish,
+            "foreground": foreground,
+            "plain": partial(torch.save, state, Path(place) / "plain.pt"),
+            "load": partial(checkpoint.load, Path(place) / "ours", 1),
+        }
+        times = in_turn(programs, least=3 if quick else 7, seconds=0.0)
+        saver.close()
+        size = (Path(place) / "plain.pt").stat().st_size
+        table.add(
+            " + ".join(names), f"{size / 1e6:.1f}", times["begin"], times["foreground"],
+            times["plain"], times["load"], ratio(times["foreground"], times["begin"]),
+        )  # fmt: skip
+    run.record()
+
+
+if __name__ == "__main__":
+    main()
