@@ -1,4 +1,4 @@
-"""One process group after the other: start it, follow its log, stop it gently."""
+"""Process groups: start one on its share of the machine, follow its log, stop it gently."""
 
 from __future__ import annotations
 
@@ -10,26 +10,88 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rebias_dist.errors import ConfigError
+
 _TAIL = 15  # lines of a failed command's output that are shown
+# A batch system warns whole process groups with SIGUSR2, of which torchrun would die.
+_SHIELD = ["/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "cell"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine a command may use."""
+
+    cores: frozenset[int]
+    gpus: str | None = None
+    """For CUDA_VISIBLE_DEVICES; None leaves it as it is."""
+
+
+def shares(jobs: int, ranks: int) -> list[Share]:
+    """Deal this machine's cores, and its GPUs if it has any, to so many commands at a time.
+
+    Args:
+        jobs: commands at a time.
+        ranks: processes of each.
+
+    Raises:
+        ConfigError: there are not enough GPUs.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs == 1:
+        return [Share(frozenset(cores))]
+    gpus = _gpus()
+    each = len(gpus) // jobs
+    if gpus and each < ranks:
+        raise ConfigError(
+            f"--jobs: {jobs} at a time with {ranks} ranks need {jobs * ranks} GPUs, and there are "
+            f"{len(gpus)}; use fewer jobs or ranks"
+        )
+    return [
+        Share(
+            frozenset(cores[job % len(cores) :: jobs]),
+            ",".join(gpus[job * each : (job + 1) * each]) if gpus else None,
+        )
+        for job in range(jobs)
+    ]
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()
 
 
 class CellRunner:
-    """Runs commands one by one; hands on the first request to stop to the one under way."""
+    """Runs commands one by one; hands on the first request to stop to the one under way.
 
-    def __init__(self) -> None:
+    Args:
+        share: what the commands may use; None for the whole machine.
+        live: show a command while it runs; for one runner at a time.
+    """
+
+    def __init__(self, share: Share | None = None, live: bool = True) -> None:
         """Start with nothing under way."""
         self.stopping = False
+        self._share = share or shares(1, 1)[0]
+        self._live = live
         self._child: subprocess.Popen[bytes] | None = None
 
     def handle_signals(self) -> None:
-        """Take over the signals that ask this process to end (Ctrl-C, kill, a closed terminal)."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._stop)
+        """Take over the signals that ask this process to end."""
+        handle_signals([self])
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def stop(self) -> None:
+        """Ask the command under way to save and leave, and start no other."""
         # Once only: a second SIGINT would cut short the save that the first one asked for.
         if not self.stopping and self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
@@ -42,24 +104,27 @@ class CellRunner:
         """
         # As many threads as the processes can have without taking each other's cores; and time
         # to save before torchrun kills a process that was asked to stop (30 s otherwise).
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        threads = max(1, len(self._share.cores) // processes)
         defaults = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}
         begin = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             start = file.tell()
+            # Of this thread, from which the new process inherits it.
+            os.sched_setaffinity(0, self._share.cores)
             child = self._child = subprocess.Popen(
-                command,
+                [*_SHIELD, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**defaults, **os.environ},
+                env={**defaults, **os.environ, **self._own_gpus()},
                 start_new_session=True,  # else a terminal's Ctrl-C reaches it beside ours
             )
         if self.stopping:  # the signal came while the process was being made
             child.send_signal(signal.SIGINT)
-        terminal = sys.stdout.isatty()
-        print(title, end=" ", flush=True)
+        terminal = self._live and sys.stdout.isatty()
+        if self._live:
+            print(title, end=" ", flush=True)
         while True:
             try:
                 code = child.wait(timeout=1)
@@ -70,11 +135,30 @@ class CellRunner:
         if terminal:
             print(f"\r\x1b[K{title}", end=" ")
         verdict = "finished" if code == 0 else "stopped" if self.stopping else f"exit code {code}"
-        print(f"{verdict} in {_duration(time.monotonic() - begin)}", flush=True)
+        opening = "" if self._live else f"{title} "
+        print(f"{opening}{verdict} in {_duration(time.monotonic() - begin)}", flush=True)
         if code != 0 and not self.stopping:
             for line in _without_launcher(_last_lines(log, start))[-_TAIL:]:
                 print(f"    {line}", flush=True)
         return code
+
+    def _own_gpus(self) -> dict[str, str]:
+        gpus = self._share.gpus
+        return {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+
+
+def handle_signals(runners: Sequence[CellRunner]) -> None:
+    """Take over the signals that ask this process to end: Ctrl-C, kill, a closed terminal.
+
+    And SIGUSR2, with which a batch system warns of its time limit.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for runner in runners:
+            runner.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, stop)
 
 
 def _last_lines(log: Path, start: int) -> list[str]:

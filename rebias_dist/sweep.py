@@ -1,4 +1,4 @@
-"""Sweeps: the product of some settings, each cell a run of its own, one after the other.
+"""Sweeps: the product of some settings, each cell a run of its own, here or as a SLURM array.
 
 A sweep is continued by its own command: finished cells are skipped, a cell that was under way
 goes on from its checkpoint. No torch is imported here; each cell is a process group of its own.
@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from rebias_dist.cell_runner import CellRunner
+from rebias_dist.cell_runner import CellRunner, handle_signals, shares
 from rebias_dist.cli import OneLineParser, parse_train, run_cli, version
 from rebias_dist.config import Config, Count, Section
-from rebias_dist.config_files import differences, read_config_file, validate
+from rebias_dist.config_files import differences, parse_yaml, read_config_file, validate
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
 from rebias_dist.plan import check_world
+from rebias_dist.sweep_array import submit_sweep
+from rebias_dist.sweep_table import Row, note_commit, write_table
 
 # What a flag can carry; null cannot be told from a text there.
 Value = str | int | float | bool | list[Any] | dict[str, Any]
@@ -109,6 +112,11 @@ class Cell:
         return Path(self.config.runs_dir) / ".sweeps" / f"{self.name}.log"
 
     @property
+    def code(self) -> Path:
+        """Return the file with the commits that the cell ran with."""
+        return self.log.with_suffix(".commits.json")
+
+    @property
     def command(self) -> list[str]:
         """Return the command that starts the run, or continues it."""
         launcher = ["--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={self.ranks}"]
@@ -130,9 +138,22 @@ def _label(key: str, value: Value) -> str:
     return re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("_")
 
 
-def read_sweep(path: str) -> Sweep:
-    """Read a sweep file, or raise ``ConfigError`` with one line for the first fault."""
+def read_sweep(path: str, given: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file, or raise ``ConfigError`` with one line for the first fault.
+
+    Args:
+        path: a file or a shipped sweep's name.
+        given: settings of every cell beside those of the file, as KEY=VALUE.
+    """
     values = read_config_file(path)
+    for setting in given:
+        key, equals, text = setting.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.]*", key):
+            raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
+        own = values.get("set") or {}
+        if not isinstance(own, dict):
+            break  # refused below
+        values["set"] = {**own, key: parse_yaml(text, f"--set {setting}")}
     try:
         return Sweep.model_validate(values)
     except ValidationError as invalid:
@@ -184,59 +205,180 @@ def _check_folder(cell: Cell) -> None:
         )
 
 
-def run_cells(cells: Sequence[Cell], command: str) -> int:
+def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
     """Run the cells that are not finished; return 0, or 1 when any failed.
 
-    Raises ``InterruptedRun`` after a signal, when the cell under way has saved and left.
+    Args:
+        cells: of a sweep.
+        command: that continues it, for the message.
+        jobs: cells that run at a time, each on its share of the machine.
+
+    Raises:
+        InterruptedRun: a signal came, and the cells under way have saved and left.
+        ConfigError: there are not enough GPUs.
     """
-    runner = CellRunner()
-    runner.handle_signals()
-    failed: list[str] = []
-    for index, cell in enumerate(cells, 1):
-        title = f"[{index}/{len(cells)}] {cell.name:{max(len(c.name) for c in cells)}}"
-        if cell.is_finished():
-            print(f"{title} finished before", flush=True)
-        elif not runner.stopping:
+    jobs = min(jobs, len(cells))
+    dealt = shares(jobs, max(cell.ranks for cell in cells))
+    runners = [CellRunner(share, live=jobs == 1) for share in dealt]
+    handle_signals(runners)
+    todo = iter(list(enumerate(cells, 1)))
+    taking = threading.Lock()
+    failed: dict[int, str] = {}
+    width = max(len(cell.name) for cell in cells)
+
+    def work(runner: CellRunner) -> None:
+        while not runner.stopping:
+            with taking:
+                index, cell = next(todo, (0, None))
+            if cell is None:
+                return
+            title = f"[{index}/{len(cells)}] {cell.name:{width}}"
+            if cell.is_finished():
+                print(f"{title} finished before", flush=True)
+                continue
+            note_commit(cell.code)
             code = runner.run(cell.command, cell.ranks, cell.log, title)
             # The folder decides, not the exit code, so that a repeated sweep judges alike.
             if not runner.stopping and not cell.is_finished():
-                failed.append(f"{cell.name}: exit code {code}, not finished; see {cell.log}")
-        if runner.stopping:
-            raise InterruptedRun(f"stopped; the same command goes on from here: {command}")
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+                failed[index] = f"{cell.name}: exit code {code}, not finished; see {cell.log}"
+
+    if jobs == 1:
+        work(runners[0])
+    else:
+        threads = [threading.Thread(target=work, args=[runner]) for runner in runners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index in sorted(failed):
+        print(f"failed: {failed[index]}", file=sys.stderr)
+    if any(runner.stopping for runner in runners) and not all(c.is_finished() for c in cells):
+        raise InterruptedRun(f"stopped; the same command goes on from here: {command}")
     return EXIT_FAILED if failed else EXIT_FINISHED
+
+
+def write_csv(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Write the table of a sweep and say where."""
+    path = cells[0].log.parent / f"{sweep.name}.csv"
+    rows = [Row(cell.name, cell.folder, cell.config, cell.code) for cell in cells]
+    write_table(path, rows, [*sweep.grid, *sweep.zip])
+    finished = sum(cell.is_finished() for cell in cells)
+    print(f"wrote {path}: {finished} of {len(cells)} cells are finished", flush=True)
+
+
+def tabulate(sweep: Sweep, cells: Sequence[Cell]) -> int:
+    """Write the table of a sweep, and name the cells that are not finished.
+
+    Returns:
+        0, or 1 when any is not.
+    """
+    write_csv(sweep, cells)
+    unfinished = [cell for cell in cells if not cell.is_finished()]
+    for cell in unfinished:
+        print(f"not finished: {cell.name}; see {cell.log}", file=sys.stderr)
+    return EXIT_FAILED if unfinished else EXIT_FINISHED
+
+
+_EPILOG = """examples:
+  rebias-sweep biased_mnist/sweeps/results --ranks 4
+  rebias-sweep biased_mnist/sweeps/table --jobs 8          eight cells at a time on this machine
+  rebias-sweep biased_mnist/sweeps/table --slurm --jobs 20 -- --gpus=1 --time=4:00:00
+  rebias-sweep biased_mnist/sweeps/table --table           the figures so far
+"""
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(
         prog="rebias-sweep",
-        description="Run every cell of a sweep that is not finished, one after the other.",
-        epilog="example: rebias-sweep biased_mnist/sweeps/results --ranks 4",
+        description="Run every cell of a sweep that is not finished, and write a table of all "
+        "to RUNS/.sweeps/NAME.csv: settings, seeds, commit, accuracies. What follows '--' goes to "
+        "sbatch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep file or a shipped one's name")
     parser.add_argument("--ranks", type=int, help="processes of each run [as the file says]")
     parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of every cell, such as data.source=FOLDER; repeat at will",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="cells at a time, each on its share of cores and GPUs [1; with --slurm all]",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--slurm", action="store_true", help="submit the cells as an array of jobs")
+    what.add_argument("--cell", type=int, metavar="I", help="run the I-th cell alone, from 1")
+    what.add_argument("--table", action="store_true", help="write the table and stop")
+    what.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument(
+        "--env", type=Path, metavar="FILE", help="with --slurm: what a job reads before it starts"
+    )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
-    arguments: argparse.Namespace = parser.parse_args(argv)
-    if arguments.ranks is not None and arguments.ranks < 1:
-        raise ConfigError(f"--ranks: {arguments.ranks} is too few; use 1 or more")
+    words = list(argv)
+    place = words.index("--") if "--" in words else len(words)
+    arguments: argparse.Namespace = parser.parse_args(words[:place])
+    arguments.rest = words[place + 1 :]
+    for name in ("ranks", "jobs", "cell"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name}: {number} is too few; use 1 or more")
+    if not arguments.slurm and (arguments.rest or arguments.env):
+        raise ConfigError("options for SLURM need --slurm")
     return arguments
+
+
+def _submit(arguments: argparse.Namespace, sweep: Sweep, cells: Sequence[Cell]) -> int:
+    numbers = [number for number, cell in enumerate(cells, 1) if not cell.is_finished()]
+    if not numbers:
+        print("all cells are finished")
+        return tabulate(sweep, cells)
+    words = [arguments.sweep, *(f"--set={setting}" for setting in arguments.set)]
+    words += [] if arguments.ranks is None else [f"--ranks={arguments.ranks}"]
+    words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
+    logs = cells[0].log.parent
+    array, table = submit_sweep(
+        words,
+        numbers,
+        logs=logs,
+        name=sweep.name,
+        at_once=arguments.jobs,
+        env=arguments.env,
+        rest=arguments.rest,
+    )
+    print(f"submitted job {array}: {len(numbers)} cells; their output goes to {logs}")
+    print(f"submitted job {table}: the table, when they have ended")
+    return EXIT_FINISHED
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a sweep by its command line; return the exit code."""
     arguments = _parse(argv)
-    sweep = read_sweep(arguments.sweep)
+    sweep = read_sweep(arguments.sweep, arguments.set)
     cells = plan_cells(sweep, arguments.sweep, arguments.ranks, arguments.runs_dir)
     if arguments.dry_run:
         for cell in cells:
             print(f"# {cell.name}: {'finished' if cell.is_finished() else 'to run'}")
             print(shlex.join(cell.command))
         return EXIT_FINISHED
-    return run_cells(cells, shlex.join(["rebias-sweep", *argv]))
+    if arguments.table:
+        return tabulate(sweep, cells)
+    if arguments.slurm:
+        return _submit(arguments, sweep, cells)
+    command = shlex.join(["rebias-sweep", *argv])
+    if arguments.cell is not None:
+        if arguments.cell > len(cells):
+            raise ConfigError(f"--cell: {arguments.cell} of {len(cells)} cells")
+        return run_cells([cells[arguments.cell - 1]], command)
+    code = run_cells(cells, command, arguments.jobs or 1)
+    write_csv(sweep, cells)
+    return code
 
 
 def cli() -> None:
