@@ -25,7 +25,7 @@ AGENT_PID = "REBIAS_AGENT_PID"
 def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
     from datetime import timedelta
 
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic import rendezvous
 
     listener = socket.create_server(("127.0.0.1", 0))
@@ -83,7 +83,9 @@ def main() -> None:
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     rendezvous_handler_registry.register(BACKEND, _handler)
-    run.main(["--nnodes=1", f"--rdzv-backend={BACKEND}", "--max-restarts=0", *sys.argv[2:]])
+    # The end point is not used, but without one torchrun warns.
+    rendezvous = [f"--rdzv-backend={BACKEND}", "--rdzv-endpoint=127.0.0.1"]
+    run.main(["--nnodes=1", *rendezvous, "--max-restarts=0", *sys.argv[2:]])
 
 
 if __name__ == "__main__":

@@ -51,12 +51,13 @@ def processes() -> dict[int, Process]:
     """Return all processes that can be seen, by their ids."""
     found = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (process := _process(int(entry))) is not None:
+        if entry.isdigit() and (process := look_up(int(entry))) is not None:
             found[process.pid] = process
     return found
 
 
-def _process(pid: int) -> Process | None:
+def look_up(pid: int) -> Process | None:
+    """Return a process by its id, None if there is no such one."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -81,13 +82,12 @@ def descendants(ancestor: int) -> list[Process]:
     return found
 
 
-def kill_all(keep: frozenset[int], seconds: float = 30.0) -> list[int]:
+def kill_all(seconds: float) -> list[int]:
     """Kill all that descends from this process, and wait until it is gone.
 
     Orphans are found only after ``adopt_orphans``.
 
     Args:
-        keep: children of this process that are left alone.
         seconds: how long to wait.
 
     Returns:
@@ -98,8 +98,6 @@ def kill_all(keep: frozenset[int], seconds: float = 30.0) -> list[int]:
     while True:
         left = []
         for process in descendants(os.getpid()):
-            if process.pid in keep:
-                continue
             if process.state != "Z":
                 left.append(process.pid)
                 try:
@@ -137,7 +135,7 @@ def lock_holder(path: Path) -> int | None:
             continue
         pid = int(fields[4])
         same_device = os.makedev(int(major, 16), int(minor, 16)) == file.st_dev
-        if _process(pid) is not None and (same_device or _has_open(pid, file)):
+        if look_up(pid) is not None and (same_device or _has_open(pid, file)):
             return pid
     return None
 
