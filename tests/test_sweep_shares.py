@@ -16,6 +16,7 @@ from rebias_dist.config_files import configs_folder
 from rebias_dist.errors import ConfigError
 from rebias_dist.sweep import plan_cells, read_sweep
 from rebias_dist.sweep_array import array_of
+from rebias_dist.sweep_table import git_commit
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,7 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
     # A cell that cannot run: a file lies where its folder should be.
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/s-vanilla-seed4").write_text("in the way")
+    before = git_commit()
     affinity = os.sched_getaffinity(0)
     try:
         assert sweep.main([*flags, "--jobs", "2"]) == 1
@@ -78,11 +80,7 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
     results = json.loads((tmp_path / "runs/s-vanilla-seed3/results.json").read_text())
     score = results["checkpoints"]["last"]["splits"]["unbiased"]["networks"]["f"]
     assert float(done["last/unbiased/f"]) == score["accuracy"]
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    if head.returncode == 0:
-        assert done["git_commit"].removesuffix("-dirty") == head.stdout.strip()
+    assert done["git_commit"] == before or before != git_commit()
     assert json.loads(done["config"])["seed"] == 3
     assert (failed["status"], failed["last/unbiased/f"]) == ("not started", "")
 
@@ -96,6 +94,18 @@ def test_a_cell_by_its_number(tmp_path, small_run):
         sweep.main([path, "--cell", "3"])
     with pytest.raises(ConfigError, match=r"need --slurm"):
         sweep.main([path, "--", "--partition=gpu"])
+
+
+def test_the_commit_is_that_of_the_checkout():
+    head = subprocess.run(
+        ["git", "log", "-20", "--format=%H"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    if head.returncode != 0:
+        pytest.skip("not in a checkout")
+    assert git_commit().removesuffix("-dirty") in head.stdout.split()
 
 
 def test_numbers_of_an_array():
