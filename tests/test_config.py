@@ -253,7 +253,7 @@ def test_a_shipped_configuration_is_valid_and_complete(name):
 
 def test_the_list_of_configurations_is_complete():
     expected = {f"{data}/{m}" for data in ("biased_mnist", "imagenet9") for m in METHODS}
-    assert expected | {"biased_mnist/demo"} <= set(SHIPPED)
+    assert expected | {"biased_mnist/demo", "imagenet1k/rebias"} <= set(SHIPPED)
     code, out, _ = run("--list-configs")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == SHIPPED
@@ -261,7 +261,7 @@ def test_the_list_of_configurations_is_complete():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_method_has_the_configuration_of_its_name(name):
-    method = name.rpartition("/")[2].replace("demo", "rebias")
+    method = name.rpartition("/")[2].replace("demo", "rebias").replace("stylised", "vanilla")
     assert validate(read_config_file(name)).method.name == method
 
 

@@ -121,8 +121,8 @@ class _Fetcher(Dataset[MicroBatch | DataError]):
         assert images is not None
         return MicroBatch(
             images=images,
-            labels=torch.from_numpy(self.dataset.labels[samples]),
-            bias=torch.from_numpy(self.dataset.bias[samples]),
+            labels=torch.from_numpy(self.dataset.labels[samples].astype(np.int64)),
+            bias=torch.from_numpy(self.dataset.bias[samples].astype(np.int64)),
             samples=torch.from_numpy(samples),
             index=request.index,
             skipped=tuple(skipped),
@@ -164,6 +164,8 @@ def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Ite
         batch_size=None,
         sampler=requests,
         num_workers=workers,
+        # Python 3.14 would start them anew, each with its own copy of torch in memory.
+        multiprocessing_context="fork" if workers else None,
         worker_init_fn=_shield_worker if workers else None,
         # DataLoader draws a number from its generator; the global one is not ours to advance.
         generator=torch.Generator(),

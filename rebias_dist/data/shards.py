@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class DamagedSample(DataError):  # noqa: N818 - what was found; whether it is an
 
 
 class ShardDataset:
-    """A split of shards: ``manifest``, ``labels`` and ``bias`` (int64 [n]), bytes and images.
+    """A split of shards: ``manifest``, ``labels`` and ``bias`` (int32 [n]), bytes and images.
 
     ``decoded`` counts the images decoded in this process. DataError if the manifest or the
     index is missing, malformed, or has a label outside the classes.
@@ -50,8 +51,9 @@ class ShardDataset:
             self.manifest, self._index = load_split(self.folder)
         except DataShardsError as error:
             raise DataError(str(error)) from None
-        self.labels: NDArray[np.int64] = self._index["label"].astype(np.int64)
-        self.bias: NDArray[np.int64] = self._index["bias"].astype(np.int64)
+        # Columns of the mapped index, not copies: a worker of ImageNet holds nothing of its own.
+        self.labels: NDArray[np.int32] = self._index["label"]
+        self.bias: NDArray[np.int32] = self._index["bias"]
         self.decoded = 0
         self._files: OrderedDict[int, int] = OrderedDict()
 
@@ -189,10 +191,13 @@ def open_split(
     found = opened.manifest.dataset
     if dataset is not None and found != dataset:
         raise ConfigError(f"{folder}: holds the data set {found!r}, not {dataset!r}")
-    if classes is not None and tuple(classes) != opened.manifest.classes:
+    theirs = opened.manifest.classes
+    if classes is not None and tuple(classes) != theirs:
+        pairs = zip_longest(theirs, classes, fillvalue="none")
+        label, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ConfigError(
-            f"{folder}: its classes {', '.join(opened.manifest.classes)} "
-            f"are not {', '.join(classes)}"
+            f"{folder}: its {len(theirs)} classes are not the {len(classes)} of the training "
+            f"data; label {label} is {one}, not {other}"
         )
     return opened
 
