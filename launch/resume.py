@@ -1,0 +1,58 @@
+"""Start a run again as it was started: here under the supervisor, or through SLURM.
+
+It goes on from its newest checkpoint. How it was started lies in its folder; a run that was
+started without rebias-launch goes on under the supervisor, with as many ranks as it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+
+from launch.common import add_name
+from launch.files import read_json
+from launch.record import Record, read_record
+from launch.runs import ACTIVE, look_at, run_folder
+from rebias_dist.errors import ConfigError
+
+EXAMPLES = """
+rebias-launch resume first
+nohup rebias-launch resume first > /dev/null 2>&1 &
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``resume``."""
+    add_name(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Launch the run again."""
+    from launch.__main__ import main
+
+    folder = run_folder(arguments.runs_dir, arguments.name).absolute()
+    (found,) = look_at([folder])
+    if found.status in ACTIVE:
+        holder = found.launcher_pid or found.trainer_pid
+        who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
+        raise ConfigError(f"{found.name}: {who} is at work on it ({found.status})")
+    record = read_record(folder) or _by_hand(folder)
+    # Relative paths of the command line, such as that of a configuration, start there.
+    with contextlib.suppress(OSError):
+        os.chdir(record.cwd)
+    # The folder may have been moved since.
+    placed = [*record.options, f"--name={folder.name}", f"--runs-dir={folder.parent}"]
+    words = Record(record.kind, record.config, placed, record.rest).arguments(folder)
+    return main(words)
+
+
+def _by_hand(folder: Path) -> Record:
+    """Return how to go on with a run that was started without a launcher, or by an unknown one."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{folder}: says neither how it was launched nor what it trains")
+    ranks = (read_json(folder / "state.json") or {}).get("world_size")
+    known = isinstance(ranks, int) and not isinstance(ranks, bool) and ranks > 0
+    return Record("local", str(config), [f"--ranks={ranks}"] if known else [])
