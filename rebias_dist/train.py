@@ -106,16 +106,17 @@ def _train(
     started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import checkpoint, radius
-    from rebias_dist.runtime.attempts import Attempts
+    from rebias_dist.runtime import radius
     from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
-    from rebias_dist.runtime.evaluation import evaluate_splits
+    from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
+    from rebias_dist.runtime.faults import origin
     from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.precision import Precision, make_deterministic
     from rebias_dist.runtime.process_group import set_time_out
-    from rebias_dist.runtime.run_folder import RunFolder, open_run, refuse_changes
+    from rebias_dist.runtime.resumption import resume_run
+    from rebias_dist.runtime.run_folder import RunFolder
     from rebias_dist.runtime.saver import Saver
-    from rebias_dist.runtime.snapshot import Snapshot, radii_of
+    from rebias_dist.runtime.snapshot import Snapshot
     from rebias_dist.runtime.telemetry import Telemetry
 
     if config.deterministic:
@@ -153,37 +154,20 @@ def _train(
     folder = RunFolder(Path(config.runs_dir) / config.name)
     run = Snapshot(players, data, config, layout.steps_per_epoch)
     where.log_file = folder.path / "logs" / f"rank{consensus.rank}.log"
-    # What is on the disk is for rank 0 to say: another node may still see an earlier state of it.
-    state: dict[str, Any] | None = None
-    damaged: list[str] = []
-    changes: dict[str, str] = {}
-    left_out: list[int] = []
-    finished: dict[str, Any] | None = None
-    with consensus.on_rank_zero() as leader:
-        if leader:
-            held.enter_context(open_run(config, resume, overrides))
-            state, damaged = checkpoint.load_newest(folder.checkpoints)
-            if state is not None:
-                changes = run.changes(state)
-                refuse_changes(folder.path, changes, overrides)
-                if state["step"] >= layout.total_steps and folder.has_results:
-                    finished = results.read(folder.results_file)
-            if finished is None:
-                attempts = Attempts(folder.path)
-                left_out = attempts.left_out
-                begun_at = 0 if state is None else state["step"]
-                restarts = config.faults.restarts
-                held.enter_context(attempts.attempt(begun_at, restarts, lambda: run.step))
-    resumed = consensus.broadcast(None if state is None else state["step"])
-    finished, left_out = consensus.broadcast([finished, left_out])
-    if finished is not None:
+    found_run = resume_run(
+        config,
+        run,
+        folder,
+        consensus,
+        resume=resume,
+        overrides=overrides,
+        total_steps=layout.total_steps,
+        held=held,
+    )
+    if found_run.finished is not None:
         if consensus.rank == 0:
-            print(f"{folder.path}: finished already, after {resumed} steps")
-        return finished
-    with consensus.together():
-        if resumed is not None:
-            run.restore(state or checkpoint.load(folder.checkpoints, resumed))
-    state = None
+            print(f"{folder.path}: finished already, after {found_run.step} steps")
+        return found_run.finished
 
     with consensus.together():
         telemetry = Telemetry(
@@ -239,14 +223,13 @@ def _train(
 
     try:
         telemetry.state("starting", step=run.step, epoch=run.epoch)
-        for line in damaged:
+        for line in found_run.damaged:
             log.warning("passed over a damaged checkpoint: %s", line)
         facts = assemble.facts(config, data, networks, method, device)
         for line in plan.describe(config, layout, {**facts, "started by": started_by}):
             log.info("%s", line)
-        changes = consensus.broadcast(changes)
-        if changes:
-            for line in changes.values():
+        if found_run.changes:
+            for line in found_run.changes.values():
                 log.warning("changed in mid-run, as --resume-override says: %s", line)
             # The checkpoint first: where its configuration is not yet the folder's, the same
             # command does the same again.
@@ -298,7 +281,7 @@ def _train(
                 if run.step > saved_step and (late or run.step % every == 0):
                     begin_to_save()
                 leave_if_asked(damage)
-                if run.step in left_out:
+                if run.step in found_run.left_out:
                     log.warning("step %d failed twice and is left out", run.step)
                     run.step += 1
                     continue
@@ -370,30 +353,15 @@ def _train(
             if asked_to_leave():
                 leave()
 
-        tested: dict[str, Any] = {}
-        for choice in ("last", "best"):
-            step = 0
-            with consensus.on_rank_zero() as leader:
-                if leader:
-                    step = checkpoint.choose(folder.checkpoints, choice)
-            step = consensus.broadcast(step)
-            if choice == "best" and step == tested["last"]["step"]:
-                tested["best"] = tested["last"]
-                continue
-            with consensus.together():
-                state = checkpoint.load(folder.checkpoints, step)
-                run.restore_networks(state)
-            figures = evaluate_splits(
-                networks,
-                config,
-                data.tests,
-                normalise,
-                precision,
-                radii_of(state),
-                consensus,
-                before_each=leave_unsaved_if_asked,
-            )
-            tested[choice] = {"step": step, "splits": figures}
+        tested = evaluate_checkpoints(
+            run,
+            folder.checkpoints,
+            networks,
+            normalise,
+            precision,
+            consensus,
+            before_each=leave_unsaved_if_asked,
+        )
         final = results.assemble(config, data.classes, tested, run.step)
         with consensus.on_rank_zero() as leader:
             if leader:
@@ -406,26 +374,18 @@ def _train(
         return final
     except NonFiniteError as error:
         # Raised alike on all ranks: the reduced gradients are.
-        text = f"step {run.step}: {error}{_origin(consensus.gather(error.here))}"
+        text = f"step {run.step}: {error}{origin(consensus.gather(error.here))}"
         if config.faults.non_finite != "rollback":
             raise NonFiniteError(text) from None
         log.warning("%s; rolling back to the newest checkpoint", text)
-        with consensus.on_rank_zero() as leader:
-            if leader:
-                attempts.roll_back(run.step, config.faults.non_finite_limit)
+        with consensus.together():
+            if found_run.attempts is not None:
+                found_run.attempts.roll_back(run.step, config.faults.non_finite_limit)
         raise RolledBack(text) from None
     finally:
         saver.wait()
         telemetry.state(status, step=run.step, epoch=run.epoch, force=True)
         telemetry.close()
-
-
-def _origin(of_ranks: list[list[str]]) -> str:
-    """Say on which ranks the values were not finite before the ranks' sums were taken."""
-    ranks = [rank for rank, names in enumerate(of_ranks) if names]
-    if not ranks or len(ranks) == len(of_ranks) > 1:
-        return ""
-    return "".join(f"; from rank {rank} ({', '.join(of_ranks[rank])})" for rank in ranks)
 
 
 def _fetch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from rebias_dist.data import EvalLoader, ShardDataset, Transform
 from rebias_dist.errors import DataError, NonFiniteError
 from rebias_dist.minimax import Radii
 from rebias_dist.objectives import gather_features, hsic, median_distance
+from rebias_dist.runtime import checkpoint
 from rebias_dist.runtime.consensus import Consensus
 from rebias_dist.runtime.precision import Precision
+from rebias_dist.runtime.snapshot import Snapshot, radii_of
 
 
 def evaluate_split(
@@ -189,3 +192,43 @@ def evaluate_splits(
             consensus=consensus,
         )
     return figures
+
+
+def evaluate_checkpoints(
+    run: Snapshot,
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    normalise: Normalise,
+    precision: Precision,
+    consensus: Consensus,
+    before_each: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate a run's last and best checkpoint on its test splits; a collective.
+
+    The networks are those of the best checkpoint afterwards, and may be at any time on the way.
+    """
+    tested: dict[str, Any] = {}
+    for choice in ("last", "best"):
+        step = 0
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                step = checkpoint.choose(folder, choice)
+        step = consensus.broadcast(step)
+        if choice == "best" and step == tested["last"]["step"]:
+            tested["best"] = tested["last"]
+            continue
+        with consensus.together():
+            state = checkpoint.load(folder, step)
+            run.restore_networks(state)
+        figures = evaluate_splits(
+            networks,
+            run.config,
+            run.data.tests,
+            normalise,
+            precision,
+            radii_of(state),
+            consensus,
+            before_each,
+        )
+        tested[choice] = {"step": step, "splits": figures}
+    return tested

@@ -88,3 +88,11 @@ class Whereabouts:
                 found.append(f"rank {rank} (process {process}) has {how}")
         found = [text.replace("has stopped", "is stopped") for text in found]
         return f": {', '.join(found)}" if found else ""
+
+
+def origin(of_ranks: list[list[str]]) -> str:
+    """Say on which ranks the values were not finite before the ranks' sums were taken."""
+    ranks = [rank for rank, names in enumerate(of_ranks) if names]
+    if not ranks or len(ranks) == len(of_ranks) > 1:
+        return ""
+    return "".join(f"; from rank {rank} ({', '.join(of_ranks[rank])})" for rank in ranks)
