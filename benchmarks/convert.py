@@ -11,6 +11,7 @@ Start-up of the processes is part of every time.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import io
 import multiprocessing
@@ -119,7 +120,12 @@ def usual_shard(batch: tuple[int, tuple[Item, ...], Path]) -> int:
             content = Path(item.path).read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
-            writer.write({"__key__": item.key, "jpg": content, "cls": item.label})
+            facts = {
+                "source": item.source,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "size": image.size,
+            }
+            writer.write({"__key__": item.key, "jpg": content, "cls": item.label, "json": facts})
     return len(items)
 
 
@@ -170,7 +176,7 @@ def main() -> None:
         folder = Path(temporary)
         (folder / "in").mkdir()
         paths = photographs(folder / "in", 40 if quick else 1000)
-        given = listing(paths, 1 if quick else 4)
+        given = listing(paths, 1 if quick else 8)
         size = np.mean([item.length for item in given.items]) / 1e3
         speed = run.table(
             f"Images/s, median (best), {len(given.items):,} JPEGs of 500 x 375 pixels and "
@@ -189,7 +195,7 @@ def main() -> None:
                 "resize": partial(convert, given, folder / "smaller", workers, smaller),
                 "verify": lambda: list(verify_split(split, workers=workers)),  # noqa: B023
             }
-            times = in_turn(programs, least=1 if quick else 5, seconds=0.0, warm_up=not quick)
+            times = in_turn(programs, least=1 if quick else 3, seconds=0.0, warm_up=False)
             speed.add(
                 workers,
                 *(images_per_second(times[name], len(given.items)) for name in programs),

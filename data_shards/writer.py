@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,10 +78,10 @@ class Row:
 class ShardWriter:
     """Writes one shard; made by :func:`shard_writer`. ``rows`` are the samples so far."""
 
-    def __init__(self, path: Path, temporary: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, temporary: Path, tar: TarStream) -> None:
         self._path = path
         self._temporary = temporary
-        self._tar = TarStream(file)
+        self._tar = tar
         self.rows: list[Row] = []
 
     def write(
@@ -116,12 +115,12 @@ class ShardWriter:
         }
         if bias != NO_BIAS:
             told["bias"] = bias
-        small = {
+        contents = {
             "cls": str(label).encode(),
+            extension: image,
             "json": json.dumps(told, sort_keys=True).encode(),
         }
-        contents = {name: (text, hashlib.sha256(text).digest()) for name, text in small.items()}
-        offsets = self._tar.add(key, {**contents, extension: (image, sha256)})
+        offsets = self._tar.add(key, contents)
         self.rows.append(Row(key, offsets[extension], len(image), label, bias, sha256))
 
     def finish(self, alive: Callable[[], object] = lambda: None) -> Shard:
@@ -142,7 +141,9 @@ def shard_writer(path: Path, temporary: Path) -> Iterator[ShardWriter]:
     nothing there.
     """
     with temporary_file(temporary, path.name) as (place, file):
-        yield ShardWriter(path, place, file)
+        tar = TarStream(file)
+        with closing(tar):
+            yield ShardWriter(path, place, tar)
 
 
 def shard_name(split: str, number: int) -> str:

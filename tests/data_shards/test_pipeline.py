@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from data_shards.overlaps import write_overlaps
 from data_shards.planning import Conversion, Options, stored_bytes
 from data_shards.publish import Limit, merge
 from data_shards.sources.listing import IMAGENET_NORMALIZE, Item, Listing
-from data_shards.tars import TarStream
+from data_shards.tars import TarStream, header
 from data_shards.verify import verify_split
 from tests.data_shards.converted import converted, listing
 from tests.data_shards.tiny import tree
@@ -145,22 +146,54 @@ def test_shards_are_byte_for_byte_those_of_webdatasets_writer(whole, tmp_path):
     assert stock.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("spoil", ["payload", "header", "cut"])
-def test_what_the_disk_gives_back_is_compared(tmp_path, spoil):
-    with (tmp_path / "a.tar").open("w+b") as file:
-        tar = TarStream(file)
-        for key in ("a", "b"):
-            tar.add(key, {"jpg": (key.encode() * 700, hashlib.sha256(key.encode() * 700).digest())})
-        size, sha256 = tar.finish()
-        assert size == 10240
-        assert hashlib.sha256((tmp_path / "a.tar").read_bytes()).hexdigest() == sha256
-        if spoil == "cut":
-            file.truncate(1536)
-        else:
-            file.seek(1600 if spoil == "header" else 2200)
-            file.write(b"?")
-        with pytest.raises(DataShardsError, match="at fault"):
-            tar.finish()
+class _BadDisk(io.FileIO):
+    """Flips one bit of what is written at a place."""
+
+    place = -1
+
+    def write(self, content):
+        begin = self.tell()
+        spoilt = bytearray(content)
+        if begin <= self.place < begin + len(spoilt):
+            spoilt[self.place - begin] ^= 4
+        return super().write(spoilt)
+
+
+@pytest.mark.parametrize("place", [-1, 0, 130, 700, 1024, 10 * 2**20, 12 * 2**20 + 10])
+def test_what_the_disk_gives_back_is_compared(tmp_path, place):
+    path = tmp_path / "a.tar"
+    with _BadDisk(path, "w+") as file, closing(TarStream(file)) as tar:
+        file.place = place
+        if place < 0:
+            assert _fill(tar) == (
+                path.stat().st_size,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+            )
+            return
+        with pytest.raises(DataShardsError, match=r"a\.tar: read back .* at fault"):
+            _fill(tar)
+
+
+def _fill(tar):
+    for key in ("a", "b", "c"):
+        tar.add(key, {"jpg": key.encode() * 2**22, "cls": b"1"})
+    return tar.finish()
+
+
+@given(name=st.text(min_size=1, max_size=30), size=st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(name, size):
+    name = name.replace("\0", "0").encode(errors="replace").decode()
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o444
+    info.uname = info.gname = "bigdata"
+    if len(name.encode()) <= 100:
+        assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("é" * 51, 1), ("a", 8**11)])
+def test_what_fits_no_header_is_refused(name, size):
+    with pytest.raises(ValueError, match="too long for a tar"):
+        header(name, size)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
