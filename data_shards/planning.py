@@ -20,8 +20,8 @@ from data_shards.writer import Plan, check_sample
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _MOST_SHARDS = 1_000_000  # numbers of six digits
 _LARGEST_SIDE = 8192
-# Three headers, the class, the JSON in one block or two.
-_OVERHEAD = 3 * BLOCK + BLOCK + 2 * BLOCK
+# Three headers, a block for the class, nearly always one for the JSON.
+_OVERHEAD = 5 * BLOCK
 
 
 @dataclass(frozen=True)
