@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# 9-class ImageNet on a SLURM cluster, the whole way: convert as an array, or gather and convert,
+# then merge, verify, train. Each stage starts when the one before it has succeeded (afterok); if
+# one fails, those behind it are cancelled, and the same command goes on where it stopped.
+#
+#     imagenet9.sh --source DIR --output shards/imagenet9 [--parts 8] [-- OPTIONS OF rebias-launch slurm]
+#     imagenet9.sh --gather LIST --source DIR --output shards/imagenet9
+#
+#   --source DIR    ILSVRC2012: its archives, or folders train/ and val/; what --gather fills
+#   --output DIR    where the shards go
+#   --gather LIST   first fetch the images of a list (lines 'wnid URL'); one job, for it must ask
+#                   no host too often
+#   --parts N       tasks that convert at a time [8]
+#   --train CONFIG  the run [imagenet9/rebias]
+#   --convert WORD  a further option of 'convert'; repeat at will: --convert=--max-corrupt=10
+#   --data WORD     an option of sbatch for all stages but the training: --data=--partition=cpu
+#   --env FILE      what a job needs before it starts [env.sh beside this file]
+#   --python FILE   the interpreter [python]
+#   -- …            options of 'rebias-launch slurm' for the training:
+#                   -- --nodes 2 --gpus-per-node 8 --time 12:00:00
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source='' output='' gather='' parts=8 train=imagenet9/rebias env=$here/env.sh python=python
+convert=() data=() options=()
+
+usage() {
+    echo "imagenet9.sh: error: $1 (see the head of $here/imagenet9.sh)" >&2
+    exit 2
+}
+
+while [ "$#" -gt 0 ]; do
+    case "$1" in
+        -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --) shift; options=("$@"); break ;;
+        --*=*) flag=${1%%=*} value=${1#*=}; shift ;;
+        --*) flag=$1; [ "$#" -gt 1 ] || usage "$1 needs a value"; value=$2; shift 2 ;;
+        *) usage "$1: no such argument" ;;
+    esac
+    case "$flag" in
+        --source) source=$value ;;
+        --output) output=$value ;;
+        --gather) gather=$value ;;
+        --parts) parts=$value ;;
+        --train) train=$value ;;
+        --convert) convert+=("$value") ;;
+        --data) data+=("$value") ;;
+        --env) env=$value ;;
+        --python) python=$value ;;
+        *) usage "$flag: no such argument" ;;
+    esac
+done
+[ -n "$source" ] || usage "--source is missing"
+[ -n "$output" ] || usage "--output is missing"
+[[ "$parts" =~ ^[1-9][0-9]{0,3}$ ]] || usage "--parts: '$parts' is no number from 1 to 9999"
+[ -f "$env" ] || usage "--env: $env is not a file"
+[ -z "$gather" ] || [ -f "$gather" ] || usage "--gather: $gather is not a file"
+[ -n "$gather" ] || [ -e "$source" ] || usage "--source: $source does not exist"
+command -v sbatch > /dev/null || usage "sbatch: not found; is this a login node of a cluster?"
+mkdir -p "$output/logs"
+output=$(cd "$output" && pwd)
+
+# submit STAGE JOB-BEFORE SBATCH-OPTIONS... -- WORDS...: prints the number of the job
+submit() {
+    local stage=$1 before=$2 own=() job
+    shift 2
+    while [ "$1" != -- ]; do own+=("$1"); shift; done
+    shift
+    [ -z "$before" ] || own+=("--dependency=afterok:$before")
+    job=$(sbatch --parsable --kill-on-invalid-dep=yes --job-name="$stage" "${data[@]}" \
+        --output="$output/logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@")
+    job=${job%%;*}
+    echo "$stage: job $job" >&2
+    echo "$job"
+}
+
+job=''
+sources=("$source")
+if [ -n "$gather" ]; then
+    job=$(submit gather '' -- -m data_shards gather "$gather" --output "$source" --val-fraction 0.05)
+fi
+job=$(submit convert "$job" --array="1-$parts" -- -m data_shards convert imagenet9 \
+    --source "${sources[@]}" --output "$output" "${convert[@]}" --part "%i/$parts")
+for split in train selection val; do
+    job=$(submit "merge-$split" "$job" -- -m data_shards merge "$output" --split "$split")
+done
+job=$(submit verify "$job" -- -m data_shards verify "$output")
+"$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "${options[@]}" \
+    -- --dependency="afterok:$job" --kill-on-invalid-dep=yes
