@@ -1,0 +1,101 @@
+"""The launcher as a process of its own, and what is found below it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.faults.processes import DEADLINE, Started, outliving
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def started(*words: str, cwd: Path, **environment: str) -> Started:
+    """Start ``python -m launch`` with these words."""
+    environment.setdefault("PYTHONPATH", str(ROOT))
+    return Started([sys.executable, "-m", "launch", *words], cwd, **environment)
+
+
+def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the launcher that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+
+
+def agents(run: Started) -> list[int]:
+    """The torchrun of a launcher."""
+    return [pid for pid, line in outliving(run.mark).items() if "-m launch.agent " in line]
+
+
+def ranks(run: Started) -> list[int]:
+    """The ranks of a launcher, in their order."""
+    found = []
+    for pid, line in outliving(run.mark).items():
+        if "-m launch.rank " not in line or "-m launch.agent " in line:
+            continue
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found += [(int(v[5:]), pid) for v in variables if v.startswith(b"RANK=")]
+    return [pid for _, pid in sorted(found)]
+
+
+def state(folder: Path) -> dict:
+    """What a run has last said of itself; empty before it did."""
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def events(folder: Path) -> list[dict]:
+    """What its launcher has noted."""
+    lines = (folder / "logs" / "launcher.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def wait_until(true: Callable[[], object], what: str, run: Started | None = None) -> None:
+    """Wait for something to come true."""
+    end = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < end, f"{what}: never\n{run.said() if run else ''}"
+        assert run is None or run.process.poll() is None, run.said()
+        time.sleep(0.05)
+
+
+def wait_for_step(run: Started, folder: Path, beyond: int) -> None:
+    """Wait until a run is at work and has done more than ``beyond`` steps."""
+
+    def there() -> bool:
+        found = state(folder)
+        return found.get("status") == "running" and found["step"] > beyond
+
+    wait_until(there, f"step {beyond}", run)
+
+
+def plant_all(folder: Path, plans: Sequence[dict]) -> dict[str, str]:
+    """Return the environment in which each of several failpoints works once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, plan in enumerate(plans):
+        plan["once"] = str(folder / f"has worked {number}")
+    (folder / "sitecustomize.py").write_text(
+        "import os\n"
+        f"for plan in {list(plans)!r}:\n"
+        "    if os.environ.get('RANK') == str(plan['rank']) and not os.path.exists(plan['once']):\n"
+        "        from tests.faults.failpoints import install\n"
+        "        install(plan)\n"
+    )
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
