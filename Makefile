@@ -9,7 +9,7 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo results test test-slow lint bench clean
+.PHONY: help demo results test test-slow lint bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +53,25 @@ lint: .venv/.installed-dev  ## style, format and types
 
 bench: .venv/.installed  ## every benchmark, with records in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+# Built (never taken from pip's cache: it forgets the compiler's flags) before anything is removed,
+# so that a failure leaves Pillow where it was. Both lie in the folder PIL, of which there is one.
+simd: .venv/.installed  ## build pillow-simd for AVX2 and put it in Pillow's place; it is older
+	@echo "pillow-simd 12.1.1 predates security fixes of Pillow 12.2, 12.3 and 13.0, among them of an"
+	@echo "overflow in the JPEG decoder: use it on images that you trust. 'make no-simd' goes back."
+	@rm -rf build/simd
+	CC="cc -mavx2" $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-cache-dir --no-deps \
+	    --no-binary pillow-simd --wheel-dir build/simd pillow-simd || \
+	    { echo "error: it needs a C compiler and the headers of libjpeg and zlib (Debian:" \
+	    "apt install gcc python3-dev libjpeg-dev zlib1g-dev)" >&2; exit 1; }
+	$(BIN)/python -m pip uninstall -q -y pillow pillow-simd
+	$(PIP) --no-deps --no-index build/simd/*.whl
+	@$(BIN)/python -c 'from rebias_dist.data.decode import describe_decoder as d; print(d("pillow"))'
+	@echo "it decodes in runs with --data.decoder pillow"
+
+no-simd: .venv/.installed  ## put Pillow back in the place of pillow-simd
+	$(BIN)/python -m pip uninstall -q -y pillow pillow-simd
+	$(PIP) --no-deps 'pillow >= 13.0'
 
 clean:  ## remove what can be made again; .venv and runs stay
 	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

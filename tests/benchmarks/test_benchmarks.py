@@ -33,7 +33,8 @@ def record(folder: Path, name: str, **changes) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["hsic", "median", "communication", "step", "optimizer", "scaling", "memory_format"]
+    "name",
+    ["hsic", "median", "communication", "step", "optimizer", "scaling", "memory_format", "loader"],
 )
 def test_each_runs_in_small(name):
     done = benchmarks(name, "--quick")
