@@ -3,11 +3,11 @@
 # then merge, verify, train. Each stage starts when the one before it has succeeded (afterok); if
 # one fails, those behind it are cancelled, and the same command goes on where it stopped.
 #
-#     imagenet9.sh --source DIR --output shards/imagenet9 [--parts 8] [-- OPTIONS OF rebias-launch slurm]
+#     imagenet9.sh --source DIR --output shards/imagenet9 [-- OPTIONS OF rebias-launch slurm]
 #     imagenet9.sh --gather LIST --source DIR --output shards/imagenet9
 #
 #   --source DIR    ILSVRC2012: its archives, or folders train/ and val/; what --gather fills
-#   --output DIR    where the shards go
+#   --output DIR    where the shards go; what the jobs print goes to DIR-logs
 #   --gather LIST   first fetch the images of a list (lines 'wnid URL'); one job, for it must ask
 #                   no host too often
 #   --parts N       tasks that convert at a time [8]
@@ -57,8 +57,10 @@ done
 [ -z "$gather" ] || [ -f "$gather" ] || usage "--gather: $gather is not a file"
 [ -n "$gather" ] || [ -e "$source" ] || usage "--source: $source does not exist"
 command -v sbatch > /dev/null || usage "sbatch: not found; is this a login node of a cluster?"
-mkdir -p "$output/logs"
+mkdir -p "$output"
 output=$(cd "$output" && pwd)
+logs=$output-logs
+mkdir -p "$logs"
 
 # submit STAGE JOB-BEFORE SBATCH-OPTIONS... -- WORDS...: prints the number of the job
 submit() {
@@ -68,7 +70,7 @@ submit() {
     shift
     [ -z "$before" ] || own+=("--dependency=afterok:$before")
     job=$(sbatch --parsable --kill-on-invalid-dep=yes --job-name="$stage" "${data[@]}" \
-        --output="$output/logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@")
+        --output="$logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@")
     job=${job%%;*}
     echo "$stage: job $job" >&2
     echo "$job"
