@@ -5,7 +5,8 @@
 On photographs of ImageNet's size, made from foolbox's 20. Against a process pool of the same
 size that does what is usual: Pillow's load, which misses most damage, and webdataset's
 ShardWriter, which neither syncs nor reads back. And against the strict check alone.
-Start-up of the processes is part of every time.
+Start-up of the processes is part of every time. Time of the processors is shown as well: it
+says the same on a machine that has other work to do.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import hashlib
 import importlib.util
 import io
 import multiprocessing
+import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,12 +166,29 @@ def private() -> float:
     return sum(int(s.split()[1]) for s in lines if s.startswith("Private_")) / 1024
 
 
+def processor_seconds() -> float:
+    """User and system time of this process and all its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def counting(program: Callable[[], object], taken: list[float]) -> Callable[[], None]:
+    """Return the program that also appends its processor seconds to ``taken``."""
+
+    def run() -> None:
+        begin = processor_seconds()
+        program()
+        taken.append(processor_seconds() - begin)
+
+    return run
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
 
 
 def main() -> None:
-    from benchmarks.harness import Benchmark, in_turn, ratio
+    from benchmarks.harness import Benchmark, in_turn, ratio, times_of
 
     run = Benchmark("convert", __doc__, add_arguments)
     quick = run.options.quick
@@ -178,12 +198,10 @@ def main() -> None:
         paths = photographs(folder / "in", 40 if quick else 1000)
         given = listing(paths, 1 if quick else 8)
         size = np.mean([item.length for item in given.items]) / 1e3
-        speed = run.table(
-            f"Images/s, median (best), {len(given.items):,} JPEGs of 500 x 375 pixels and "
-            f"{size:.0f} kB",
-            *("workers", "convert", "usual", "check alone", "convert --resize 256", "verify"),
-            *("convert / usual", "convert / check alone"),
-        )
+        of = f"{len(given.items):,} JPEGs of 500 x 375 pixels and {size:.0f} kB"
+        columns = ("workers", "convert", "usual", "check alone", "convert --resize 256", "verify")
+        ratios = ("usual / convert", "check alone / convert")
+        measured = []
         for workers in run.options.workers:
             options = Options(samples_per_shard=_PER_SHARD)
             smaller = Options(samples_per_shard=_PER_SHARD, resize=256)
@@ -193,12 +211,26 @@ def main() -> None:
                 "usual": partial(usual, given, folder / "usual", workers),
                 "check": partial(check_alone, given, workers),
                 "resize": partial(convert, given, folder / "smaller", workers, smaller),
-                "verify": lambda: list(verify_split(split, workers=workers)),  # noqa: B023
+                "verify": partial(verify, split, workers),
             }
-            times = in_turn(programs, least=1 if quick else 3, seconds=0.0, warm_up=False)
+            taken: dict[str, list[float]] = {name: [] for name in programs}
+            counted = {name: counting(program, taken[name]) for name, program in programs.items()}
+            times = in_turn(counted, least=1 if quick else 3, seconds=0.0, warm_up=False)
+            processor = {name: times_of(seconds) for name, seconds in taken.items()}
+            measured.append((workers, times, processor))
+        speed = run.table(f"Images/s, median (best), {of}", *columns, *ratios)
+        for workers, times, _ in measured:
             speed.add(
                 workers,
-                *(images_per_second(times[name], len(given.items)) for name in programs),
+                *(images_per_second(t, len(given.items)) for t in times.values()),
+                ratio(times["usual"], times["convert"]),
+                ratio(times["check"], times["convert"]),
+            )
+        cost = run.table("Milliseconds of processor an image, median (least)", *columns, *ratios)
+        for workers, _, times in measured:
+            cost.add(
+                workers,
+                *(milliseconds_an_image(t, len(given.items)) for t in times.values()),
                 ratio(times["usual"], times["convert"]),
                 ratio(times["check"], times["convert"]),
             )
@@ -211,6 +243,14 @@ def main() -> None:
                 seconds, megabytes = pool.apply(opening, (folder / "large",))
             large.add(f"{seconds:.3f}", f"{megabytes:.1f}")
     run.record()
+
+
+def verify(split: Path, workers: int) -> None:
+    assert not list(verify_split(split, workers=workers))
+
+
+def milliseconds_an_image(times: Times, images: int) -> str:
+    return f"{times.median / images * 1e3:.2f} ({times.smallest / images * 1e3:.2f})"
 
 
 def images_per_second(times: Times, images: int) -> str:
