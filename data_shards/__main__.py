@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import traceback
 
@@ -59,8 +60,14 @@ def cli(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     # Only the module of the command that was asked for is imported: some take seconds.
-    chosen = next((word for word in argv if word in _COMMANDS), None)
-    arguments = _parser(chosen).parse_args(argv)
+    completing = "_ARGCOMPLETE" in os.environ  # the shell asks what could come next
+    words = os.environ.get("COMP_LINE", "").split() if completing else argv
+    parser = _parser(next((word for word in words if word in _COMMANDS), None))
+    if completing:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
     try:
         code: int = arguments.run(arguments)
     except DataShardsError as error:

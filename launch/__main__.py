@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -70,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
         place = words.index("--")
         words, rest = words[:place], words[place + 1 :]
     # Only the module of the command that was asked for is imported.
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    known = words
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        known = [word for word in os.environ.get("COMP_LINE", "").split() if word in _COMMANDS]
+    chosen = next((word for word in known if not word.startswith("-")), None)
     arguments = _parser(chosen if chosen in _COMMANDS else None).parse_args(words)
     arguments.rest = rest
     code: int = arguments.run(arguments)

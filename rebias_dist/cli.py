@@ -63,6 +63,10 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; an unknown flag is answered with the nearest known one."""
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+            import argcomplete
+
+            argcomplete.autocomplete(self)
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -164,7 +168,7 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
             e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default
         ]
     text = re.sub(r"\s+", " ", field.description or "").strip()
-    group.add_argument(
+    action = group.add_argument(
         *flags,
         dest=dotted,
         default=argparse.SUPPRESS,
@@ -173,6 +177,8 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
+    # For the shell; not as argparse's choices, for the errors are those of the configuration.
+    action.completer = lambda **_: _choices(field)
 
 
 def _yaml_value(dotted: str) -> Callable[[str], Any]:
@@ -185,13 +191,17 @@ def _yaml_value(dotted: str) -> Callable[[str], Any]:
     return parse
 
 
-def _metavar(field: FieldInfo) -> str:
-    choices = [
+def _choices(field: FieldInfo) -> list[str]:
+    return [
         str(choice)
         for part in (field.annotation, *typing.get_args(field.annotation))
         if typing.get_origin(part) is typing.Literal
         for choice in typing.get_args(part)
     ]
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = _choices(field)
     if choices:
         others = float in _plain_types(field.annotation)
         return "{" + ",".join(choices + ["NUMBER"] * others) + "}"
