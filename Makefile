@@ -9,7 +9,7 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo results test test-slow lint bench simd no-simd clean
+.PHONY: help demo results test test-slow lint soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -50,6 +50,9 @@ lint: .venv/.installed-dev  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: .venv/.installed-dev  ## five minutes of training with three kills; writes docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.launch.soak --minutes 5 --kills 3 --out docs/reliability.md
 
 bench: .venv/.installed  ## every benchmark, with records in benchmarks/results
 	$(BIN)/python -m benchmarks
