@@ -9,16 +9,23 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_shards.errors import DataShardsError
+from data_shards.files import open_regular
 from rebias_dist.config import Config
 from rebias_dist.config_files import flat, read_config_file, validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods import METHODS
+
+_LARGEST = 256 << 20  # bytes of a results.json: a confusion of 1,000 classes takes some MB
+_Count = Annotated[int, Field(ge=0)]
+_Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Read(BaseModel):
@@ -30,8 +37,20 @@ class _Read(BaseModel):
 class Score(_Read):
     """How one network did on one split."""
 
-    accuracy: Annotated[float, Field(ge=0, le=1)]
-    correct: Annotated[int, Field(ge=0)]
+    accuracy: _Unit
+    correct: _Count
+    confusion: list[list[_Count]] = []
+    """Label × prediction."""
+    bias_correct: list[list[_Count]] = []
+    bias_count: list[list[_Count]] = []
+    """Label × bias, of the samples that have one."""
+    unbiased: _Unit | None = None
+    """Mean over cells of class and texture cluster, where the split has clusters."""
+
+    def by_class(self) -> list[float | None]:
+        """Return the accuracy of each class, None for one without samples."""
+        rows = enumerate(self.confusion)
+        return [row[label] / sum(row) if sum(row) else None for label, row in rows]
 
 
 class Split(_Read):
@@ -47,6 +66,19 @@ class Split(_Read):
                 raise ValueError(
                     f"{name}: accuracy {score.accuracy} is not {score.correct} of {self.samples}"
                 )
+            confusion = score.confusion
+            if not confusion:
+                continue
+            if any(len(row) != len(confusion) for row in confusion):
+                raise ValueError(f"{name}: the confusion matrix is not square")
+            diagonal = sum(row[label] for label, row in enumerate(confusion))
+            if (diagonal, sum(map(sum, confusion))) != (score.correct, self.samples):
+                raise ValueError(f"{name}: the confusion matrix is of other counts")
+            if [len(row) for row in score.bias_correct] != [len(row) for row in score.bias_count]:
+                raise ValueError(f"{name}: bias_correct and bias_count differ in shape")
+            right, count = (list(chain(*m)) for m in (score.bias_correct, score.bias_count))
+            if any(c > n for c, n in zip(right, count, strict=True)):
+                raise ValueError(f"{name}: bias_correct is larger than bias_count")
         return self
 
 
@@ -69,6 +101,18 @@ class Results(_Read):
     checkpoints: dict[str, Checkpoint]
     """By 'best' and 'last'."""
 
+    @model_validator(mode="after")
+    def _same_classes(self) -> Results:
+        for checkpoint in self.checkpoints.values():
+            for name, split in checkpoint.splits.items():
+                for network, score in split.networks.items():
+                    if score.confusion and len(score.confusion) != len(self.classes):
+                        raise ValueError(
+                            f"{name}/{network}: a confusion matrix of {len(score.confusion)} "
+                            f"classes, there are {len(self.classes)}"
+                        )
+        return self
+
 
 @dataclass(frozen=True)
 class Run:
@@ -78,6 +122,7 @@ class Run:
     config: Config | None = None
     results: Results | None = None
     problem: str | None = None
+    folder: Path = Path()
 
 
 @dataclass
@@ -90,8 +135,13 @@ class Group:
     """What they share, as texts by dotted key."""
     runs: list[Run] = field(default_factory=list)
     """Those with results, each with seeds of its own."""
-    missing: int = 0
+    without: list[Run] = field(default_factory=list)
     """Those without."""
+
+    @property
+    def missing(self) -> int:
+        """Return the number of runs without results."""
+        return len(self.without)
 
     @property
     def networks(self) -> list[str]:
@@ -104,16 +154,36 @@ class Group:
         """Return whether 'best' was chosen on test data."""
         return any(run.results.chosen_on == "oracle" for run in self.runs if run.results)
 
+    @property
+    def counting(self) -> str:
+        """Return the checkpoint that counts: the best, unless test data chose it."""
+        return "last" if self.is_oracle else "best"
+
     def figure(self, checkpoint: str, split: str, network: str) -> Figure | None:
         """Return the accuracy over the runs, or None where no run has one."""
         found = [
-            (part.networks[network].accuracy, part.samples)
+            (score.accuracy, samples)
+            for _, score, samples in self.scores(checkpoint, split, network)
+        ]
+        return Figure.of(*zip(*found, strict=True)) if found else None
+
+    def unbiased(self, checkpoint: str, split: str, network: str) -> Figure | None:
+        """Return the accuracy over cells of class and texture, None where no run has one."""
+        scores = self.scores(checkpoint, split, network)
+        values = tuple(s.unbiased for _, s, _ in scores if s.unbiased is not None)
+        if len(values) == 1:  # a mean over cells has no binomial error
+            return Figure(values, values[0], math.nan, (math.nan, math.nan))
+        return Figure.of(values, ()) if values else None
+
+    def scores(self, checkpoint: str, split: str, network: str) -> list[tuple[Run, Score, int]]:
+        """Return the score of each run that has one, with the number of samples."""
+        return [
+            (run, part.networks[network], part.samples)
             for run in self.runs
             if run.results and checkpoint in run.results.checkpoints
             for name, part in run.results.checkpoints[checkpoint].splits.items()
             if name == split and network in part.networks
         ]
-        return Figure.of(*zip(*found, strict=True)) if found else None
 
 
 @dataclass(frozen=True)
@@ -123,48 +193,106 @@ class Figure:
     values: tuple[float, ...]
     mean: float
     error: float
-    """One run: binomial standard error sqrt(p(1-p)/n). Several: their standard deviation."""
+    """One run: binomial standard error sqrt(p(1-p)/n), NaN where there is none. Several: their
+    standard deviation."""
+    interval: tuple[float, float]
+    """95 %. One run: Wilson's for its test samples, which knows nothing of other seeds. Several:
+    Student's for the mean over seeds, cut to [0, 1]."""
 
     @classmethod
     def of(cls, values: tuple[float, ...], samples: tuple[int, ...]) -> Figure:
         """Summarise the accuracies of runs, each measured on so many samples."""
         mean = float(np.mean(values))
         if len(values) > 1:
-            return cls(values, mean, float(np.std(values, ddof=1)))
-        return cls(values, mean, math.sqrt(mean * (1 - mean) / samples[0]))
+            spread = float(np.std(values, ddof=1))
+            low, high = student(values)
+            return cls(values, mean, spread, (max(0.0, low), min(1.0, high)))
+        error = math.sqrt(mean * (1 - mean) / samples[0])
+        return cls(values, mean, error, _wilson(mean, samples[0]))
 
     def __str__(self) -> str:
         """Return percent, the error of a single run in parentheses."""
+        if math.isnan(self.error):
+            return f"{100 * self.mean:.1f}"
         error = f"{100 * self.error:.1f}"
         return f"{100 * self.mean:.1f} " + (f"± {error}" if len(self.values) > 1 else f"({error})")
 
 
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Return Student's 95 % interval for the mean of at least two values."""
+    from scipy.special import stdtrit  # importing scipy.stats would take a second
+
+    n = len(values)
+    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def _wilson(p: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval for a share p of n samples."""
+    z2 = 1.959963984540054**2
+    centre, half = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) + z2 / (4 * n)) / n)
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
 def read_run(folder: Path) -> Run:
     """Read a run's folder; whatever is wrong with it becomes its ``problem``."""
-    name, config = folder.name, None
+    # The folder may be given as '.' or end in '..'.
+    name, config = folder.resolve().name, None
+
+    def without(problem: str) -> Run:
+        # Names, values and messages come from files that anyone may have written.
+        return Run(name, config, problem=plain(problem, 300), folder=folder)
+
     try:
         (folder / "config.yaml").stat()  # a missing one is no name of a shipped configuration
+    except FileNotFoundError:
+        return without("no run here (config.yaml: No such file or directory)")
+    except OSError as error:
+        return without(f"config.yaml: {error.strerror}")
+    try:
         config = validate(read_config_file(str(folder / "config.yaml")))
-        state = json.loads((folder / "state.json").read_bytes())
+        state = json.loads(_read(folder / "state.json"))
         status = state.get("status") if isinstance(state, dict) else None
         if status != "finished":
-            return Run(name, config, problem=f"unfinished (status {status!r})")
-        results = Results.model_validate_json((folder / "results.json").read_bytes())
+            return without(f"unfinished (status {status!r})")
+        results = Results.model_validate_json(_read(folder / "results.json"))
     except ConfigError as error:
-        return Run(name, problem=f"config.yaml: {error}")
+        return without(f"config.yaml: {error}")
     except OSError as error:
-        missing = Path(str(error.filename)).name
-        return Run(name, config, problem=f"{missing}: {error.strerror}")
+        return without(f"{Path(str(error.filename)).name}: {error.strerror}")
+    except DataShardsError as error:
+        return without(str(error))
     except ValidationError as invalid:
         error_place = ".".join(map(str, invalid.errors()[0]["loc"]))
-        reason = f"results.json: {error_place}: {invalid.errors()[0]['msg']}"
-        return Run(name, config, problem=f"damaged ({reason})")
+        return without(f"damaged (results.json: {error_place}: {invalid.errors()[0]['msg']})")
     except (ValueError, RecursionError):
-        return Run(name, config, problem="damaged (state.json is not JSON)")
+        return without("damaged (state.json is not JSON)")
     if (results.method, results.dataset) != (config.method.name, config.data.dataset):
         told = f"{results.method} on {results.dataset}"
-        return Run(name, config, problem=f"damaged (results.json is of {told})")
-    return Run(name, config, results)
+        return without(f"damaged (results.json is of {told})")
+    if not any(c.splits for c in results.checkpoints.values()):
+        return without("finished without test figures")
+    return Run(name, config, results, folder=folder)
+
+
+def _read(path: Path) -> bytes:
+    path.stat()  # a missing file is told by its OSError, which names it
+    with open_regular(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise DataShardsError(f"{path.name}: larger than {_LARGEST >> 20} MB, no run writes that")
+    return content
+
+
+def plain(text: object, longest: int = 120) -> str:
+    """Return text of unknown origin as one line that is safe on a terminal and in a file.
+
+    Control characters, line ends and what has no UTF-8 become '\ufffd'; the rest beyond
+    ``longest`` characters becomes '…'.
+    """
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
@@ -188,7 +316,7 @@ def _settings(config: Config, results: Results | None) -> dict[str, str]:
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Group runs that differ in their seeds alone; return the groups and notes on other runs."""
     groups: list[Group] = []
-    notes = [f"{run.name}: {run.problem}" for run in runs if run.problem]
+    notes = [f"{plain(run.name)}: {run.problem}" for run in runs if run.problem]
     # Runs without results come last, to be counted with the seeds that they were meant to join.
     for run in sorted(runs, key=lambda run: run.results is None):
         if run.config is None:
@@ -199,10 +327,11 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             group = Group(run.config.method.name, run.config, settings)
             groups.append(group)
         if run.results is None:
-            group.missing += 1
+            group.without.append(run)
         elif twin := next((r for r in group.runs if _seeds(r) == _seeds(run)), None):
             # Counting it as another seed would make the spread look smaller than it is.
-            notes.append(f"{run.name}: left out, it repeats the seeds of {twin.name}")
+            repeated = f"it repeats the seeds of {plain(twin.name)}"
+            notes.append(f"{plain(run.name)}: left out, {repeated}")
         else:
             group.runs.append(run)
     groups.sort(key=lambda group: list(METHODS).index(group.config.method.name))
@@ -210,7 +339,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         name = group.config.method.name
         same = [g.settings for g in groups if g.config.method.name == name]
         varied = [k for k, v in group.settings.items() if any(o.get(k) != v for o in same)]
-        group.label = ", ".join([name, *(f"{key} {group.settings[key]}" for key in varied)])
+        group.label = ", ".join([name, *(f"{key} {plain(group.settings[key])}" for key in varied)])
     return groups, notes
 
 
