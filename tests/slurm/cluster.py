@@ -163,7 +163,7 @@ class Cluster:
         """Return all that SLURM says of a job."""
         return self.run("scontrol", "show", "job", "--oneliner", job)
 
-    def wait(self, job: str, seconds: float = 280) -> str:
+    def wait(self, job: str, seconds: float = 500) -> str:
         """Wait until a job has ended and return its state."""
         running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
         wait_until(lambda: self.state(job) not in running, f"job {job} has ended", seconds)

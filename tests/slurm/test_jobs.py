@@ -11,7 +11,7 @@ import yaml
 from tests.data_shards.trees import NINE, train_images, val_images
 from tests.slurm.runs import ROOT, configuration, state
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 ARRAY = ["launch/array.sbatch", "launch/env.sh", sys.executable]
 

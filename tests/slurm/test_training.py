@@ -21,7 +21,7 @@ from tests.slurm.runs import (
     wait_for_step,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
