@@ -65,14 +65,6 @@ def submit(words: Sequence[str]) -> str:
     return job
 
 
-def is_queued(job: str) -> bool:
-    """Return whether a job waits or runs; no if SLURM does not know it any more."""
-    try:
-        return bool(_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
-    except ConfigError:
-        return False
-
-
 def _slurm(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
+from launch.jobs import job_states
 from launch.record import Record, read_record, write_record
-from launch.sbatch import check_words, is_queued, render, resource_lines, safe_path, submit
+from launch.sbatch import check_words, render, resource_lines, safe_path, submit
 from rebias_dist.cli import parse_train
 from rebias_dist.config import Config
 from rebias_dist.config_files import differences, to_yaml
@@ -151,7 +152,7 @@ def _check_run(config: Config, folder: Path) -> None:
                 f"({'; '.join(changed)}); choose another name"
             )
     record = read_record(folder)
-    if record is not None and record.job is not None and is_queued(record.job):
+    if record is not None and record.job is not None and job_states([record.job]):
         raise ConfigError(
             f"name: job {record.job} of the run {folder} is in the queue; cancel it, or choose "
             "another name"
