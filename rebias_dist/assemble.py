@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data_shards.manifest import Normalize
 from rebias_dist import models
 from rebias_dist.config import Config, DataConfig, NetworkConfig
 from rebias_dist.data import (
@@ -137,8 +138,9 @@ def eval_transform(config: Config) -> Transform:
 class Normalise:
     """Maps uint8 images ``[b, 3, H, W]`` to what the networks take, on the images' device."""
 
-    def __init__(self, dataset: ShardDataset, precision: Precision) -> None:
-        constants = dataset.manifest.normalize
+    def __init__(self, dataset: ShardDataset | Normalize, precision: Precision) -> None:
+        """Take the constants of a data set, or the constants themselves."""
+        constants = dataset if isinstance(dataset, Normalize) else dataset.manifest.normalize
         mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
         self._mean = _per_channel(255 * mean, precision)
         self._scale = _per_channel(1 / (255 * std), precision)
@@ -211,6 +213,7 @@ def build_players(
             optimizer=config.optimizer,
             precision=precision,
             unused=name != "f" and not config.method.update_g_cls,
+            skips=config.faults.non_finite_limit if config.faults.non_finite == "skip" else 0,
         )
         for name, network in networks.items()
     }
