@@ -108,7 +108,10 @@ class Supervisor:
         """Supervise the run to its end; return the exit code."""
         adopt_orphans()
         for number in _SIGNALS:
-            signal.signal(number, self._receive)
+            # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
+            shielded = signal.getsignal(number) == signal.SIG_IGN
+            if number == signal.SIGUSR2 or not shielded:
+                signal.signal(number, self._receive)
         try:
             return self._attempts()
         except OSError as error:

@@ -15,10 +15,10 @@ from tests.faults.processes import DEADLINE, Started, outliving
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def started(*words: str, cwd: Path, **environment: str) -> Started:
-    """Start ``python -m launch`` with these words."""
+def started(*words: str, cwd: Path, before: Sequence[str] = (), **environment: str) -> Started:
+    """Start ``python -m launch`` with these words, by way of a command ``before`` it."""
     environment.setdefault("PYTHONPATH", str(ROOT))
-    return Started([sys.executable, "-m", "launch", *words], cwd, **environment)
+    return Started([*before, sys.executable, "-m", "launch", *words], cwd, **environment)
 
 
 def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

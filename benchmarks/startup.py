@@ -1,0 +1,69 @@
+"""How long do the commands take that somebody waits for at a terminal?
+
+    python -m benchmarks.startup [--quick] [--runs 200]
+
+Whole processes: starting Python is a part of each and the yardstick, importing torch is what they
+must not do. The list is that of 200 finished runs with a thousand entries of metrics each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.harness import Benchmark, in_turn
+
+_ROOT = Path(__file__).resolve().parent.parent
+_COMMANDS = {
+    "import torch": ["-c", "import torch"],
+    "rebias-train --help": ["-m", "rebias_dist.train", "--help"],
+    "rebias-shards --help": ["-m", "data_shards", "--help"],
+    "rebias-launch --help": ["-m", "launch", "--help"],
+    "rebias-launch list": ["-m", "launch", "list"],
+}
+
+
+def make_runs(runs: Path, count: int) -> None:
+    """Make the folders of finished runs."""
+    for number in range(count):
+        folder = runs / f"run-{number:04d}"
+        folder.mkdir(parents=True)
+        state = {"method": "rebias", "status": "finished", "step": 1000, "total_steps": 1000}
+        (folder / "state.json").write_text(json.dumps({**state, "updated": time.time()}))
+        (folder / "lock").touch()
+        steps = ({"step": k, "f/loss": 0.5, "f/accuracy": 0.9, "g0/loss": 0.5} for k in range(1000))
+        lines = [*map(json.dumps, steps), json.dumps({"step": 999, "unbiased/f_accuracy": 0.4})]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    def count(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--runs", type=int, default=200)
+
+    run = Benchmark("startup", __doc__, count)
+    with tempfile.TemporaryDirectory() as folder:
+        make_runs(Path(folder) / "runs", run.options.runs)
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+
+        def command(*words: str) -> None:
+            subprocess.run(
+                [sys.executable, *words], cwd=folder, env=environment, check=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+
+        programs = {"python -c pass": lambda: command("-c", "pass")}
+        programs |= {name: lambda w=words: command(*w) for name, words in _COMMANDS.items()}
+        times = in_turn(programs, least=3 if run.options.quick else 11, seconds=0.0)
+    table = run.table("Milliseconds, median (smallest)", "command", "time")
+    for name, taken in times.items():
+        label = f"{name} of {run.options.runs} runs" if name.endswith(" list") else name
+        table.add(label, taken)
+    run.record()
+
+
+if __name__ == "__main__":
+    main()

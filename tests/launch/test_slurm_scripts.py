@@ -1,0 +1,109 @@
+"""Batch scripts: what is in them, what is refused, and what follows when the ranks have ended."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.slurm_verdict import judge
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def slurm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", "slurm", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_the_script_can_be_read_and_is_bash(tmp_path, by):
+    limits = ["--time=2-00:00:00", "--partition=gpu,gpu2", "--account=lab_1", "--cpus-per-rank=6"]
+    layout = ["--nodes=4", "--gpus-per-node=2", f"--by={by}", "--warning=300"]
+    where = ["--name=first", f"--runs-dir={tmp_path / 'runs'}"]
+    shown = slurm("biased_mnist/demo", *layout, *limits, *where, "--dry-run", "--", "--mem=0")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    tasks, cpus = (1, 12) if by == "torchrun" else (2, 6)
+    for expected in (
+        *("--nodes=4", "--gpus-per-node=2", f"--ntasks-per-node={tasks}"),
+        *(f"--cpus-per-task={cpus}", "--signal=USR2@300", "--requeue", "--job-name=first"),
+        *("--time=2-00:00:00", "--partition=gpu,gpu2", "--account=lab_1"),
+        f"--output={tmp_path}/runs/first/logs/slurm-%j.out",
+    ):
+        assert f"#SBATCH {expected}" in lines
+    checked = subprocess.run(["bash", "-n"], input=shown.stdout, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    # Nothing was submitted, nothing written.
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
+def test_the_other_scripts_are_bash(script):
+    subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--name=x; touch y"], "name: 'x; touch y'"),
+        (["--name=x\ny"], "name"),
+        (["--name=../up"], "name"),
+        (["--name=$(id)"], "name"),
+        (["--runs-dir=runs with blanks"], "runs_dir"),
+        (["--runs-dir=a;b"], "runs_dir"),
+        (["--partition=gpu\n#SBATCH --wrap=id"], "--partition"),
+        (["--account=$(id)"], "--account"),
+        (["--time=1 2"], "--time"),
+        (["--env=/nowhere/env.sh"], "--env"),
+        (["--nodes=0"], "--nodes: 0"),
+        (["--nodes=64", "--gpus-per-node=8"], "micro_batch"),
+        (["--ranks-per-node=2"], "--ranks-per-node"),
+        (["--set=optimizer.lr"], "--set"),
+        (["--set=name=other"], "--set"),
+        (["--set=optimizer.lr=-1"], "optimizer.lr"),
+        (["--", "--wrap=id"], "--wrap=id"),
+        (["--", "other.sbatch"], "other.sbatch"),
+        (["--", "--comment=a\nb"], "--comment"),
+        (["--by=mpirun"], "--by"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_exit_code_2(tmp_path, words, named):
+    place = [] if any("runs-dir" in word for word in words) else [f"--runs-dir={tmp_path}/runs"]
+    refused = slurm("biased_mnist/demo", *place, *words, PATH="/nowhere")
+    assert refused.returncode == 2, refused.stderr
+    assert named.encode("unicode_escape").decode() in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_slurm(tmp_path):
+    said = slurm("biased_mnist/demo", f"--runs-dir={tmp_path / 'runs'}", PATH="/nowhere")
+    assert said.returncode == 2
+    assert "sbatch: not found" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("codes", "launcher", "began", "expected"),
+    [
+        ({0}, 0, True, 0),
+        ({75}, 75, True, 75),
+        ({75}, 1, True, 75),  # torchrun returns 1 for any
+        ({2}, 2, False, 2),
+        ({2}, 1, False, 2),
+        ({3, 1}, 3, True, 3),
+        ({1}, 1, True, 75),  # the run counts its failures itself
+        (set(), 137, True, 75),  # killed
+        ({1}, 1, False, 1),  # before it could count
+        (set(), 2, False, 2),  # the script of a node refused
+    ],
+)
+def test_what_follows_when_the_ranks_have_ended(codes, launcher, began, expected):
+    assert judge(codes, launcher, began) == expected
