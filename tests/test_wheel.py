@@ -24,12 +24,16 @@ def test_configurations_and_class_files_are_inside_tests_are_not(wheel):
     configs = {str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml")}
     assert {f"rebias_dist/configs/{name}" for name in configs} <= names
     modules = [
-        p for package in ("rebias_dist", "data_shards") for p in ROOT.glob(f"{package}/**/*.py")
+        p
+        for package in ("rebias_dist", "data_shards", "launch")
+        for p in ROOT.glob(f"{package}/**/*.py")
     ]
     assert {str(p.relative_to(ROOT)) for p in modules} <= names
     assert {"data_shards/classes/imagenet9.csv", "rebias_dist/py.typed"} <= names
+    templates = {"torchrun.sbatch", "srun.sbatch", "array.sbatch", "env.sh", "imagenet9.sh"}
+    assert {f"launch/{name}" for name in templates} <= names
     tops = {name.split("/")[0] for name in names if "dist-info" not in name}
-    assert tops == {"rebias_dist", "data_shards"}
+    assert tops == {"rebias_dist", "data_shards", "launch"}
 
 
 def test_it_trains_from_an_empty_folder(wheel, tmp_path):
