@@ -62,14 +62,14 @@ class Metrics:
         total = samples.detach().sum(dtype=torch.float64)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
 
-    def reduce(self, samples: int, group: dist.ProcessGroup | None = None) -> dict[str, float]:
+    def reduce(self, samples: int) -> dict[str, float]:
         """Return all values, per sample of the global batch; a collective."""
         names = sorted(self.sums)
         found: dict[str, float] = {}
         if names:
             sums = torch.stack([self.sums[name] for name in names])
             if dist.is_initialized():
-                dist.all_reduce(sums, group=group)
+                dist.all_reduce(sums)
             found = dict(zip(names, (sums / samples).tolist(), strict=True))
         found |= {name: float(value) for name, value in self.values.items()}
         for network, parts in sorted(self.objectives.items()):

@@ -311,7 +311,7 @@ def _train(
 
                 # ------------------------------------------------------------ what it found
                 if run.step % config.log.every_steps == 0 or run.step == layout.total_steps:
-                    values = found.reduce(layout.N, consensus.group)
+                    values = found.reduce(layout.N)
                     values |= run.constants() | meter.read()
                     telemetry.scalars(run.step, values, epoch=epoch)
                     text = " ".join(f"{n} {values[n]:.4f}" for n in values if n.endswith("/loss"))

@@ -147,6 +147,8 @@ class Features:
 def _shape_problem(x: Tensor) -> str | None:
     if x.ndim != 2:
         return f"features must be rows (n, d), got shape {tuple(x.shape)}"
+    if x.shape[1] == 0:
+        return "features must have a width, got rows of 0 numbers"
     if x.dtype not in _DTYPES:
         return f"features must be floating point, got {x.dtype}; cast them first"
     return None

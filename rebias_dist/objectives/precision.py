@@ -15,6 +15,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """
     backend = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
     before = backend.fp32_precision
+    backend.fp32_precision = "none"  # what it says now is inherited
+    if backend.fp32_precision == before:
+        before = "none"
     backend.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):

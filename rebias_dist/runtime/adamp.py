@@ -141,11 +141,15 @@ def _factors(
         parts.append(torch.stack([along, moved, *norms]))
     along, moved, g_norm, p_norm = torch.cat(parts, dim=1)
 
-    channels = torch.tensor([len(p) for p, _, _ in matrices], device=along.device)
-    sizes = torch.tensor([p.numel() for p, _, _ in matrices], device=along.device)
+    # By way of the host's pinned memory, so that the host does not wait for the copy.
+    lengths = torch.tensor([[len(p), p.numel()] for p, _, _ in matrices])
+    if along.is_cuda:
+        lengths = lengths.pin_memory().to(along.device, non_blocking=True)
+    channels, sizes = lengths.T.contiguous()
 
     def reduced(values: Tensor, how: str) -> Tensor:
-        return torch.segment_reduce(values, how, lengths=channels)
+        # Unsafe: it trusts the lengths instead of having the host look at them.
+        return torch.segment_reduce(values, how, lengths=channels, unsafe=True)
 
     def of_channels(values: Tensor) -> Tensor:
         return values.repeat_interleave(channels, output_size=len(along))

@@ -62,13 +62,13 @@ class RunningStatistics:
             parts += [layer.running_mean, layer.running_var]
         return torch.cat([part.detach().double() for part in parts])
 
-    def commit(self, micro_batches: int, group: dist.ProcessGroup | None = None) -> None:
+    def commit(self, micro_batches: int) -> None:
         """Set the buffers to the mean over the step's ``micro_batches``; a collective."""
         if not self._layers:
             return
         total = self._sum if self._sum is not None else torch.zeros_like(self._flatten())
         if dist.is_initialized():
-            dist.all_reduce(total, group=group)
+            dist.all_reduce(total)
         total /= micro_batches
         for layer in self._layers:
             for buffer in (layer.running_mean, layer.running_var):

@@ -23,6 +23,35 @@ def _all_asked(sizes: list[int]) -> list:
     return [_asked(b) for b in sizes]
 
 
+def _pending_when_g_runs() -> list[bool]:
+    """Whether f's features were still on their way at each forward of g before its update."""
+    import torch.distributed as dist
+
+    from benchmarks.step import CONVNETS, RADII, batches_of, build_game
+
+    game = build_game(CONVNETS, N, 4)
+    gathered, pending = [], []
+    gather, forward = game._gather, game.gs[0].forward
+
+    def remember(features):
+        gathered.append(gather(features))
+        return gathered[-1]
+
+    def look(images, *, gradient):
+        if len(gathered) == 1:
+            pending.append(gathered[0].gathered._work is not None)
+        return forward(images, gradient=gradient)
+
+    game._gather, game.gs[0].forward = remember, look
+    mine = batches_of(N, 4, 8)[dist.get_rank() :: dist.get_world_size()]
+    game.step(mine, 0, RADII)
+    return pending
+
+
+def test_features_of_f_travel_while_g_runs():
+    assert run_ranks(2, _pending_when_g_runs) == [[True, True]] * 2
+
+
 @pytest.mark.parametrize(("world", "sizes"), [(2, [12, 6, 3]), (3, [8, 6, 2])])
 def test_collectives_of_a_step_are_those_counted(world, sizes):
     for found in run_ranks(world, _all_asked, sizes):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rebias_dist.errors import ConfigError, NonFiniteError
-from rebias_dist.objectives import LOCAL, gather_features, hsic
+from rebias_dist.objectives import LOCAL, gather_features, hsic, tiles
 from tests.objectives import reference
 from tests.objectives.reference import assert_equal_to, dependent
 
@@ -241,7 +241,7 @@ def test_refusals():
     for arguments, options, message in (
         ((x[:3], y[:3], 1.0, 1.0), {}, "at least 4 rows in the global batch, got 3"),
         ((x[:0], y[:0], 1.0, 1.0), {"estimator": "biased"}, "at least 1 rows"),
-        ((x, y, 0.0, 1.0), {}, "sigma_x must be a positive number, got 0.0"),
+        ((x, y, 0.0, 1.0), {}, "sigma_x must lie between 1e-18 and 1e18, got 0.0"),
         ((x, y, 1.0, float("nan")), {}, "sigma_y"),
         ((x, y, 1.0, 1.0), {"tile": 0}, "tile"),
         ((x, y, 1.0, 1.0), {"estimator": "plugin"}, "estimator"),
@@ -260,3 +260,54 @@ def test_refusals():
             hsic(left, right, 1.0, 1.0)
     with pytest.raises(ValueError, match="counts must list the rows of 1 ranks"):
         gather_features(x, counts=[4, 4])
+
+
+def test_far_clusters_lose_the_documented_digits_in_float32_and_none_in_float64():
+    torch.manual_seed(0)
+    sigma = 1.5
+    for apart in (30.0, 300.0):
+        centres = apart * torch.eye(4, dtype=torch.float64).repeat_interleave(12, 0)
+        x, y = (centres + 0.3 * torch.randn_like(centres) for _ in range(2))
+        exact = value_and_gradients(reference.unbiased, x, y, sigma, sigma)
+        double = value_and_gradients(hsic, x, y, sigma, sigma)
+        single = value_and_gradients(hsic, x.float(), y.float(), sigma, sigma)
+        farthest = float((x - x.mean(0)).square().sum(1).max())
+        for name, a, b, e in zip(("H", "∂x", "∂y"), single, double, exact, strict=True):
+            scale = float(e.abs().max())
+            off = float((a.double() - e).abs().max()) / scale
+            print(f"clusters {apart} apart, {name}: off by {off:.1e} in float32")
+            assert off < 10 * farthest * 1.2e-7 / sigma**2
+            assert float((b - e).abs().max()) / scale < 1e-9
+
+
+def test_a_detached_side_costs_nothing_and_small_kernels_are_kept(monkeypatch):
+    x, y = (torch.randn(40, 8) for _ in range(2))
+    calls = {"tile": 0, "times_kernel": 0}
+
+    def counted(name):
+        original = getattr(tiles.Side, name)
+
+        def call(self, *arguments):
+            calls[name] += 1
+            return original(self, *arguments)
+
+        monkeypatch.setattr(tiles.Side, name, call)
+
+    counted("tile")
+    counted("times_kernel")
+    # (x and y need gradients, one tile?): kernels computed, products M = U(L) ∘ K formed
+    for needs, tile, expected in (
+        ((True, True), 64, {"tile": 2, "times_kernel": 2}),
+        ((True, False), 64, {"tile": 2, "times_kernel": 1}),
+        ((False, False), 64, {"tile": 2, "times_kernel": 0}),
+        ((True, True), 20, {"tile": 12, "times_kernel": 6}),  # three blocks, kernels twice
+        ((False, True), 20, {"tile": 12, "times_kernel": 3}),
+    ):
+        calls.update(tile=0, times_kernel=0)
+        sides = [
+            side.clone().requires_grad_(need) for side, need in zip((x, y), needs, strict=True)
+        ]
+        value = hsic(*sides, 2.0, 2.0, tile=tile)
+        if any(needs):
+            value.backward()
+        assert calls == expected, (needs, tile)
