@@ -11,13 +11,13 @@ from rebias_dist.errors import RebiasError
 _TIMEOUT = 20.0  # seconds for an answer
 
 
-def job_states(jobs: Sequence[str]) -> dict[str, str]:
+def job_states(jobs: Sequence[str]) -> dict[str, str] | None:
     """Return the states (PENDING, RUNNING ...) of those jobs that the queue still knows.
 
-    Empty where there is no SLURM or it does not answer: then the runs' own files have to do.
+    None where there is no SLURM or it does not answer: then the runs' own files have to do.
     """
     if not jobs or shutil.which("squeue") is None:
-        return {}
+        return None
     # All of the user's jobs: with --jobs, one that is long forgotten would be an error.
     command = ["squeue", "--me", "--noheader", "--format=%A %T"]
     try:
@@ -25,7 +25,7 @@ def job_states(jobs: Sequence[str]) -> dict[str, str]:
             command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return None
     found = dict(line.split()[:2] for line in asked.stdout.splitlines() if len(line.split()) >= 2)
     return {job: found[job] for job in jobs if job in found}
 

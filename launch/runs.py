@@ -107,7 +107,7 @@ def look_at(folders: Iterable[Path]) -> list[Run]:
     return [_look_at(folder, record, jobs) for folder, record in found]
 
 
-def _look_at(folder: Path, record: Record | None, jobs: dict[str, str]) -> Run:
+def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -> Run:
     path = folder / "state.json"
     state = read_json(path)
     launcher = lock_holder(lock_path(folder))
@@ -123,17 +123,19 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str]) -> Run:
         status = said if said in _AT_WORK else "starting"
     elif launcher is not None:
         status = "starting" if state is None else "restarting"
-    elif job is not None and job in jobs:
+    elif job is not None and jobs is not None and job in jobs:
         pending = jobs[job] in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
         status = "queued" if pending else said if said in _AT_WORK else "starting"
     elif said in _ENDED:
         status = str(said)
     elif said in _AT_WORK:
+        # The queue's word counts; where there is none, another machine's news do.
         elsewhere = host is not None and host != platform.node()
-        if elsewhere and age is not None and age < _SILENT and job is None:
+        hearsay = elsewhere and (job is None or jobs is None)
+        if hearsay and age is not None and age < _SILENT:
             status = str(said)
         else:
-            status = "silent" if elsewhere and job is None else "dead"
+            status = "silent" if hearsay else "dead"
     elif path.exists() or path.is_symlink():
         status = "damaged"
     else:

@@ -81,7 +81,8 @@ def _stop_job(name: str, job: str, timeout: float) -> int:
     cancel(job)
     print(f"{name}: job {job} is cancelled", flush=True)
     deadline = time.monotonic() + timeout
-    while job in job_states([job]):
+    # Without an answer of the queue it may still be there.
+    while (known := job_states([job])) is None or job in known:
         if time.monotonic() > deadline:
             raise RebiasError(f"job {job}: still in the queue after {timeout:g} s; see squeue")
         time.sleep(1.0)
