@@ -27,7 +27,8 @@ def command_of(config: Config) -> str | None:
     """Return a command line, safe to paste into a shell, whose configuration is this one.
 
     It names the shipped configuration that is nearest and sets the rest by flags; the name and
-    the folder of runs are left out. None where flags cannot say it: they unset no text.
+    the folder of runs are left out. None where flags cannot say it: they unset no text, and a
+    text with control characters is for no terminal.
     """
     wanted = config.model_dump()
     found: list[tuple[str, list[str]]] = []
@@ -75,7 +76,7 @@ def _flags(
 
 
 def _raw(value: str | None) -> str:
-    if value is None:
+    if value is None or not value.isprintable():
         raise _CannotSay
     return value
 
@@ -83,4 +84,6 @@ def _raw(value: str | None) -> str:
 def _as_yaml(value: Any) -> str:
     if isinstance(value, str) and value.isalnum() and parse_yaml(value, "") == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    # YAML reads JSON, but for characters that it wants escaped.
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
