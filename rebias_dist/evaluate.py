@@ -1,7 +1,7 @@
-"""The command ``rebias-evaluate``: a run's table again, from its checkpoints.
+"""The command ``rebias-evaluate``: any checkpoints on any shards, each sample once.
 
-It also evaluates checkpoints in the public ReBias code's format. The figures themselves are
-made in :mod:`rebias_dist.runtime.evaluation`.
+The figures themselves are made in :mod:`rebias_dist.runtime.evaluation`; this module reads the
+command line and prints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rebias_dist import results
 from rebias_dist.cli import (
     OneLineParser,
     add_config_flags,
@@ -22,123 +21,180 @@ from rebias_dist.cli import (
     run_cli,
 )
 from rebias_dist.config import Config
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.runtime.placement import is_rank_zero
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
 if TYPE_CHECKING:
     import torch
 
+    from rebias_dist.evaluation.subjects import Named
     from rebias_dist.runtime.consensus import Consensus
 
 _EPILOG = """examples:
-  rebias-evaluate runs/demo                       the table of a run, from its checkpoints
+  rebias-evaluate runs/demo                       a run's last and best checkpoint on its test data
+  rebias-evaluate runs/a runs/b --csv             several, every figure with its interval
   torchrun --nproc_per_node=2 -m rebias_dist.evaluate runs/demo
+  rebias-evaluate runs/demo/checkpoints/step-000000840
+  rebias-evaluate runs/nine --on shards/imagenet9/val --on shards/imagenet9-c
+                                                  other shards; a folder of splits is all of them
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
+_OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     values, where, default = read_file_of(argv)
     parser = OneLineParser(
         prog="rebias-evaluate",
-        usage="rebias-evaluate RUN_OR_FILE [--json] [--config NAME_OR_FILE] [--FIELD VALUE ...]",
-        description="Evaluate a run, or a checkpoint in the public ReBias code's format.",
+        usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--json | --csv] "
+        "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        description="Evaluate runs, and checkpoints in the public ReBias code's format.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN_OR_FILE", help="a run's folder, or a public checkpoint")
+    parser.add_argument(
+        "checkpoints",
+        metavar="RUN_OR_FILE",
+        nargs="+",
+        help="a run's folder, a step's folder in its checkpoints/, or a public checkpoint",
+    )
+    parser.add_argument(
+        "--on",
+        metavar="[NAME=]FOLDER",
+        action="append",
+        default=[],
+        help="shards of a split, or a folder of such (all but train); may be given several times; "
+        "unset: the test splits of the run. Their classes may be some of the networks'",
+    )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
     add_config_flags(parser, values)
     arguments = parser.parse_args(argv)
-    given = [key for key in vars(arguments) if key not in ("run", "json", "config", "data.root")]
-    if Path(arguments.run).is_dir():
-        if not default or given:
-            raise ConfigError(
-                f"{arguments.run}: a run brings its own configuration, but for --data.root; "
-                f"leave out {'--config' if not default else '--' + given[0]}"
-            )
-        return arguments, None
-    if not Path(arguments.run).is_file():
-        raise ConfigError(f"{arguments.run}: no such run or checkpoint")
-    if default:
+    if arguments.json and arguments.csv:
+        raise ConfigError("--json and --csv: give one of them")
+    given = [key for key in vars(arguments) if key not in _OWN]
+    files = [path for path in arguments.checkpoints if Path(path).is_file()]
+    if files and default:
         raise ConfigError(
-            f"{arguments.run}: a checkpoint file needs --config, which says what its networks are"
+            f"{files[0]}: a checkpoint file needs --config, which says what its networks are"
         )
+    if not files and (given or not default):
+        run = arguments.checkpoints[0]
+        if not Path(run).is_dir():
+            raise ConfigError(f"{run}: no such run or checkpoint")
+        raise ConfigError(
+            f"{run}: a run brings its own configuration, but for --data.root; "
+            f"leave out {'--config' if not default else '--' + given[0]}"
+        )
+    if not files:
+        return arguments, None
+    if arguments.on and "data.root" not in vars(arguments) and not _has_root(values):
+        # The configuration of a data set has to say where it lies; here --on does.
+        setattr(arguments, "data.root", str(Path(arguments.on[0].rpartition("=")[2]).parent))
     return arguments, resolve_config(arguments, values, where)
 
 
-def _evaluate_run(
-    run: str, root: str | None, device: torch.device, consensus: Consensus
-) -> tuple[dict[str, Any], int]:
-    from rebias_dist.assemble import Normalise, data_root, open_data
-    from rebias_dist.runtime.evaluation import evaluate_splits
-    from rebias_dist.runtime.loaded_run import load_run
-    from rebias_dist.runtime.precision import Precision
-
-    found: dict[str, Any] = {}
-    for choice in ("last", "best"):
-        with consensus.together():
-            loaded = load_run(run, choice, str(device))
-            config = loaded.config
-            data = open_data(config, Path(root) if root else data_root(config))
-            data.check_digests(loaded.digests)
-        if len(set(consensus.gather(loaded.step))) > 1:
-            raise ConfigError(
-                f"{run}: the ranks see different {choice} checkpoints; is the run still going on?"
-            )
-        if "last" in found and found["last"]["step"] == loaded.step:
-            found[choice] = found["last"]
-            continue
-        networks = {"f": loaded.f} if loaded.f is not None else {}
-        networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
-        precision = Precision(config.precision, device)
-        normalise = Normalise(data.train, precision)
-        splits = evaluate_splits(
-            networks, config, data.tests, normalise, precision, loaded.radii, consensus
-        )
-        found[choice] = {"step": loaded.step, "splits": splits}
-    return found, len(data.classes)
+def _has_root(values: dict[str, Any]) -> bool:
+    data = values.get("data", {})
+    return data.get("root") is not None or data.get("dataset", "biased_mnist") == "biased_mnist"
 
 
-def _evaluate_public(
-    path: str, config: Config, device: torch.device, consensus: Consensus
-) -> tuple[dict[str, Any], int]:
-    from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
-    from rebias_dist.models import load_public_checkpoint, load_state
-    from rebias_dist.runtime.evaluation import evaluate_splits
+def _evaluate(
+    named: Named,
+    config: Config | None,
+    on: dict[str, Path],
+    root: str | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> dict[str, Any]:
+    """Return what a checkpoint does on its splits; a collective."""
+    from rebias_dist.assemble import Normalise, eval_transform
+    from rebias_dist.evaluation.corruptions import corruption_figures
+    from rebias_dist.evaluation.subjects import columns_of, load_subject, open_splits
+    from rebias_dist.runtime.evaluation import evaluate_split
     from rebias_dist.runtime.precision import Precision
 
     with consensus.together():
-        data = open_data(config, data_root(config))
-        public = load_public_checkpoint(Path(path))
-        precision = Precision(config.precision, device)
-        networks = build_networks(config, len(data.classes), precision)
-        states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
-        if config.has_g and len(public.g_nets) > len(config.g):
-            raise ConfigError(
-                f"{path}: holds {len(public.g_nets)} g networks, the configuration has "
-                f"{len(config.g)}; give --g a list with an entry for each"
-            )
-        for name, network in networks.items():
-            if name not in states:
-                raise ConfigError(f"{path}: holds no {name}; it has {', '.join(states)}")
-            load_state(network, states[name], where=f"{path}: {name}")
-    splits = evaluate_splits(
-        networks, config, data.tests, Normalise(data.train, precision), precision, None, consensus
-    )
-    step = public.metadata.get("epoch", 0)
-    return {"public": {"step": int(step), "splits": splits}}, len(data.classes)
+        subject = load_subject(named, config, device)
+        splits = open_splits(subject, on, root)
+        columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
+    if len(set(consensus.gather(subject.step))) > 1:
+        raise ConfigError(
+            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
+        )
+    settings = subject.config
+    precision = Precision(settings.precision, device)
+    normalise = Normalise(subject.constants, precision)
+    found: dict[str, Any] = {}
+    for name, dataset in splits.items():
+        figures = evaluate_split(
+            subject.networks,
+            dataset,
+            batch=settings.evaluate.batch,
+            transform=eval_transform(settings),
+            workers=settings.data.workers,
+            normalise=normalise,
+            precision=precision,
+            radii=subject.radii,
+            hsic_samples=settings.evaluate.hsic_samples,
+            consensus=consensus,
+            columns=columns[name],
+            with_intervals=True,
+        )
+        about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
+        found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
+    return {
+        "checkpoint": named.source,
+        "choice": named.choice,
+        "step": subject.step,
+        "method": settings.method.name,
+        "finished": named.finished,
+        "splits": found,
+        "corruptions": corruption_figures(found),
+    }
+
+
+def _evaluate_all(
+    arguments: argparse.Namespace,
+    config: Config | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> tuple[list[dict[str, Any]], list[RebiasError]]:
+    """Return what each checkpoint does, and what is wrong with those that cannot be evaluated."""
+    from rebias_dist.evaluation.subjects import Named, find_splits, named_checkpoints
+
+    root = getattr(arguments, "data.root", None)
+    with consensus.together():
+        on = find_splits(arguments.on)
+    evaluated: list[dict[str, Any]] = []
+    problems: list[RebiasError] = []
+    for path in arguments.checkpoints:
+        try:
+            chosen: list[dict[str, Any]] = []
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    chosen = [vars(named) for named in named_checkpoints(path)]
+            by_step: dict[int | None, dict[str, Any]] = {}
+            for values in consensus.broadcast(chosen):
+                named = Named(**values)
+                if named.step not in by_step:
+                    by_step[named.step] = _evaluate(named, config, on, root, device, consensus)
+                evaluated.append({**by_step[named.step], "choice": named.choice})
+        except (ConfigError, DataError) as error:  # the same on all ranks
+            problems.append(error)
+    return evaluated, problems
 
 
 def cli(argv: Sequence[str] | None = None) -> None:
     """Run ``rebias-evaluate``."""
 
-    def command() -> None:
+    def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
+        from rebias_dist.evaluation import tables
         from rebias_dist.runtime.process_group import (
             choose_device,
             process_group,
@@ -149,14 +205,20 @@ def cli(argv: Sequence[str] | None = None) -> None:
         wanted = "auto" if config is None else config.device
         device = choose_device(wanted, placement.local_rank, placement.bound)
         with process_group(placement, device) as consensus:
-            if config is None:
-                found, classes = _evaluate_run(
-                    arguments.run, getattr(arguments, "data.root", None), device, consensus
-                )
+            evaluated, problems = _evaluate_all(arguments, config, device, consensus)
+        if is_rank_zero() and evaluated:
+            if arguments.json:
+                print(json.dumps(evaluated))
+            elif arguments.csv:
+                print(tables.as_csv(evaluated), end="")
             else:
-                found, classes = _evaluate_public(arguments.run, config, device, consensus)
-        if is_rank_zero():
-            print(json.dumps(found) if arguments.json else results.table(found, 1 / classes))
+                print(tables.text(evaluated))
+        for problem in problems[:-1]:
+            if is_rank_zero():
+                print(f"rebias-evaluate: error: {problem}", file=sys.stderr)
+        if problems:
+            raise problems[-1]
+        return 0
 
     run_cli("rebias-evaluate", command)
 

@@ -67,6 +67,11 @@ def read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def choice_name(content: Mapping[str, Any], choice: str) -> str:
+    """Return what a checkpoint, ``last`` or ``best``, is called: chosen on test data, an oracle."""
+    return "oracle" if choice == "best" and content["chosen_on"] == "oracle" else choice
+
+
 def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
     """Return the accuracies as text: a row for each checkpoint and network, a column a split."""
     splits = list(next(iter(checkpoints.values()))["splits"])
@@ -91,12 +96,13 @@ def closing_text(content: dict[str, Any], folder: Path) -> str:
     """Return what a run says at its end."""
     note = {
         "selection": "best: chosen on selection data",
-        "oracle": "best: an ORACLE, chosen on the test data themselves; report last",
+        "oracle": "oracle: chosen on the test data themselves; report last",
     }
+    named = {choice_name(content, choice): c for choice, c in content["checkpoints"].items()}
     return "\n".join(
         [
             f"finished after {content['steps']} steps; test accuracies:",
-            table(content["checkpoints"], 1 / len(content["classes"])),
+            table(named, 1 / len(content["classes"])),
             note[content["chosen_on"]],
             f"tensorboard --logdir {folder / 'tensorboard'}",
         ]
@@ -106,30 +112,15 @@ def closing_text(content: dict[str, Any], folder: Path) -> str:
 # ---------------------------------------------------------------- TensorBoard
 
 
-def conflicting_accuracy(figures: Mapping[str, Any]) -> float | None:
-    """Return the accuracy on samples whose bias is not their own class's, if there are any.
-
-    For data sets whose biases are numbered like the classes that they go with.
-    """
-    correct = total = 0
-    for label, (right, count) in enumerate(
-        zip(figures["bias_correct"], figures["bias_count"], strict=True)
-    ):
-        for bias, (r, n) in enumerate(zip(right, count, strict=True)):
-            if bias != label:
-                correct, total = correct + r, total + n
-    return correct / total if total else None
-
-
 def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
     """Record the accuracies and HSIC of an evaluation as scalars."""
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
             scalars[f"{split}/{network}_accuracy"] = figures["accuracy"]
-            conflicting = conflicting_accuracy(figures)
-            if conflicting is not None:
-                scalars[f"{split}/{network}_conflicting_accuracy"] = conflicting
+            for name in ("conflicting", "unbiased"):
+                if figures[name] is not None:
+                    scalars[f"{split}/{network}_{name}_accuracy"] = figures[name]
         for index, value in enumerate(found["hsic"]):
             if value is not None:
                 scalars[f"{split}/hsic_g{index}"] = value
@@ -173,7 +164,7 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         for key, value in flat(config.identity()).items()
     }
     metrics = {
-        f"{choice}_{split}_{network}_accuracy": figures["accuracy"]
+        f"{choice_name(content, choice)}_{split}_{network}_accuracy": figures["accuracy"]
         for choice, found in content["checkpoints"].items()
         for split, of_split in found["splits"].items()
         for network, figures in of_split["networks"].items()

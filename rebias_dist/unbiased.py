@@ -8,6 +8,26 @@ from numpy.typing import NDArray
 SMALLEST_CELL = 10  # images; a cell with fewer says too little (Bahng et al., 2020, section 4.3)
 
 
+def cell_counts(
+    labels: NDArray[np.int64], right: NDArray[np.bool_], clusters: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the images and the right answers in each cell (class × cluster) that is not empty.
+
+    Args:
+        labels: ``[n]``, not negative.
+        right: ``[n]``, whether the prediction is.
+        clusters: ``[n]``, -1 for an image outside every cluster, which is in no cell.
+
+    Returns:
+        Two arrays with an entry for each cell, in the order of (class, cluster).
+    """
+    inside = clusters >= 0
+    cells = labels[inside] * (clusters.max(initial=0) + 1) + clusters[inside]
+    images = np.bincount(cells)
+    correct = np.bincount(cells, weights=right[inside]).astype(np.int64)
+    return images[images > 0], correct[images > 0]
+
+
 def unbiased_accuracy(
     labels: NDArray[np.int64], predictions: NDArray[np.int64], clusterings: NDArray[np.int64]
 ) -> float:
@@ -34,12 +54,11 @@ def unbiased_accuracy(
             f"{clusterings.shape} do not fit; they are [n], [n] and [c, n]"
         )
     right = labels == predictions
-    means = []
-    for clusters in clusterings:
-        inside = clusters >= 0
-        cells = labels[inside] * (clusters.max(initial=0) + 1) + clusters[inside]
-        images = np.bincount(cells)
-        correct = np.bincount(cells, weights=right[inside])
-        enough = images >= SMALLEST_CELL
-        means.append((correct[enough] / images[enough]).mean() if enough.any() else np.nan)
+    means = [cell_mean(*cell_counts(labels, right, clusters)) for clusters in clusterings]
     return float(np.mean(means)) if means else float("nan")
+
+
+def cell_mean(images: NDArray[np.int64], correct: NDArray[np.int64]) -> float:
+    """Return the mean accuracy of the cells with enough images, NaN where there is none."""
+    enough = images >= SMALLEST_CELL
+    return float((correct[enough] / images[enough]).mean()) if enough.any() else float("nan")

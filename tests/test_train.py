@@ -95,13 +95,12 @@ def test_evaluate_prints_the_same_figures_from_disk(config_file, tmp_path):
     results = json.loads((tmp_path / "runs/a/results.json").read_text())
     found = torchrun(3, "runs/a", "--json", cwd=tmp_path, module="rebias_dist.evaluate")
     assert found.returncode == 0, found.stderr
-    again = json.loads(found.stdout)
-    for choice in ("last", "best"):
-        for split, of_split in results["checkpoints"][choice]["splits"].items():
-            assert again[choice]["splits"][split]["networks"] == of_split["networks"]
-            assert again[choice]["splits"][split]["hsic"] == pytest.approx(
-                of_split["hsic"], rel=1e-9
-            )
+    again = {entry["choice"]: entry["splits"] for entry in json.loads(found.stdout)}
+    assert again.keys() == {"last", "best"}
+    for choice, splits in again.items():
+        expected = results["checkpoints"][choice]["splits"]
+        assert splits.keys() == expected.keys()
+        assert all(expected[split].items() <= splits[split].items() for split in splits)
 
 
 def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
@@ -343,7 +342,9 @@ def test_a_run_survives_a_move_of_its_shards_and_notices_other_ones(shards, smal
     assert "no shards here" in evaluate().stderr
     found = evaluate("--data.root", str(moved))
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["last"]["splits"] == results["checkpoints"]["last"]["splits"]
+    splits = json.loads(found.stdout)[0]["splits"]
+    expected = results["checkpoints"]["last"]["splits"]
+    assert all(expected[split].items() <= splits[split].items() for split in splits)
 
     embedded = {"image_size": 8, "rho": 0.5}
     other = evaluate("--data.root", str(data_root(validate({**small_run, "data": embedded}))))

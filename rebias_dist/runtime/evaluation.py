@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
+from data_shards.clusters import CLUSTERS_NAME, read_clusters
+from data_shards.errors import DataShardsError
+from data_shards.manifest import load_index
 from rebias_dist.assemble import Normalise, eval_transform
 from rebias_dist.config import Config
-from rebias_dist.data import EvalLoader, ShardDataset, Transform
-from rebias_dist.errors import DataError, NonFiniteError
+from rebias_dist.data import ShardDataset, Transform
+from rebias_dist.errors import DataError
+from rebias_dist.evaluation.dependence import dependence
+from rebias_dist.evaluation.figures import Truth, network_figures
+from rebias_dist.evaluation.predictions import predict
 from rebias_dist.minimax import Radii
-from rebias_dist.objectives import gather_features, hsic, median_distance
 from rebias_dist.runtime import checkpoint
 from rebias_dist.runtime.consensus import Consensus
 from rebias_dist.runtime.precision import Precision
@@ -35,131 +39,72 @@ def evaluate_split(
     radii: Radii | None,
     hsic_samples: int,
     consensus: Consensus,
+    columns: Sequence[int] | None = None,
+    with_intervals: bool = False,
 ) -> dict[str, Any]:
     """Evaluate networks (``f``, ``g0`` …) on a split, in evaluation mode; a collective.
 
-    The contents of a batch do not depend on the ranks, and accuracies are made of counts, so
-    that every layout finds the same ones; HSIC is the same to rounding.
+    The contents of a batch do not depend on the ranks, each sample counts once, and the figures
+    are made in one place of all that the networks said: every layout finds the same ones, and
+    all ranks return them.
+
+    Args:
+        networks: by name.
+        dataset: the split; texture clusters are read from its folder if they are there.
+        batch, transform, workers, normalise, precision: how samples reach the networks.
+        radii: kernel radii for HSIC; None: the medians of the features.
+        hsic_samples: number of samples, from the first, whose features are compared.
+        consensus: the ranks.
+        columns: for networks of more classes than the split has, the output that stands for each
+            class of the split.
+        with_intervals: make bootstrap intervals too.
 
     Returns:
-        ``samples``; ``hsic``, one value for each g (None without f or g), of the features of
-        the first ``hsic_samples`` samples with the kernel radii ``radii``, or where these are
-        None with the medians of these features; ``networks``: for each its ``accuracy``,
-        ``standard_error`` (binomial), ``correct``, ``confusion`` (label × prediction),
-        ``bias_correct`` and ``bias_count`` (label × bias; samples without bias left out).
+        ``samples``; ``networks``, for each what
+        :func:`rebias_dist.evaluation.figures.network_figures` describes; and what
+        :func:`rebias_dist.evaluation.dependence.dependence` does.
+
+    Raises:
+        DataError: on all ranks; the split or its clusters are damaged.
     """
-    manifest = dataset.manifest
-    classes = len(manifest.classes)
-    biases = max(int(dataset.bias.max(initial=-1)) + 1, 0)
-    counts = {
-        name: {
-            "confusion": torch.zeros(classes, classes, dtype=torch.int64),
-            "bias_correct": torch.zeros(classes, biases, dtype=torch.int64),
-        }
-        for name in networks
-    }
-    bias_count = torch.zeros(classes, biases, dtype=torch.int64)
-    rows: dict[str, list[Tensor]] = {name: [] for name in networks}
-    loader = EvalLoader(
+    said = predict(
+        networks,
         dataset,
         batch=batch,
-        rank=consensus.rank,
-        world_size=consensus.world_size,
         transform=transform,
         workers=workers,
+        normalise=normalise,
+        precision=precision,
+        feature_samples=hsic_samples,
+        consensus=consensus,
+        columns=columns,
     )
+    found: dict[str, Any] = {}
+    with consensus.on_rank_zero() as leader:
+        if leader:
+            truth = Truth(
+                said.labels, said.bias, _clusterings(dataset), len(dataset.manifest.classes)
+            )
+            found = {
+                "samples": len(dataset),
+                **dependence(said.features, radii),
+                "networks": {
+                    name: network_figures(
+                        truth, said.predicted[name], confidence, with_intervals=with_intervals
+                    )
+                    for name, confidence in said.confidence.items()
+                },
+            }
+    return dict(consensus.broadcast(found))
 
-    training = {name: network.training for name, network in networks.items()}
+
+def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:
+    if not (dataset.folder / CLUSTERS_NAME).exists():
+        return np.zeros((0, len(dataset)), dtype=np.int64)
     try:
-        for network in networks.values():
-            network.eval()
-        with consensus.together(), torch.no_grad():
-            for found in loader:
-                labels, bias = found.labels, found.bias
-                known = bias >= 0
-                _count(bias_count, labels[known], bias[known])
-                images = normalise(found.images.to(precision.device))
-                for name, network in networks.items():
-                    with precision.autocast():
-                        logits, features = network(images)
-                    predicted = logits.argmax(1).cpu()
-                    right = predicted == labels
-                    _count(counts[name]["confusion"], labels, predicted)
-                    _count(counts[name]["bias_correct"], labels[known & right], bias[known & right])
-                    rows[name].append(features[found.samples.to(features.device) < hsic_samples])
-    finally:
-        for name, network in networks.items():
-            network.train(training[name])
-
-    _reduce(
-        [bias_count, *(c for of_network in counts.values() for c in of_network.values())], consensus
-    )
-    return {
-        "samples": manifest.samples,
-        "hsic": _feature_hsic(rows, radii, precision.device, consensus),
-        "networks": {
-            name: _figures(c["confusion"], c["bias_correct"], bias_count)
-            for name, c in counts.items()
-        },
-    }
-
-
-def _count(table: Tensor, row: Tensor, column: Tensor) -> None:
-    table.index_put_((row, column), torch.ones_like(row), accumulate=True)
-
-
-def _reduce(tables: list[Tensor], consensus: Consensus) -> None:
-    if consensus.world_size == 1:
-        return
-    flat = torch.cat([table.flatten() for table in tables])
-    dist.all_reduce(flat, group=consensus.group)
-    for table in tables:
-        table.copy_(flat[: table.numel()].view_as(table))
-        flat = flat[table.numel() :]
-
-
-def _figures(confusion: Tensor, bias_correct: Tensor, bias_count: Tensor) -> dict[str, Any]:
-    samples, correct = int(confusion.sum()), int(confusion.diagonal().sum())
-    accuracy = correct / samples
-    return {
-        "accuracy": accuracy,
-        "standard_error": math.sqrt(accuracy * (1 - accuracy) / samples),
-        "correct": correct,
-        "confusion": confusion.tolist(),
-        "bias_correct": bias_correct.tolist(),
-        "bias_count": bias_count.tolist(),
-    }
-
-
-def _feature_hsic(
-    rows: dict[str, list[Tensor]],
-    radii: Radii | None,
-    device: torch.device,
-    consensus: Consensus,
-) -> list[float | None]:
-    gs = [name for name in rows if name != "f"]
-    if "f" not in rows or not gs:
-        return [None for _ in gs]
-    # A rank without batches has no features, but takes part with none of the others' kind.
-    mine = {name: [r[0].shape[1], str(r[0].dtype)] for name, r in rows.items() if r}
-    kind = next(known for known in consensus.gather(mine) if known)
-    joined = {}
-    for name, parts in rows.items():
-        width, dtype = kind[name]
-        like = {"dtype": getattr(torch, dtype.removeprefix("torch.")), "device": device}
-        joined[name] = torch.cat(parts) if parts else torch.zeros(0, width, **like)
-    if sum(consensus.gather(len(joined["f"]))) < 4:
-        return [None for _ in gs]
-    features = {name: gather_features(r) for name, r in joined.items()}
-    values: list[float | None] = []
-    for index, g in enumerate(gs):
-        try:
-            sigma_f = radii.f if radii else median_distance([joined["f"]], name="f")
-            sigma_g = radii.g[index] if radii else median_distance([joined[g]], name=g)
-            values.append(float(hsic(features["f"], features[g], sigma_f, sigma_g)))
-        except (DataError, NonFiniteError):  # collapsed or overflowing features have none
-            values.append(None)
-    return values
+        return read_clusters(dataset.folder, load_index(dataset.folder, dataset.manifest))
+    except DataShardsError as error:
+        raise DataError(str(error)) from None
 
 
 def evaluate_splits(
@@ -171,6 +116,7 @@ def evaluate_splits(
     radii: Radii | None,
     consensus: Consensus,
     before_each: Callable[[], None] = lambda: None,
+    with_intervals: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on several splits as a configuration says; a collective.
 
@@ -190,6 +136,7 @@ def evaluate_splits(
             radii=radii,
             hsic_samples=config.evaluate.hsic_samples,
             consensus=consensus,
+            with_intervals=with_intervals,
         )
     return figures
 
@@ -229,6 +176,7 @@ def evaluate_checkpoints(
             radii_of(state),
             consensus,
             before_each,
+            with_intervals=True,
         )
         tested[choice] = {"step": step, "splits": figures}
     return tested

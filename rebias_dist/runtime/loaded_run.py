@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_shards.manifest import Normalize
 from rebias_dist import results
 from rebias_dist.assemble import build_networks
 from rebias_dist.config import Config
 from rebias_dist.errors import ConfigError
 from rebias_dist.minimax import Radii
 from rebias_dist.models import load_state
-from rebias_dist.runtime.checkpoint import load_choice
+from rebias_dist.runtime.checkpoint import load, load_choice
 from rebias_dist.runtime.precision import Precision
 from rebias_dist.runtime.run_folder import RunFolder
 from rebias_dist.runtime.snapshot import radii_of
@@ -36,13 +37,25 @@ class LoadedRun:
     step: int
     digests: dict[str, str]
     """Of the data that the run was trained and tested on."""
+    classes: tuple[str, ...]
+    """Their names, by label."""
+    constants: Normalize | None
+    """With which the networks' input is normalised; None where a checkpoint of an earlier version
+    does not say."""
+    shape: tuple[int, int, int] | None
+    """Of what the networks see: channels, height, width; None likewise."""
 
 
-def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
-    """Load the ``best`` or ``last`` checkpoint of a run; see :func:`rebias_dist.load`."""
+def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:
+    """Load a checkpoint of a run, ``best``, ``last`` or that of a step; see
+    :func:`rebias_dist.load`.
+    """
     folder = RunFolder(run)
     config = folder.read_config()
-    state = load_choice(folder.checkpoints, checkpoint)
+    if isinstance(checkpoint, str):
+        state = load_choice(folder.checkpoints, checkpoint)
+    else:
+        state = load(folder.checkpoints, checkpoint)
     precision = Precision(config.precision, torch.device(device))
     networks = build_networks(config, len(state["classes"]), precision)
     for name, network in networks.items():
@@ -50,6 +63,7 @@ def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> 
             raise ConfigError(f"{run}: its checkpoint has no network {name}")
         load_state(network, state["players"][name]["network"], where=f"{run}: {name}")
         network.eval()
+    seen = state.get("input")
     return LoadedRun(
         f=networks.pop("f", None),
         g_nets=list(networks.values()),
@@ -58,4 +72,7 @@ def load_run(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> 
         radii=radii_of(state),
         step=state["step"],
         digests=state["data"],
+        classes=tuple(state["classes"]),
+        constants=Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])) if seen else None,
+        shape=tuple(seen["shape"]) if seen else None,
     )

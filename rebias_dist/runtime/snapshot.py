@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rebias_dist.assemble import Data
+from rebias_dist.assemble import Data, sample_shape
 from rebias_dist.config import Config
 from rebias_dist.config_files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.errors import ConfigError
@@ -33,6 +33,12 @@ class Snapshot:
         self.data = data
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        constants = data.train.manifest.normalize
+        self._input = {
+            "mean": list(constants.mean),
+            "std": list(constants.std),
+            "shape": list(sample_shape(config, data)),
+        }
         self.step = 0
         """Optimizer steps taken, pretraining included."""
         self.epoch = 0
@@ -56,6 +62,8 @@ class Snapshot:
             "best": self.best,
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
+            # So that the weights can be used where the training data are not.
+            "input": self._input,
             "data": self.data.digests(),
             "config": to_yaml(self.config),
             "randomness": {

@@ -1,0 +1,105 @@
+"""95 % intervals by the bootstrap: what other samples of the same kind would have given.
+
+They speak of the samples of the split alone. How much another seed of the training would change
+is another question, which several runs answer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from rebias_dist.unbiased import SMALLEST_CELL
+
+RESAMPLES = 1000
+_SEED = 0
+_ENTRIES = 2_000_000  # counts that are held at a time
+_LOW, _HIGH = 2.5, 97.5  # percent
+
+
+def intervals(
+    labels: NDArray[np.int64],
+    right: NDArray[np.bool_],
+    conflicting: NDArray[np.bool_],
+    clusterings: NDArray[np.int64],
+    classes: int,
+) -> dict[str, Any]:
+    """Return percentile intervals ``[low, high]`` of accuracies, None where there is no sample.
+
+    n samples are drawn from the n, with replacement, ``RESAMPLES`` times, always in the same way.
+    The cells of the unbiased accuracy are those that hold enough of the original samples.
+
+    Args:
+        labels: ``[n]``.
+        right: ``[n]``, whether the prediction is.
+        conflicting: ``[n]``, whether a sample's bias is another class's.
+        clusterings: ``[c, n]``, -1 for a sample outside every cluster.
+        classes: number of classes.
+
+    Returns:
+        ``accuracy``, ``conflicting``, ``unbiased`` and, of each class, ``by_class``.
+    """
+    n = len(labels)
+    # Samples that agree in all of this are alike, so only their numbers have to be drawn.
+    rows = np.stack([labels, right, conflicting, *clusterings], axis=1)
+    kinds, first, count = np.unique(rows, axis=0, return_index=True, return_counts=True)
+    groups = [labels[first], np.where(conflicting[first], 0, -1), np.zeros(len(kinds), np.int64)]
+    sizes = [classes, 1, 1]
+    for clusters in clusterings:
+        cell, number = _large_cells(labels, clusters)
+        groups.append(cell[first])
+        sizes.append(number)
+    member = sparse.hstack([_membership(of, size) for of, size in zip(groups, sizes, strict=True)])
+    member = sparse.csr_array(member)
+    right_member = sparse.csr_array(member.multiply(right[first][:, None]))
+
+    drawn = []
+    for counts in _resamples(n, count / n):
+        with np.errstate(invalid="ignore"):  # a cell may be empty in a resample
+            drawn.append((counts @ right_member) / (counts @ member))
+    accuracy = np.concatenate(drawn)
+    by_class, conflict, total, *cells = np.split(accuracy, np.cumsum(sizes)[:-1], axis=1)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of empty cells
+        means = [np.nanmean(cell, axis=1) for cell in cells]
+        return {
+            "accuracy": _interval(total[:, 0]),
+            "conflicting": _interval(conflict[:, 0]),
+            "unbiased": _interval(np.mean(means, axis=0)) if means else None,
+            "by_class": [_interval(column) for column in by_class.T],
+        }
+
+
+def _large_cells(
+    labels: NDArray[np.int64], clusters: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], int]:
+    """Return the number of each sample's cell, -1 outside those with enough samples, and their
+    number."""
+    cells = np.where(clusters < 0, -1, labels * (clusters.max(initial=0) + 1) + clusters)
+    names, place, count = np.unique(cells, return_inverse=True, return_counts=True)
+    enough = (count >= SMALLEST_CELL) & (names >= 0)
+    number = np.where(enough, np.cumsum(enough) - 1, -1)
+    return number[place], int(enough.sum())
+
+
+def _membership(group: NDArray[np.int64], size: int) -> sparse.csr_array:
+    """Return ``[kinds, size]``, 1 where a kind is in a group."""
+    inside = np.flatnonzero(group >= 0)
+    ones = np.ones(len(inside))
+    return sparse.csr_array((ones, (inside, group[inside])), shape=(len(group), size))
+
+
+def _resamples(n: int, shares: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
+    random = np.random.default_rng(_SEED)
+    at_once = max(1, _ENTRIES // len(shares))
+    for begin in range(0, RESAMPLES, at_once):
+        yield random.multinomial(n, shares, size=min(at_once, RESAMPLES - begin))
+
+
+def _interval(values: NDArray[np.float64]) -> list[float] | None:
+    known = values[np.isfinite(values)]
+    return np.percentile(known, [_LOW, _HIGH]).tolist() if len(known) else None

@@ -1,0 +1,78 @@
+"""ImageNet-C: accuracies by corruption and severity, from splits ``<corruption>-<severity>``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SEVERITIES = 5
+# Hendrycks & Dietterich, ICLR 2019: the 15 of the benchmark; four more are meant for validation.
+BENCHMARK = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+_SPLIT = re.compile(rf"({'|'.join(BENCHMARK + EXTRA)})-([1-{SEVERITIES}])")
+
+
+def corruption_figures(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the accuracies on corrupted images by network, empty if there are no such splits.
+
+    Args:
+        splits: figures of each split, with its own name as ``split``.
+
+    Returns:
+        For each network ``corruptions``, by name their ``severities`` (by number as text) and
+        their ``mean``; ``severities``, the means over the benchmark's corruptions; ``mean``,
+        the mean of these corruptions' means; and ``splits``, how many of the benchmark's 75
+        there are. Every mean is over what is there, None where there is nothing; the four extra
+        corruptions are in no mean but their own.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for figures in splits.values():
+        match = _SPLIT.fullmatch(figures["split"])
+        if match:
+            for network, of_network in figures["networks"].items():
+                by_severity = found.setdefault(network, {}).setdefault(match[1], {})
+                by_severity[match[2]] = of_network["accuracy"]
+    return {network: _summary(accuracies) for network, accuracies in found.items()}
+
+
+def _summary(accuracies: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    ordered = [name for name in BENCHMARK + EXTRA if name in accuracies]
+    corruptions = {
+        name: {
+            "severities": dict(sorted(accuracies[name].items())),
+            "mean": _mean(list(accuracies[name].values())),
+        }
+        for name in ordered
+    }
+    counted = [name for name in ordered if name in BENCHMARK]
+    severities = {
+        severity: _mean([accuracies[c][severity] for c in counted if severity in accuracies[c]])
+        for severity in map(str, range(1, SEVERITIES + 1))
+    }
+    return {
+        "corruptions": corruptions,
+        "severities": severities,
+        "mean": _mean([corruptions[name]["mean"] for name in counted]),
+        "splits": sum(len(accuracies[name]) for name in counted),
+    }
+
+
+def _mean(values: list[Any]) -> float | None:
+    return sum(values) / len(values) if values else None

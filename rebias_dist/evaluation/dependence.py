@@ -1,0 +1,100 @@
+"""How dependent f's and g's features are on each other, and whether their kernels can tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebias_dist.errors import ConfigError, DataError, NonFiniteError
+from rebias_dist.minimax import Radii
+from rebias_dist.objectives import LOCAL, hsic, median_distance
+
+_FEWEST = 4  # samples, below which HSIC is not defined
+_KERNEL_SAMPLES = 512  # samples between which kernel entries are looked at
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str, Any]:
+    """Return the dependence between the features of ``f`` and of each g, as plain JSON data.
+
+    Args:
+        features: ``[m, d]`` by network, the same samples in the same order.
+        radii: of the kernels; None: the medians of these features.
+
+    Returns:
+        For each g an entry of these lists, None without f, with fewer than 4 samples, or where
+        features have collapsed or are not finite:
+
+        ``hsic``
+            the unbiased estimate, which is zero on average for independent features;
+        ``hsic_noise``
+            its standard deviation over random pairings of f's features with g's, in
+            leading order: sqrt(2 HSIC(f, f) HSIC(g, g) / m(m-3)). An ``hsic`` of less than twice
+            that is not told from zero (Székely & Rizzo, JMVA 2013, for the distance
+            covariance);
+        ``cka``
+            HSIC(f, g) / sqrt(HSIC(f, f) HSIC(g, g)): the dependence on a scale whose 1 is
+            equality, so that networks compare (Kornblith et al., ICML 2019).
+
+        ``kernel_quantiles``: the 5 %, 50 % and 95 % quantiles of the kernel's entries between
+        different samples, by network, None where they are unknown. Near 0 or near 1 throughout,
+        a kernel sees nothing.
+    """
+    names = list(features)
+    gs = [name for name in names if name != "f"]
+    found: dict[str, Any] = {"hsic": [], "hsic_noise": [], "cka": [], "kernel_quantiles": {}}
+    sigmas = {name: _sigma(name, gs, features[name], radii) for name in names}
+    for name in names:
+        found["kernel_quantiles"][name] = _kernel_quantiles(features[name], sigmas[name])
+    own = {name: _hsic(features, sigmas, name, name) for name in names} if "f" in names else {}
+    for g in gs:
+        value = _hsic(features, sigmas, "f", g) if own else None
+        scale = _root(own.get("f"), own.get(g))
+        m = len(features[g])
+        known = value is not None and scale is not None and scale > 0
+        found["hsic"].append(value)
+        found["cka"].append(value / scale if known else None)  # type: ignore[operator]
+        found["hsic_noise"].append(scale * math.sqrt(2 / (m * (m - 3))) if known else None)  # type: ignore[operator]
+    return found
+
+
+def _root(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else math.sqrt(max(one * other, 0.0))
+
+
+def _sigma(name: str, gs: list[str], rows: Tensor, radii: Radii | None) -> float | None:
+    if radii is not None:
+        return radii.f if name == "f" else radii.g[gs.index(name)]
+    if len(rows) < _FEWEST:
+        return None
+    try:
+        return median_distance([rows], group=LOCAL, name=name)
+    except (DataError, NonFiniteError):  # collapsed or overflowing features have none
+        return None
+
+
+def _hsic(
+    features: Mapping[str, Tensor], sigmas: Mapping[str, float | None], one: str, other: str
+) -> float | None:
+    sigma_one, sigma_other = sigmas[one], sigmas[other]
+    if sigma_one is None or sigma_other is None or len(features[one]) < _FEWEST:
+        return None
+    try:
+        with torch.no_grad():
+            found = hsic(features[one], features[other], sigma_one, sigma_other, group=LOCAL)
+        return float(found)
+    except (ConfigError, NonFiniteError):
+        return None
+
+
+def _kernel_quantiles(rows: Tensor, sigma: float | None) -> list[float] | None:
+    rows = rows[:_KERNEL_SAMPLES].double()
+    if sigma is None or len(rows) < 2 or not rows.isfinite().all():
+        return None
+    entries = torch.exp(-torch.nn.functional.pdist(rows).square() / (2 * sigma**2))
+    found: list[float] = entries.quantile(torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
+    return found

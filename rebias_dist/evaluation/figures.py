@@ -1,0 +1,172 @@
+"""The figures of one network on one split, from what it says of each sample; numpy alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebias_dist.evaluation.bootstrap import intervals
+from rebias_dist.unbiased import SMALLEST_CELL, cell_counts, cell_mean
+
+CALIBRATION_BINS = 15
+"""Bins of equal width between confidence 0 and 1 (Guo et al., ICML 2017)."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a split's n samples, at least one.
+
+    ``labels`` and ``bias`` (-1: none) are int64 [n], ``clusterings`` int64 [c, n] (-1: none; c
+    may be 0), ``classes`` their number.
+    """
+
+    labels: NDArray[np.int64]
+    bias: NDArray[np.int64]
+    clusterings: NDArray[np.int64]
+    classes: int
+
+
+def network_figures(
+    truth: Truth,
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.float64],
+    *,
+    with_intervals: bool = False,
+) -> dict[str, Any]:
+    """Return what can be said of one network's predictions, as plain JSON data.
+
+    Accuracies are in [0, 1], and None where there is no sample to measure them on:
+
+    ``accuracy``, ``standard_error`` (binomial), ``correct``
+        over all samples, each with the same weight;
+    ``confusion``
+        label × prediction;
+    ``by_class``, ``worst_class``
+        the accuracy of each class, and the class (``label``, ``accuracy``) with the least;
+    ``bias_correct``, ``bias_count``
+        label × bias, of the samples that have a bias;
+    ``aligned``, ``conflicting``, ``follows_bias``
+        for biases numbered like the classes they go with: the accuracies on the samples whose
+        bias is their class's and on the others, and the part of the latter that is taken for
+        the class of the bias;
+    ``worst_group``
+        the cell (``label``, ``bias``, ``accuracy``, ``samples``) with the least accuracy among
+        those with at least ``SMALLEST_CELL`` samples;
+    ``unbiased``, ``clusterings``
+        the accuracy over cells of class and texture cluster, and of each clustering its
+        ``accuracy``, the ``cells`` that count, the ``left_out``, which are too small, and the
+        ``samples`` that have a cluster;
+    ``calibration``
+        ``ece``, the expected calibration error, and ``bins``, for each bin the number of
+        samples, their mean confidence and their accuracy;
+    ``intervals``
+        if asked for: 95 % bootstrap intervals of ``accuracy``, ``unbiased``, ``conflicting``
+        and each of ``by_class``.
+    """
+    labels, bias, classes = truth.labels, truth.bias, truth.classes
+    right = predicted == labels
+    n, correct = len(labels), int(right.sum())
+    accuracy = correct / n
+    confusion = _table(labels, predicted, (classes, classes))
+    known = bias >= 0
+    biases = int(bias.max(initial=-1)) + 1
+    count = _table(labels[known], bias[known], (classes, biases))
+    bias_correct = _table(labels[known & right], bias[known & right], (classes, biases))
+    conflicting = known & (bias != labels)
+    of_class = np.bincount(labels, minlength=classes)
+    by_class = [_ratio(confusion[c, c], of_class[c]) for c in range(classes)]
+    clusterings = [
+        _clustering(*cell_counts(labels, right, clusters)) for clusters in truth.clusterings
+    ]
+    found = {
+        "accuracy": accuracy,
+        "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
+        "correct": correct,
+        "confusion": confusion.tolist(),
+        "by_class": by_class,
+        "worst_class": _worst_class(by_class),
+        "bias_correct": bias_correct.tolist(),
+        "bias_count": count.tolist(),
+        "aligned": _ratio((right & known & ~conflicting).sum(), (known & ~conflicting).sum()),
+        "conflicting": _ratio((right & conflicting).sum(), conflicting.sum()),
+        "follows_bias": _ratio((conflicting & (predicted == bias)).sum(), conflicting.sum()),
+        "worst_group": _worst_group(bias_correct, count),
+        "unbiased": _mean([clustering["accuracy"] for clustering in clusterings]),
+        "clusterings": clusterings,
+        "calibration": calibration(confidence, right),
+    }
+    if with_intervals:
+        found["intervals"] = intervals(labels, right, conflicting, truth.clusterings, classes)
+    return found
+
+
+def _table(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, int]
+) -> NDArray[np.int64]:
+    cells = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
+    return cells.reshape(shape)
+
+
+def _ratio(part: Any, whole: Any) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Return the mean, None where there is nothing or any value is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _clustering(images: NDArray[np.int64], correct: NDArray[np.int64]) -> dict[str, Any]:
+    accuracy, cells = cell_mean(images, correct), int((images >= SMALLEST_CELL).sum())
+    return {
+        "accuracy": None if math.isnan(accuracy) else accuracy,
+        "cells": cells,
+        "left_out": len(images) - cells,
+        "samples": int(images.sum()),
+    }
+
+
+def _worst_class(by_class: list[float | None]) -> dict[str, Any] | None:
+    known = [(value, label) for label, value in enumerate(by_class) if value is not None]
+    if not known:
+        return None
+    value, label = min(known)
+    return {"label": label, "accuracy": value}
+
+
+def _worst_group(correct: NDArray[np.int64], count: NDArray[np.int64]) -> dict[str, Any] | None:
+    groups = [
+        (correct[label, bias] / count[label, bias], int(label), int(bias))
+        for label, bias in np.argwhere(count >= SMALLEST_CELL)
+    ]
+    if not groups:
+        return None
+    value, label, bias = min(groups)
+    samples = int(count[label, bias])
+    return {"label": label, "bias": bias, "accuracy": float(value), "samples": samples}
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the expected calibration error and its bins, as :func:`network_figures` describes.
+
+    A confidence on the edge of two bins is in the lower one. One that is not finite has no bin;
+    the error is None then.
+    """
+    if not np.isfinite(confidence).all():
+        return {"ece": None, "bins": []}
+    place = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
+    place = place.clip(0, CALIBRATION_BINS - 1)
+    count, sums, correct = (
+        np.bincount(place, weights=weights, minlength=CALIBRATION_BINS)
+        for weights in (None, confidence, right)
+    )
+    bins = [
+        [int(n), _ratio(total, n), _ratio(hits, n)]
+        for n, total, hits in zip(count, sums, correct, strict=True)
+    ]
+    return {"ece": float(np.abs(correct - sums).sum() / len(confidence)), "bins": bins}

@@ -1,0 +1,233 @@
+"""What is evaluated, and on what: checkpoints, ours or the public code's, and folders of shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from data_shards.classes import shipped_class_map
+from data_shards.manifest import MANIFEST_NAME, Normalize
+from data_shards.sources.listing import IMAGENET_NORMALIZE
+from rebias_dist.assemble import build_networks, data_root, open_data
+from rebias_dist.config import Config
+from rebias_dist.data import ShardDataset
+from rebias_dist.data.decode import choose_decoder
+from rebias_dist.errors import ConfigError
+from rebias_dist.minimax import Radii
+from rebias_dist.models import load_public_checkpoint, load_state
+from rebias_dist.runtime import checkpoint
+from rebias_dist.runtime.loaded_run import load_run
+from rebias_dist.runtime.precision import Precision
+from rebias_dist.runtime.run_folder import RunFolder
+
+Choice = Literal["last", "best", "oracle", "step", "public"]
+_STEP_FOLDER = re.compile(r"step-(\d{9})")
+# Data sets whose classes and constants are known without their shards.
+_KNOWN = ("imagenet1k", "imagenet9")
+
+
+@dataclass(frozen=True)
+class Named:
+    """One checkpoint by where it lies: ``source`` is a run's folder or a file."""
+
+    source: str
+    choice: Choice
+    step: int | None = None
+    """Of a run's checkpoint."""
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint's networks and what is needed to use them."""
+
+    named: Named
+    step: int
+    config: Config
+    networks: dict[str, nn.Module]
+    """``f``, ``g0`` …"""
+    classes: tuple[str, ...]
+    constants: Normalize
+    radii: Radii | None
+    digests: dict[str, str]
+    """Of the data that a run was trained and tested on; empty for the public code's."""
+
+
+def named_checkpoints(path: str) -> list[Named]:
+    """Return the checkpoints that a path stands for.
+
+    A run's folder stands for its last and its best, which is called an oracle where the test data
+    chose it; a folder ``checkpoints/step-…`` for that step; a file for itself.
+
+    Raises:
+        ConfigError: nothing is there, or no run, or one without a checkpoint.
+        DataError: the newest checkpoint of a run is damaged.
+    """
+    place = Path(path)
+    if place.is_file():
+        return [Named(path, "public")]
+    if not place.is_dir():
+        raise ConfigError(f"{path}: no such run or checkpoint")
+    step = _STEP_FOLDER.fullmatch(place.resolve().name)
+    if step and not (place / "config.yaml").exists():
+        run = place.resolve().parent.parent
+        return [Named(str(run), "step", int(step[1]), RunFolder(run).has_results)]
+    folder = RunFolder(place)
+    config, finished = folder.read_config(), folder.has_results
+    last = checkpoint.choose(folder.checkpoints, "last")
+    found = [Named(path, "last", last, finished)]
+    try:
+        best = checkpoint.choose(folder.checkpoints, "best")
+    except ConfigError:  # not evaluated yet
+        return found
+    choice: Choice = "oracle" if config.data.selection == "none" else "best"
+    return [*found, Named(path, choice, best, finished)]
+
+
+def load_subject(named: Named, config: Config | None, device: torch.device) -> Subject:
+    """Load a checkpoint.
+
+    Args:
+        named: which.
+        config: what a checkpoint of the public code consists of; a run has its own.
+        device: where the networks go.
+
+    Raises:
+        ConfigError: it does not fit its configuration, or a public one is refused.
+        DataError: it is damaged.
+    """
+    if named.choice == "public":
+        if config is None:
+            raise ConfigError(
+                f"{named.source}: a checkpoint file needs --config, which says what its networks "
+                "are"
+            )
+        return _public(named, config, device)
+    assert named.step is not None
+    loaded = load_run(named.source, named.step, str(device))
+    networks = {"f": loaded.f} if loaded.f is not None else {}
+    networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
+    return Subject(
+        named,
+        loaded.step,
+        loaded.config,
+        networks,
+        loaded.classes,
+        loaded.constants or _constants_of(loaded.config),
+        loaded.radii,
+        loaded.digests,
+    )
+
+
+def _constants_of(config: Config) -> Normalize:
+    return open_data(config, data_root(config)).train.manifest.normalize
+
+
+def _public(named: Named, config: Config, device: torch.device) -> Subject:
+    public = load_public_checkpoint(named.source)
+    if config.data.dataset in _KNOWN:
+        classes, constants = shipped_class_map(config.data.dataset).classes, IMAGENET_NORMALIZE
+    else:
+        manifest = open_data(config, data_root(config)).train.manifest
+        classes, constants = manifest.classes, manifest.normalize
+    networks = build_networks(config, len(classes), Precision(config.precision, device))
+    states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
+    if config.has_g and len(public.g_nets) > len(config.g):
+        raise ConfigError(
+            f"{named.source}: holds {len(public.g_nets)} g networks, the configuration has "
+            f"{len(config.g)}; give --g a list with an entry for each"
+        )
+    for name, network in networks.items():
+        if name not in states:
+            raise ConfigError(f"{named.source}: holds no {name}; it has {', '.join(states)}")
+        load_state(network, states[name], where=f"{named.source}: {name}")
+    epoch = public.metadata.get("epoch", 0)
+    step = epoch if isinstance(epoch, int) else 0
+    return Subject(named, step, config, networks, classes, constants, None, {})
+
+
+# ---------------------------------------------------------------------------- data
+
+
+def find_splits(given: Sequence[str]) -> dict[str, Path]:
+    """Return folders of shards by the names under which their figures are told.
+
+    Args:
+        given: each ``FOLDER`` or ``NAME=FOLDER``. A folder with one folder of shards a split
+            stands for all of them but ``train``.
+
+    Raises:
+        ConfigError: there are no shards, or two folders have the same name.
+    """
+    found: dict[str, Path] = {}
+    for name, folder in _folders(given):
+        if name in found:
+            name = f"{folder.resolve().parent.name}/{name}"
+        if name in found:
+            raise ConfigError(f"--on {folder}: {name} is given twice; name it: --on NAME={folder}")
+        found[name] = folder
+    return found
+
+
+def _folders(given: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for text in given:
+        name, _, rest = text.partition("=")
+        folder = Path(text if Path(text).exists() or not rest else rest)
+        own = name if rest and folder == Path(rest) else ""
+        if (folder / MANIFEST_NAME).exists():
+            yield own or folder.resolve().name, folder
+            continue
+        below = sorted(p.parent for p in folder.glob(f"*/{MANIFEST_NAME}"))
+        below = [split for split in below if split.name != "train"]
+        if not below:
+            raise ConfigError(
+                f"--on {folder}: there are no shards here ({MANIFEST_NAME} is missing)"
+            )
+        for split in below:
+            yield f"{own}/{split.name}" if own else split.name, split
+
+
+def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict[str, ShardDataset]:
+    """Open the given folders, or where none are given the test splits of a subject.
+
+    Raises:
+        ConfigError: there are no shards, or a run's are not those that it was tested on.
+        DataError: they are damaged.
+    """
+    config = subject.config
+    if on:
+        decoder = choose_decoder(config.data.decoder)
+        return {name: ShardDataset(folder, decoder) for name, folder in on.items()}
+    data = open_data(config, Path(root) if root else data_root(config))
+    data.check_digests(subject.digests)
+    return data.tests
+
+
+def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
+    """Return which of a subject's outputs stand for the classes of a split; None: all, in order.
+
+    Raises:
+        ConfigError: the split has a class that the networks do not know.
+    """
+    classes = dataset.manifest.classes
+    if classes == subject.classes:
+        return None
+    place = {name: number for number, name in enumerate(subject.classes)}
+    unknown = [name for name in classes if name not in place]
+    if unknown:
+        raise ConfigError(
+            f"{dataset.folder}: its class {unknown[0]!r} is none of the {len(place)} of "
+            f"{subject.named.source}; the classes of a split must be among those of the networks"
+        )
+    return [place[name] for name in classes]
+
+
+def root_beside(on: dict[str, Path]) -> str | None:
+    """Return the folder above the first of the given splits."""
+    return next((str(folder.resolve().parent) for folder in on.values()), None)
