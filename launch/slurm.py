@@ -30,6 +30,7 @@ rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exc
 """
 
 _SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.:,+-]{1,200}")
+_SHORTEST = 60  # seconds that a job must have before its warning
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
 
 
@@ -168,6 +169,12 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
     for name, value in options.items():
         if value is not None and not _SBATCH_VALUE.fullmatch(value):
             raise ConfigError(f"--{name}: {value!r} is not what sbatch takes there")
+    seconds = _seconds(arguments.time)
+    if seconds is not None and seconds < arguments.warning + _SHORTEST:
+        raise ConfigError(
+            f"--time: {arguments.time} leaves no time to train before the warning "
+            f"({arguments.warning} s ahead of the end); use a longer one"
+        )
     tasks = per_node if arguments.by == "srun" else 1
     if not arguments.cpu:
         options["gpus-per-node"] = str(per_node)
@@ -192,6 +199,24 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
         PYTHON=str(safe_path(Path(sys.executable), "the interpreter", resolve=False)),
         ENV=str(safe_path(env, "--env")),
     )
+
+
+def _seconds(limit: str | None) -> int | None:
+    """Return a time limit in seconds: minutes, [hours:]minutes:seconds, or days-hours[:…]."""
+    if limit is None:
+        return None
+    if not re.fullmatch(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}", limit):
+        raise ConfigError(
+            f"--time: {limit!r} is no time limit; use minutes, hours:minutes:seconds or "
+            "days-hours:minutes:seconds"
+        )
+    days, dash, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    else:
+        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _options(arguments: argparse.Namespace) -> Sequence[str]:

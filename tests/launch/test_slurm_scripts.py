@@ -62,6 +62,8 @@ def test_the_other_scripts_are_bash(script):
         (["--partition=gpu\n#SBATCH --wrap=id"], "--partition"),
         (["--account=$(id)"], "--account"),
         (["--time=1 2"], "--time"),
+        (["--time=2:30"], "no time to train"),
+        (["--time=2", "--warning=61"], "no time to train"),
         (["--env=/nowhere/env.sh"], "--env"),
         (["--nodes=0"], "--nodes: 0"),
         (["--nodes=64", "--gpus-per-node=8"], "micro_batch"),

@@ -171,13 +171,26 @@ def test_the_first_host_is_slurms_own(cluster):
 
 @pytest.mark.slow
 def test_a_real_time_limit(cluster, folder, undisturbed):
-    # Eight steps of at least 20 s do not fit into two minutes.
-    config = slow(undisturbed["config"], 5.0)
+    # Eight steps of at least 8 s do not fit into the minute before the warning.
+    config = slow(undisturbed["config"], 2.0)
     words = ["--nodes=2", "--by=torchrun", "--time=2", "--warning=60"]
     job, run = launch(cluster, folder, "limited", config, *words)
     assert cluster.wait(job, 580) == "COMPLETED", output(run)
     assert re.search(rf"SLURM job {job}, restart [1-9]", output(run))
+    assert "DUE TO TIME LIMIT" not in output(run)
     assert_same_end(run, undisturbed["torchrun"])
+
+
+@pytest.mark.slow
+def test_the_warning_comes_again_after_a_requeue(cluster, folder, undisturbed):
+    # Sixteen seconds a step: there have to be two warnings at least.
+    config = slow(undisturbed["config"], 4.0)
+    words = ["--nodes=2", "--by=srun", "--time=2", "--warning=60"]
+    job, run = launch(cluster, folder, "limited-twice", config, *words)
+    assert cluster.wait(job, 1000) == "COMPLETED", output(run)
+    assert f"SLURM job {job}, restart 2" in output(run)
+    assert "DUE TO TIME LIMIT" not in output(run)
+    assert_same_end(run, undisturbed["srun"])
 
 
 @pytest.mark.slow
