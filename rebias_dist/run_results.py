@@ -34,6 +34,12 @@ class _Read(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
+class Calibration(_Read):
+    """How far confidence is from accuracy."""
+
+    ece: _Unit | None = None
+
+
 class Score(_Read):
     """How one network did on one split."""
 
@@ -46,6 +52,23 @@ class Score(_Read):
     """Label × bias, of the samples that have one."""
     unbiased: _Unit | None = None
     """Mean over cells of class and texture cluster, where the split has clusters."""
+    follows_bias: _Unit | None = None
+    """Part of the samples against their bias that are taken for the class of the bias."""
+    calibration: Calibration | None = None
+
+    def conflicting(self) -> float | None:
+        """Return the accuracy on samples whose bias is not their class's; None without any.
+
+        For biases that are numbered like the classes which they go with.
+        """
+        cells = [
+            (right, count)
+            for label, row in enumerate(zip(self.bias_correct, self.bias_count, strict=True))
+            for bias, (right, count) in enumerate(zip(*row, strict=True))
+            if bias != label
+        ]
+        total = sum(count for _, count in cells)
+        return sum(right for right, _ in cells) / total if total else None
 
     def by_class(self) -> list[float | None]:
         """Return the accuracy of each class, None for one without samples."""
@@ -57,6 +80,8 @@ class Split(_Read):
     """One split of the test data."""
 
     samples: Annotated[int, Field(ge=1)]
+    hsic: list[float | None] = []
+    """Of the features of f and each g."""
     networks: dict[str, Score]
 
     @model_validator(mode="after")
@@ -184,6 +209,15 @@ class Group:
             for name, part in run.results.checkpoints[checkpoint].splits.items()
             if name == split and network in part.networks
         ]
+
+    def hsic(self, checkpoint: str, split: str, g: int) -> list[float]:
+        """Return HSIC between the features of f and a g, of each run that tells it."""
+        found = [
+            run.results.checkpoints[checkpoint].splits[split].hsic[g : g + 1]
+            for run, _, _ in self.scores(checkpoint, split, f"g{g}")
+            if run.results
+        ]
+        return [value for values in found for value in values if value is not None]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from rebias_dist.reporting.metrics import POINTS, read_curves
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
 from rebias_dist.reporting.series import contrasts, series_of
+from rebias_dist.reporting.tables import measures_table
 from rebias_dist.run_results import Figure, Group, group_runs, plain, read_run
 from tests.test_report import method, write_run
 
@@ -370,6 +371,37 @@ def test_a_confusion_that_contradicts_the_counts_is_damage(tmp_path, confusion):
     problem = read_run(tmp_path / "a").problem
     assert problem is not None
     assert problem.startswith("damaged (results.json: ")
+
+
+def test_measures_of_bias_are_those_of_a_slow_count(tmp_path):
+    rng = np.random.default_rng(1)
+    count = rng.integers(0, 5, (10, 10))
+    count[3, 3] = 0
+    correct = rng.integers(0, count + 1)
+    labels = count.sum(axis=1)
+    confusion = np.diag(correct.sum(axis=1))
+    confusion[np.arange(10), (np.arange(10) + 1) % 10] += labels - correct.sum(axis=1)
+    n, right = int(labels.sum()), int(correct.sum())
+    write_run(tmp_path / "a", method("vanilla"), {"unbiased": {"f": right}}, samples=n)
+    results = json.loads((tmp_path / "a/results.json").read_text())
+    for checkpoint in results["checkpoints"].values():
+        checkpoint["splits"]["unbiased"]["networks"]["f"] |= {
+            "confusion": confusion.tolist(),
+            "bias_correct": correct.tolist(),
+            "bias_count": count.tolist(),
+            "calibration": {"ece": 0.125},
+        }
+    (tmp_path / "a/results.json").write_text(json.dumps(results))
+    against = [(c, b) for c in range(10) for b in range(10) if c != b]
+    conflicting = sum(correct[i] for i in against) / sum(count[i] for i in against)
+    worst = min(correct[c].sum() / labels[c] for c in range(10))
+    (group,), notes = group_runs([read_run(tmp_path / "a")])
+    assert notes == []
+    table = measures_table([group], "unbiased")
+    assert table is not None
+    (row,) = [[cell.text for cell in row] for row in table.rows]
+    expected = [f"{100 * conflicting:.1f}", "–", f"{100 * worst:.1f}", "12.5", "–"]
+    assert row == ["vanilla", "f", *expected]
 
 
 def test_networks_that_a_config_names_are_not_imported(tmp_path, capsys):

@@ -102,8 +102,8 @@ def dataset_part(dataset: str, groups: Sequence[Group], stem: str) -> DatasetPar
         pictures.append((picture, caption))
     if dataset == "imagenet9":
         listed.append(tables.nine_table(groups))
-    contrast = tables.contrast_table(groups, judged)
-    listed += [contrast] if contrast else []
+    for table in (tables.contrast_table(groups, judged), tables.measures_table(groups, judged)):
+        listed += [table] if table else []
     protocol = "No published protocol is known for this data set."
     if dataset in PROTOCOLS:
         departures = tables.departure_table(groups, PROTOCOLS[dataset].source)

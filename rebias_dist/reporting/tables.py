@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import Published, published_figures
 from rebias_dist.reporting.series import Series, contrasts
-from rebias_dist.run_results import Figure, Group, plain, splits_of
+from rebias_dist.run_results import Figure, Group, Score, plain, splits_of
 
 ABSENT = "–"
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells
@@ -100,6 +100,46 @@ def results_table(groups: Sequence[Group]) -> Table:
                 row = [name, Cell(words, kind=kind), Cell(network, kind="text"), Cell(count)]
                 table.rows.append([*row, *figures])
     return table
+
+
+def measures_table(groups: Sequence[Group], split: str) -> Table | None:
+    """Return what tells bias beside the accuracy; None where no run tells any of it."""
+    table = Table(
+        f"How the bias shows on {plain(split, 30)}, in percent; the checkpoint that counts",
+        ["method and setting", "net", *_MEASURES, "HSIC with f × 1000"],
+        notes=[
+            "conflicting: accuracy where the bias is another class's. follows the bias: part of "
+            "these taken for that class. worst class: its accuracy. ECE: expected calibration "
+            "error. Mean ± standard deviation over seeds; – : not there, or not recorded."
+        ],
+    )
+    for group in groups:
+        for network in group.networks:
+            scores = [s for _, s, _ in group.scores(group.counting, split, network)]
+            cells = [_spread([measure(s) for s in scores], 100) for measure in _MEASURES.values()]
+            g = int(network[1:]) if network != "f" else None
+            hsic = [] if g is None else group.hsic(group.counting, split, g)
+            cells.append(_spread(hsic, 1_000, digits=2))
+            if any(cell.text != ABSENT for cell in cells):
+                name = Cell(plain(group.label, 200), kind="name")
+                table.rows.append([name, Cell(network, kind="text"), *cells])
+    return table if table.rows else None
+
+
+_MEASURES: dict[str, Callable[[Score], float | None]] = {
+    "conflicting": Score.conflicting,
+    "follows the bias": lambda score: score.follows_bias,
+    "worst class": lambda score: min((v for v in score.by_class() if v is not None), default=None),
+    "ECE": lambda score: score.calibration.ece if score.calibration else None,
+}
+
+
+def _spread(values: Sequence[float | None], scale: float, digits: int = 1) -> Cell:
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return Cell(ABSENT)
+    text = f"{np.mean(known):.{digits}f}"
+    return Cell(f"{text} ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else text)
 
 
 def contrast_table(groups: Sequence[Group], split: str) -> Table | None:
