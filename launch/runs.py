@@ -120,7 +120,8 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -
     said = _text(state, "status")
     if trainer is not None:
         # What an earlier attempt has left says nothing of the one that has just begun.
-        status = said if said in _AT_WORK else "starting"
+        leaving = said in _ENDED and _number(state, "pid") == trainer
+        status = str(said) if said in _AT_WORK or leaving else "starting"
     elif launcher is not None:
         status = "starting" if state is None else "restarting"
     elif job is not None and jobs is not None and job in jobs:

@@ -47,10 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     if found.status not in ACTIVE:
         print(f"{found.name}: not at work ({found.status})")
         return EXIT_FINISHED
+    if found.job is not None and found.job in (job_states([found.job]) or {}):
+        # Ranks that were only asked to leave would let the job queue again.
+        _stop_job(found.name, found.job, arguments.timeout)
+        # It may leave the queue before the last of its processes, if they are here.
+        _is_free(folder, _KILLED)
+        return EXIT_FINISHED
     if found.launcher_pid is None and found.trainer_pid is None:
-        if found.job is None:
-            raise ConfigError(f"{found.name}: runs on {found.host}; stop it there")
-        return _stop_job(found.name, found.job, arguments.timeout)
+        raise ConfigError(f"{found.name}: runs on {found.host}; stop it there")
     # The launcher tells the ranks, and does not start them again; a run without one is told by
     # its rank 0, which tells the others.
     lock = lock_path(folder) if found.launcher_pid is not None else folder / "lock"
@@ -77,7 +81,7 @@ def _is_free(folder: Path, seconds: float) -> bool:
     return True
 
 
-def _stop_job(name: str, job: str, timeout: float) -> int:
+def _stop_job(name: str, job: str, timeout: float) -> None:
     cancel(job)
     print(f"{name}: job {job} is cancelled", flush=True)
     deadline = time.monotonic() + timeout
@@ -86,4 +90,3 @@ def _stop_job(name: str, job: str, timeout: float) -> int:
         if time.monotonic() > deadline:
             raise RebiasError(f"job {job}: still in the queue after {timeout:g} s; see squeue")
         time.sleep(1.0)
-    return EXIT_FINISHED
