@@ -255,7 +255,7 @@ def test_csv_holds_every_figure_and_the_picture_is_one(tmp_path, capsys):
     }
     assert found == expected
     assert all(float(r["accuracy"]) == int(r["correct"]) / 1000 for r in rows)
-    with Image.open(out / "demo-splits.png") as image:
+    with Image.open(out / "demo.png") as image:
         colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
     assert colours is not None
     present = {colour for _, colour in colours}

@@ -80,7 +80,7 @@ def dataset_part(dataset: str, groups: Sequence[Group], stem: str) -> DatasetPar
     pictures = [
         (
             Picture(
-                f"{stem}-splits",
+                stem,
                 f"Accuracy of f and g by method on each test split of {plain(dataset)}; the "
                 "figures are in the table of results",
                 partial(plots.splits_picture, groups),

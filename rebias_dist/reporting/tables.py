@@ -184,7 +184,7 @@ def rho_table(series: Sequence[Series], split: str) -> Table:
         columns.append(None)
     table = Table(
         f"Biased-MNIST: accuracy on {plain(split, 30)} in percent, by ρ of the training set",
-        ["method", "source", *("ρ unknown" if c is None else f"ρ {c:g}" for c in columns)],
+        ["method", "source", *("ρ unknown" if c is None else f"ρ\u00a0{c:g}" for c in columns)],
         notes=[
             "The accuracy is f's, of biased it is g's. What differs from the published "
             "experiments is listed below; where anything does, the rows are no comparison of codes."
