@@ -9,7 +9,7 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo results test test-slow lint soak bench simd no-simd clean
+.PHONY: browser help demo results test test-slow lint soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,7 +40,12 @@ results: .venv/.installed  ## five methods, three seeds each; stop and repeat at
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/results-* --out report --name results
 
-test: .venv/.installed-dev  ## the ordinary tests
+# The tests of pages open them in Debian's Chromium; where it is not and cannot be, they are skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
+
+test: .venv/.installed-dev browser  ## the ordinary tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: .venv/.installed-dev  ## the long tests alone
