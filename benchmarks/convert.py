@@ -71,13 +71,8 @@ def photographs(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def listing(paths: list[Path], repeats: int) -> Listing:
-    """List every file ``repeats`` times, under different names."""
-    items = [
-        Item(f"{r}/{path.name}", f"{path.stem}-{r}", 0, "", str(path), 0, path.stat().st_size)
-        for r in range(repeats)
-        for path in paths
-    ]
+def listing(paths: list[Path]) -> Listing:
+    items = [Item(path.name, path.stem, 0, "", str(path), 0, path.stat().st_size) for path in paths]
     return Listing("photographs", "train", ("all",), tuple(items))
 
 
@@ -195,8 +190,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "in").mkdir()
-        paths = photographs(folder / "in", 40 if quick else 1000)
-        given = listing(paths, 1 if quick else 8)
+        paths = photographs(folder / "in", 40 if quick else 4000)
+        given = listing(paths)
         size = np.mean([item.length for item in given.items]) / 1e3
         of = f"{len(given.items):,} JPEGs of 500 x 375 pixels and {size:.0f} kB"
         columns = ("workers", "convert", "usual", "check alone", "convert --resize 256", "verify")

@@ -8,7 +8,6 @@ of each sample's pixels in the order of the index, which finds repeated images a
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -157,12 +156,11 @@ def _rows(record: Record) -> list[Row]:
 
 
 class _Records:
-    """The records of all shards; loaded when they are needed, for they are large together."""
+    """The records of all shards, one at a time: together they are large."""
 
     def __init__(self, work: Work, head: Head) -> None:
         self._work = work
         self._head = head
-        self._load = lru_cache(maxsize=8)(self._read)
         self._starts: list[int] = []
 
     def check_complete(self) -> None:
@@ -181,7 +179,7 @@ class _Records:
     def __iter__(self) -> Iterator[Record]:
         count = 0
         for number in range(self._head.shards):
-            record = self._load(number)
+            record = self._read(number)
             self._starts.append(count)
             count += len(record.samples)
             yield record
@@ -194,13 +192,20 @@ class _Records:
             )
         return record
 
-    def stored(self, row: int) -> Item:
-        """Return the image of a row of the index, as stored."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        record = self._load(number)
-        sample = record.samples[row - self._starts[number]]
-        path = str(self._work.shards / record.shard.name)
-        return Item(sample.source, sample.key, sample.label, "", path, sample.offset, sample.length)
+    def stored(self, rows: Iterable[int]) -> dict[int, Item]:
+        """Return the images of rows of the index, as stored; loads each record once."""
+        found = {}
+        number, record = -1, None
+        for row in sorted(set(rows)):
+            place = int(np.searchsorted(self._starts, row, side="right")) - 1
+            if record is None or place != number:
+                number, record = place, self._read(place)
+            sample = record.samples[row - self._starts[number]]
+            path = str(self._work.shards / record.shard.name)
+            found[row] = Item(
+                sample.source, sample.key, sample.label, "", path, sample.offset, sample.length
+            )
+        return found
 
 
 def _duplicates(finder: DuplicateFinder, records: _Records, workers: int) -> list[Finding]:
@@ -208,10 +213,12 @@ def _duplicates(finder: DuplicateFinder, records: _Records, workers: int) -> lis
     for first, *others in finder.same_bytes():
         found += [(other, first, "same-bytes") for other in others]
     groups = finder.same_pixels()
-    for first, *others in confirmed(groups, records.stored, workers):
+    candidates = records.stored(row for group in groups for row in group)
+    for first, *others in confirmed(groups, candidates.__getitem__, workers):
         found += [(other, first, "same-pixels") for other in others]
+    images = records.stored(row for other, first, _ in found for row in (other, first))
     return [
-        Finding(records.stored(row).source, "duplicate", (reason,), of=records.stored(first).source)
+        Finding(images[row].source, "duplicate", (reason,), of=images[first].source)
         for row, first, reason in sorted(found)
     ]
 
