@@ -21,6 +21,9 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Radius = Literal["median", "dimension"] | Positive
 
+# Names reach file names, commands and batch scripts: nothing in them means anything to a shell.
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+
 
 class Section(BaseModel):
     """A group of fields; unknown fields and loose types are refused."""
@@ -202,8 +205,27 @@ class CheckpointConfig(Section):
     every_minutes: Positive = 10.0
     """Longest time between two checkpoints; evaluations that set a new best and the end of the
     run save too."""
+    every_steps: Count | None = None
+    """Steps between two checkpoints, besides every_minutes."""
     keep: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints that are kept, besides the best."""
+
+
+class FaultsConfig(Section):
+    """What happens when something goes wrong."""
+
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """A gradient that is NaN or infinite: stop, skip that network's update, or roll back to the
+    newest checkpoint and repeat; a step that fails again is then left out, data and all."""
+    non_finite_limit: Count = 10
+    """skip: updates of a network skipped in a row, rollback: rollbacks of the run, after which it
+    gives up."""
+    restarts: CountOrZero = 3
+    """Restarts without a newer checkpoint in between after which the run gives up."""
+    start_minutes: Positive = 10.0
+    """How long the ranks wait for each other until the first step."""
+    step_minutes: Positive = 10.0
+    """How long they wait afterwards, before a rank that does not answer is given up."""
 
 
 class Config(Section):
@@ -250,6 +272,8 @@ class Config(Section):
     """Logging."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    faults: FaultsConfig = FaultsConfig()
+    """Faults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -315,9 +339,7 @@ class Config(Section):
                 f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
                 f"({', '.join(self.data.test_splits)})"
             )
-        if self.name is not None and not re.fullmatch(
-            r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", self.name
-        ):
+        if self.name is not None and not RUN_NAME.fullmatch(self.name):
             raise ValueError(
                 f"name: {self.name!r} cannot name a folder; use letters, digits and . _ + = -"
             )
@@ -351,7 +373,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the weights: what a resumed run must agree on."""
-        where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint"}
+        where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint", "faults"}
         identity = self.model_dump(exclude=where_and_when)
         # The data themselves are compared, by their digest: they may have been moved.
         for key in ("root", "source", "other_tests", "workers", "decoder"):
