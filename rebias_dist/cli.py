@@ -38,7 +38,7 @@ from rebias_dist.errors import (
 from rebias_dist.runtime.placement import is_rank_zero
 
 # The contract's short names, beside which every field has its dotted flag.
-_SHORT = {"method.name": "--method"}
+_SHORT = {"method.name": "--method", "log.profile": "--profile"}
 
 
 @dataclass(frozen=True)

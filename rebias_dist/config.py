@@ -197,6 +197,9 @@ class LogConfig(Section):
 
     every_steps: Count = 1
     """Steps between two entries of metrics.jsonl and TensorBoard."""
+    profile: CountOrZero = 0
+    """Steps, after the first three, of which each rank writes a trace to profile/ in the run's
+    folder, for ui.perfetto.dev; 0: none."""
 
 
 class CheckpointConfig(Section):

@@ -121,6 +121,9 @@ def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any])
             for name in ("conflicting", "unbiased"):
                 if figures[name] is not None:
                     scalars[f"{split}/{network}_{name}_accuracy"] = figures[name]
+            quantiles = found["kernel_quantiles"][network]
+            if quantiles is not None:
+                scalars[f"{split}/{network}_kernel"] = quantiles[1]
         for index, value in enumerate(found["hsic"]):
             if value is not None:
                 scalars[f"{split}/hsic_g{index}"] = value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rebias_dist.cli import Request, leave_at_once, parse_train, run_cli
 from rebias_dist.config import Config
-from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat, to_yaml
+from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat
 from rebias_dist.errors import (
     DataError,
     InterruptedRun,
@@ -106,18 +106,20 @@ def _train(
     started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import radius
+    from rebias_dist.runtime import dashboard, radius
     from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
     from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
     from rebias_dist.runtime.faults import origin
     from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.precision import Precision, make_deterministic
     from rebias_dist.runtime.process_group import set_time_out
+    from rebias_dist.runtime.profiling import profiled
     from rebias_dist.runtime.resumption import resume_run
     from rebias_dist.runtime.run_folder import RunFolder
     from rebias_dist.runtime.saver import Saver
     from rebias_dist.runtime.snapshot import Snapshot
     from rebias_dist.runtime.telemetry import Telemetry
+    from rebias_dist.runtime.watch import Watch
 
     if config.deterministic:
         make_deterministic()
@@ -184,6 +186,10 @@ def _train(
                 "host": platform.node(),
             },
         )
+    watch = Watch(config, classes, telemetry.warning)
+    trace_step = held.enter_context(
+        profiled(config.log.profile, folder.path / "profile", consensus.rank)
+    )
     status: Status = "failed"
     saver = held.enter_context(closing(Saver(folder.checkpoints, config.checkpoint.keep)))
     saved_step, saved_at = run.step, time.monotonic()
@@ -241,7 +247,9 @@ def _train(
         if run.step:
             log.info("continuing %s after step %d", config.name, run.step)
         else:
-            telemetry.text("config", 0, f"```yaml\n{to_yaml(config)}```")
+            dashboard.introduce(
+                telemetry, config, data, list(networks), facts, consensus.world_size
+            )
             with consensus.together():
                 results.show_samples(telemetry, data.train)
 
@@ -299,6 +307,7 @@ def _train(
                     )
                 run.step += 1
                 meter.step()
+                trace_step()
                 if not started:
                     started = True
                     set_time_out(consensus, config.faults.step_minutes)
@@ -314,6 +323,7 @@ def _train(
                     values = found.reduce(layout.N)
                     values |= run.constants() | meter.read()
                     telemetry.scalars(run.step, values, epoch=epoch)
+                    watch.step(run.step, values)
                     text = " ".join(f"{n} {values[n]:.4f}" for n in values if n.endswith("/loss"))
                 telemetry.progress(run.step, epoch=epoch, text=text)
                 telemetry.state("running", step=run.step, epoch=epoch)
@@ -333,6 +343,9 @@ def _train(
                     before_each=leave_if_asked,
                 )
                 results.show(telemetry, run.step, epoch, figures)
+                dashboard.show_weights(telemetry, run.step, networks, epoch + 1, layout.epochs)
+                if playing:
+                    watch.evaluated(run.step, figures)
                 # A network that has not played yet is no candidate.
                 improved = (playing or done) and run.note(results.chosen_figure(config, figures))
                 run.epoch = run.step // layout.steps_per_epoch
@@ -367,6 +380,9 @@ def _train(
             if leader:
                 results.write(folder.results_file, final)
         results.show_final(telemetry, config, final, run.epoch)
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                dashboard.project(telemetry, config, data, networks, normalise, precision, run.step)
         consensus.agree(telemetry.fault)
         for line in results.closing_text(final, folder.path).splitlines():
             log.info("%s", line)

@@ -16,9 +16,10 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -205,6 +206,59 @@ class Telemetry:
     def image(self, tag: str, step: int, image: torch.Tensor | np.ndarray[Any, Any]) -> None:
         """Show an image in TensorBoard: uint8, ``[3, height, width]``."""
         self._writer.add_image(tag, image, step)
+
+    @_leader_writes
+    def layout(self, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+        """Show scalars side by side in TensorBoard's tab "Custom scalars".
+
+        Args:
+            layout: by category and title of a chart ``["Multiline", tags]``, each tag the
+                beginning of a regular expression.
+        """
+        self._writer.add_custom_scalars(layout)
+
+    @_leader_writes
+    def histogram(self, tag: str, step: int, values: torch.Tensor) -> None:
+        """Show the distribution of finite values in TensorBoard; others are left out."""
+        finite = values[values.isfinite()]
+        if finite.numel():
+            self._writer.add_histogram(tag, finite, step)
+
+    @_leader_writes
+    def embedding(
+        self,
+        tag: str,
+        step: int,
+        rows: torch.Tensor,
+        columns: Sequence[str],
+        about: Sequence[Sequence[str]],
+        images: torch.Tensor,
+    ) -> None:
+        """Show points in TensorBoard's projector.
+
+        Args:
+            tag: a name without slashes.
+            step: optimizer steps done.
+            rows: ``[n, d]``, the points; those that are not finite are left out.
+            columns: what is known of a point.
+            about: the values of these columns for each point.
+            images: ``[n, 3, side, side]`` in 0..1, one for each point.
+        """
+        finite = rows.isfinite().all(1)
+        if not finite.any():
+            return
+        # Of an end that was interrupted after this; TensorBoard would print a warning.
+        shutil.rmtree(self._folder / "tensorboard" / f"{step:05d}" / tag, ignore_errors=True)
+        kept = [list(row) for row, keep in zip(about, finite.tolist(), strict=True) if keep]
+        self._writer.add_embedding(
+            rows[finite], kept, images[finite], step, tag, metadata_header=list(columns)
+        )
+
+    def warning(self, kind: str, step: int, text: str) -> None:
+        """Warn in the log, and as a text in TensorBoard under ``warnings/<kind>``."""
+        if self.leader:
+            _log.warning("step %d: %s", step, text)
+        self.text(f"warnings/{kind}", step, text)
 
     @_leader_writes
     def hparams(

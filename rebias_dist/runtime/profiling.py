@@ -1,0 +1,37 @@
+"""Traces of a few steps, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+_WAIT, _WARM_UP = 2, 1  # steps: the first ones allocate and compile, and are like no other
+
+
+@contextmanager
+def profiled(steps: int, folder: Path, rank: int) -> Iterator[Callable[[], None]]:
+    """Yield what is to be called after each step.
+
+    Args:
+        steps: to record, after the first three; 0: none.
+        folder: where ``rank<k>.json.gz`` is written when they are done.
+        rank: of this process; each has a trace of its own.
+    """
+    if steps == 0:
+        yield lambda: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with profile(
+        activities=activities,
+        schedule=schedule(wait=_WAIT, warmup=_WARM_UP, active=steps, repeat=1),
+        on_trace_ready=lambda p: p.export_chrome_trace(str(folder / f"rank{rank}.json.gz")),
+        record_shapes=True,
+    ) as recording:
+        yield recording.step

@@ -1,0 +1,117 @@
+"""Known failures are told when they show, once, and not when they do not."""
+
+import copy
+
+import pytest
+
+from rebias_dist.config_files import validate
+from rebias_dist.runtime.watch import CLIPPED_STEPS, Watch
+
+CONFIG = {"optimizer": {"clip_norm": 1.0}}
+
+
+def network(accuracy: float, aligned: float | None, conflicting: float | None) -> dict:
+    count = [[30, 10], [10, 30]] if aligned is not None else [[], []]
+    both = {"aligned": aligned, "conflicting": conflicting}
+    return {"accuracy": accuracy, **both, "bias_count": count}
+
+
+SOUND = {
+    "samples": 400,
+    "hsic": [0.01],
+    "hsic_noise": [0.001],
+    "kernel_quantiles": {"f": [0.1, 0.5, 0.9], "g0": [0.2, 0.5, 0.995]},
+    "networks": {"f": network(0.8, 0.9, 0.5), "g0": network(0.7, 0.95, 0.1)},
+}
+
+
+class Told:
+    def __init__(self, **config):
+        self.all: list[tuple[str, int]] = []
+        self.texts: list[str] = []
+        self.watch = Watch(validate({**CONFIG, **config}), 10, self.hear)
+
+    def hear(self, kind, step, text):
+        assert "\n" not in text
+        self.all.append((kind, step))
+        self.texts.append(text)
+
+    def evaluated(self, step=1, **changes):
+        figures = copy.deepcopy(SOUND)
+        for path, value in changes.items():
+            at, *rest = path.split("__")
+            if rest:
+                figures[at][rest[0]] = value
+            else:
+                figures[at] = value
+        self.watch.evaluated(step, {"selection": figures})
+        return [kind for kind, _ in self.all]
+
+
+def test_a_sound_run_is_left_alone():
+    told = Told()
+    for step in range(200):
+        norms = {"f/grad_norm": 5.0 * (step % 9 > 0), "g0/grad_norm": 0.5}
+        told.watch.step(step, {**norms, "f/sigma": 1.0, "g0/sigma": 2.0 / (1 + step / 50)})
+    assert told.evaluated() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"kernel_quantiles__f": [0.0, 1e-9, 0.009]}, "kernel_f"),
+        ({"kernel_quantiles__g0": [0.991, 0.999, 1.0]}, "kernel_g0"),
+        ({"hsic": [0.0019]}, "hsic_g0"),
+        ({"hsic": [-0.1]}, "hsic_g0"),
+        ({"networks__f": network(0.12, 0.12, 0.1)}, "chance_f"),
+        ({"networks__g0": network(0.1, 0.1, 0.1)}, "chance_g0"),
+        ({"networks__g0": network(0.8, 0.85, 0.76)}, "bias_g0"),
+        ({"networks__g0": network(0.8, None, None)}, "bias_g0"),
+    ],
+)
+def test_each_failure_is_told_once_until_it_was_gone(changes, kind):
+    told = Told()
+    assert told.evaluated(1, **changes) == [kind]
+    assert told.evaluated(2, **changes) == [kind]
+    assert told.evaluated(3) == [kind]
+    assert told.evaluated(4, **changes) == [kind, kind]
+    assert told.all == [(kind, 1), (kind, 4)]
+
+
+def test_clipping_in_every_step():
+    told = Told()
+    for step in range(3 * CLIPPED_STEPS):
+        free = step == CLIPPED_STEPS - 2
+        told.watch.step(step, {"f/grad_norm": 0.5 if free else 5.0, "g0/grad_norm": 0.5})
+    assert told.all == [("clipping_f", 2 * CLIPPED_STEPS - 2)]
+    assert "clip_norm 1" in told.texts[0]
+    unlimited = Told(optimizer={})
+    for step in range(3 * CLIPPED_STEPS):
+        unlimited.watch.step(step, {"f/grad_norm": 5.0})
+    assert unlimited.all == []
+
+
+def test_a_radius_that_collapses():
+    told = Told()
+    for step, sigma in enumerate([3.0, 1.0, 0.1, 0.02, 0.01]):
+        told.watch.step(step, {"f/sigma": sigma, "g0/sigma": 1.0})
+    assert told.all == [("radius_f", 3)]
+
+
+def test_few_conflicting_images_prove_nothing():
+    g = network(0.8, 0.85, 0.8)
+    g["bias_count"] = [[30, 5], [4, 30]]
+    assert Told().evaluated(networks__g0=g) == []
+
+
+def test_methods_without_hsic_have_no_kernels():
+    told = Told(method={"name": "vanilla"})
+    vanilla = {"kernel_quantiles": {"f": [0, 0, 0]}, "networks": {"f": SOUND["networks"]["f"]}}
+    assert told.evaluated(hsic=[], hsic_noise=[], **vanilla) == []
+
+
+def test_without_selection_data_the_monitored_split_is_looked_at():
+    told = Told(data={"selection": "none"})
+    bad = {**SOUND, "hsic": [0.0]}
+    told.watch.evaluated(7, {"biased": SOUND, "unbiased": bad, "rho0": SOUND})
+    assert told.all == [("hsic_g0", 7)]
