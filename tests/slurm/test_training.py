@@ -113,7 +113,9 @@ def test_a_cancelled_run_can_be_resumed(cluster, folder, undisturbed):
     assert cluster.wait(job) == "CANCELLED"
     assert state(run)["status"] == "interrupted"
     assert 2 <= state(run)["step"] < STEPS
-    job, _ = launch(cluster, folder, "cancelled", config, "--nodes=2", "--by=srun")
+    resume = ["-m", "launch", "resume", "cancelled", f"--runs-dir={folder / 'runs'}"]
+    said = cluster.run(sys.executable, *resume, cwd=folder)
+    job = said.partition("submitted job ")[2].partition(",")[0]
     assert cluster.wait(job) == "COMPLETED", output(run)
     assert_same_end(run, undisturbed["srun"])
 
