@@ -233,7 +233,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(server, tmp_path, capsys)
     out, whole = tmp_path / "out", tmp_path / "whole"
     options = ["--per-host", "2", "--val-fraction", "0.2"]
     finished = []
-    hows = [(1, signal.SIGKILL), (15, signal.SIGTERM), (30, signal.SIGKILL), (45, signal.SIGINT)]
+    hows = [(1, signal.SIGKILL), (8, signal.SIGTERM), (16, signal.SIGKILL), (24, signal.SIGINT)]
     for kept, how in hows:
         process = _process(out, listed, *options)
         _wait_until(lambda kept=kept: out.exists() and len(list(out.glob("*/*/*"))) >= kept)
