@@ -442,8 +442,9 @@ def test_a_full_disk_leaves_nothing_half(source, whole, small_disk, tmp_path):
 def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path):
     folder = tmp_path / "in" / "n01440764"
     folder.mkdir(parents=True)
-    for number in range(200):
-        (folder / f"n01440764_{number}.JPEG").write_bytes(jpeg(number, (400, 300)))
+    for number in range(600):  # seconds of work after the first shard
+        content = jpeg(number % 60, (800, 600))
+        (folder / f"n01440764_{number}.JPEG").write_bytes(content)
     command = [sys.executable, "-m", "data_shards", "convert", "imagenet1k", "--workers", "1"]
     command += ["--split", "train", "--selection-fraction", "0", "--samples-per-shard", "5"]
     command += ["--source", str(tmp_path / "in")]
