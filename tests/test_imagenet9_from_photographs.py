@@ -129,5 +129,6 @@ def test_from_photographs_to_the_unbiased_accuracy(tree, tmp_path):
         for cluster in (0, 1)
     ]
     assert unbiased_accuracy(labels, predictions, clusterings) == pytest.approx(np.mean(cells))
+    assert figures["networks"]["f"]["unbiased"] == pytest.approx(np.mean(cells), abs=2 / 24)
     accuracy = figures["networks"]["f"]["accuracy"]
     assert (predictions == labels).mean() == pytest.approx(accuracy, abs=2 / len(labels))
