@@ -1,6 +1,7 @@
 """What the tests share: a small set of real digits, and where caches go."""
 
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import numpy as np
 import pytest
 
 from data_shards.sources.mnist import load_embedded
+
+# A shell that starts pytest in the background has it ignore SIGINT, which every process that a
+# test starts would inherit; with a handler of our own they begin as from a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRAIN_PER_DIGIT, TEST_PER_DIGIT = 48, 12
 
