@@ -150,9 +150,8 @@ class Benchmark:
         """Write what was found to ``<results>/<name>.json``, unless it was a quick run."""
         if self.options.quick:
             return
-        options = {
-            key: value for key, value in vars(self.options).items() if key not in ("results",)
-        }
+        # Paths are of this machine and no part of what was measured.
+        options = {k: v for k, v in vars(self.options).items() if not isinstance(v, Path)}
         content = {
             "format": FORMAT,
             "benchmark": self.name,
