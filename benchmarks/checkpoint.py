@@ -39,7 +39,7 @@ def state_of(names: list[str], **options: Any) -> dict[str, Any]:
 
 def main() -> None:
     def folder(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--folder", help="on the disk to measure (default: /tmp)")
+        parser.add_argument("--folder", type=Path, help="on the disk to measure (default: /tmp)")
 
     run = Benchmark("checkpoint", __doc__, folder)
     quick = run.options.quick
