@@ -1,8 +1,8 @@
-"""AdamP in few passes over memory and without waiting for the device.
+"""AdamP in few passes over memory, deciding on the device.
 
 The package adamp defines the optimizer (Heo et al., "AdamP", ICLR 2021, algorithm 2); this
-class takes the same steps to rounding. The package works parameter by parameter, in about
-thirty passes over each, and asks the device twice a parameter whether to project.
+class takes the same steps to rounding. The package works tensor by tensor, each operation a pass
+of its own, and the host asks for the verdicts of each tensor.
 """
 
 from __future__ import annotations

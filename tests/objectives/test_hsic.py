@@ -311,3 +311,19 @@ def test_a_detached_side_costs_nothing_and_small_kernels_are_kept(monkeypatch):
         if any(needs):
             value.backward()
         assert calls == expected, (needs, tile)
+
+
+def test_settings_that_were_inherited_are_inherited_afterwards():
+    backend = torch.backends.mkldnn
+    before, explicit = backend.fp32_precision, backend.matmul.fp32_precision
+    x = torch.randn(8, 2)
+    try:
+        backend.matmul.fp32_precision = "none"
+        backend.fp32_precision = "bf16"
+        hsic(x, x, 1.0, 1.0)
+        assert backend.matmul.fp32_precision == "bf16"
+        backend.fp32_precision = "ieee"
+        assert backend.matmul.fp32_precision == "ieee"
+    finally:
+        backend.fp32_precision = before
+        backend.matmul.fp32_precision = explicit

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from rebias_dist.runtime.adamp import AdamP
+from rebias_dist.runtime.adamp import AdamP, _factors
 
 SHAPES = st.lists(
     st.one_of(
@@ -112,3 +113,15 @@ def test_any_memory_format(of_gradient):
     assert ours.weight.is_contiguous(memory_format=torch.channels_last)
     for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)
+
+
+def test_the_verdicts_stay_on_the_device():
+    """The host reads no value of a tensor: on CUDA each would be a wait."""
+    parameters = [torch.randn(6, 50), torch.randn(4, 3, 3, 3)]
+    triples = [(p, torch.randn_like(p), torch.randn_like(p)) for p in parameters]
+    group = AdamP([p.requires_grad_() for p in parameters]).param_groups[0]
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as found:
+        _factors(triples, 0.1, group)
+    names = {event.name for event in found.events()}
+    assert "aten::segment_reduce" in names
+    assert not names & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
