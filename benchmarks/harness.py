@@ -43,7 +43,6 @@ def in_turn(
     seconds: float = 1.0,
     least: int = 3,
     warm_up: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
     """Run the programs in turn until the first has run ``seconds`` and ``least`` times.
 
@@ -56,9 +55,9 @@ def in_turn(
     first = next(iter(programs))
     while len(taken[first]) < least or sum(taken[first]) < seconds:
         for name, program in programs.items():
-            begin = clock()
+            begin = time.perf_counter()
             program()
-            taken[name].append(clock() - begin)
+            taken[name].append(time.perf_counter() - begin)
     return {name: times_of(seconds) for name, seconds in taken.items()}
 
 

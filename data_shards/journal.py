@@ -24,7 +24,7 @@ from data_shards.files import (
     temporary_file,
     write_synced,
 )
-from data_shards.findings import Finding
+from data_shards.findings import Finding, Verdict
 from data_shards.manifest import Normalize, Option, Shard
 from data_shards.planning import Conversion
 from data_shards.writer import Plan, shard_name
@@ -55,14 +55,14 @@ class Note(_Model):
     """A finding, and whether its image was left out."""
 
     path: str
-    verdict: str
+    verdict: Verdict
     reasons: tuple[str, ...]
     left_out: bool
 
     @property
     def finding(self) -> Finding:
         """The same as a finding."""
-        return Finding(self.path, self.verdict, self.reasons)  # type: ignore[arg-type]
+        return Finding(self.path, self.verdict, self.reasons)
 
     @property
     def damage(self) -> bool:

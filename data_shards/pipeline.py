@@ -13,7 +13,7 @@ from pathlib import Path
 from data_shards.checking import CRASHES
 from data_shards.errors import DataShardsError
 from data_shards.files import write_synced
-from data_shards.findings import Finding
+from data_shards.findings import Finding, Verdict
 from data_shards.integrity import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.journal import Head, Note, Record, Sample, Work
 from data_shards.manifest import Manifest
@@ -238,7 +238,7 @@ def _is_left_out(found: Examination, options: Options) -> bool:
     )
 
 
-def _note(item: Item, verdict: str, reasons: tuple[str, ...], *, left_out: bool) -> Note:
+def _note(item: Item, verdict: Verdict, reasons: tuple[str, ...], *, left_out: bool) -> Note:
     return Note(path=item.source, verdict=verdict, reasons=reasons, left_out=left_out)
 
 
