@@ -154,7 +154,7 @@ def _train(
     # -------------------------------------------------------------------- run folder, resumption
     assert config.name is not None
     folder = RunFolder(Path(config.runs_dir) / config.name)
-    run = Snapshot(players, data, config, layout.steps_per_epoch)
+    run = Snapshot(players, data, shape, config, layout.steps_per_epoch)
     where.log_file = folder.path / "logs" / f"rank{consensus.rank}.log"
     found_run = resume_run(
         config,

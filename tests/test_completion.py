@@ -13,6 +13,7 @@ SCRIPTS = {
     "rebias-evaluate": "rebias_dist.evaluate",
     "rebias-sweep": "rebias_dist.sweep",
     "rebias-report": "rebias_dist.report",
+    "rebias-export": "rebias_dist.export",
     "rebias-shards": "data_shards.__main__",
     "rebias-launch": "launch.__main__",
 }
@@ -44,6 +45,7 @@ def completions(line: str, cwd: Path) -> set[str]:
         ("rebias-evaluate --js", {"--json"}),
         ("rebias-sweep --dry", {"--dry-run"}),
         ("rebias-report --ou", {"--out"}),
+        ("rebias-export --ou", {"--out"}),
         ("rebias-shards insp", {"inspect"}),
         ("rebias-shards check --js", {"--json"}),
         ("rebias-launch tens", {"tensorboard"}),

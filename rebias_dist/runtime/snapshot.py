@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rebias_dist.assemble import Data, sample_shape
+from rebias_dist.assemble import Data
 from rebias_dist.config import Config
 from rebias_dist.config_files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.errors import ConfigError
@@ -22,12 +22,18 @@ class Snapshot:
     Args:
         players: the networks with what their updates need.
         data: the splits.
+        shape: (C, H, W) of the networks' input.
         config: the resolved configuration.
         steps_per_epoch: optimizer steps of an epoch, in which the position is counted.
     """
 
     def __init__(
-        self, players: dict[str, Player], data: Data, config: Config, steps_per_epoch: int
+        self,
+        players: dict[str, Player],
+        data: Data,
+        shape: tuple[int, int, int],
+        config: Config,
+        steps_per_epoch: int,
     ) -> None:
         self.players = players
         self.data = data
@@ -37,7 +43,7 @@ class Snapshot:
         self._input = {
             "mean": list(constants.mean),
             "std": list(constants.std),
-            "shape": list(sample_shape(config, data)),
+            "shape": list(shape),
         }
         self.step = 0
         """Optimizer steps taken, pretraining included."""

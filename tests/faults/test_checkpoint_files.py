@@ -92,11 +92,12 @@ def test_a_replacement_killed_half_way_loses_nothing(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
+def small_disk(tmp_path, request):
+    """A file system of 2 MB, or of as many as the test says."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    megabytes = getattr(request, "param", 2)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -127,6 +128,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk, monkeypatch):
     assert checkpoint.load(folder, 2)["step"] == 2
 
 
+@pytest.mark.parametrize("small_disk", [16], indirect=True)
 def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(
     small_disk, small_run, tmp_path
 ):
@@ -134,7 +136,7 @@ def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(
 
     values = {**settings(small_run), "runs_dir": str(small_disk), "max_steps": 24}
     config = write_config(tmp_path / "small.yaml", values)
-    (small_disk / "other.bin").write_bytes(bytes(1_400_000))
+    (small_disk / "other.bin").write_bytes(bytes(16 * 2**20 - 700_000))
     command = [sys.executable, "-m", "rebias_dist.train", "--config", config, "--name", "a"]
     full = Started(command, tmp_path).end()
     assert full.code == 1, full.out
