@@ -126,6 +126,7 @@ def _grey_tail(image: Image.Image, part: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+@cache  # it holds the time of its making
 def _icc() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -93,7 +93,60 @@ def test_special_values():
         median_distance([])
 
 
-def test_distances_are_computed_twice_rather_than_kept(monkeypatch):
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=3),
+    width=st.integers(1, 600),
+    exponent=st.integers(-70, 66),
+    offset=st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+    outlier=st.sampled_from([1.0, 1e4, 1e15]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    block=st.sampled_from([7, 512]),
+    seed=st.integers(0, 2**31),
+)
+def test_bounds_enclose_every_distance(sizes, width, exponent, offset, outlier, dtype, block, seed):
+    # Down to squares that underflow and up to such that overflow float32, far from the origin.
+    generator = torch.Generator().manual_seed(seed)
+    batches = [torch.randn(n, width, generator=generator) + offset for n in sizes]
+    batches[0][0] *= outlier
+    batches = [(rows * 2.0**exponent).to(dtype) for rows in batches]
+    assume(all(rows.isfinite().all() for rows in batches))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(radius_module, "_BLOCK", block)
+        counts = [(n,) for n in sizes]
+        share = radius_module._Share(batches, counts, 1, LOCAL, "f")
+        for tile in share._tiles():
+            low, high = tile.bounds()
+            exact = tile.distances(torch.arange(len(tile)))
+            assert len(low) == len(high) == len(exact) == len(tile)
+            assert (low <= exact).all()
+            assert (exact <= high).all()
+            i, j = tile.pairs()
+            by_hand = (tile.a.double()[i] - tile.b.double()[j]).square().sum(1).float()
+            assert torch.allclose(exact.view(torch.float32), by_hand, rtol=2**-23, atol=1e-44)
+        try:
+            found = median_distance(batches)
+        except (NonFiniteError, CollapsedFeaturesError):
+            return
+    assert abs(found / by_numpy(batches) - 1) < 2**-23
+
+
+def test_few_distances_are_computed(monkeypatch):
+    computed = []
+    whole = radius_module._Tile.distances
+
+    def counted(tile, chosen):
+        computed.append(len(chosen))
+        return whole(tile, chosen)
+
+    monkeypatch.setattr(radius_module._Tile, "distances", counted)
+    median_distance(random_batches((512,) * 4, 256))
+    pairs = 4 * math.comb(512, 2)
+    print(f"{sum(computed)} of {pairs}")
+    assert 1 <= sum(computed) < pairs / 100
+
+
+def test_bounds_are_computed_again_rather_than_kept(monkeypatch):
     batches = random_batches((130, 70), 16)
     expected = median_distance(batches)
     monkeypatch.setattr(radius_module, "_KEPT", 10)
@@ -114,7 +167,7 @@ def same_radius_on_all_layouts(world: int) -> list[float]:
     ]
     radii = [median_distance(layout) for layout in layouts]
     radii.append(median_distance(batches, group=LOCAL))
-    radius_module._KEPT = 10  # ranks must agree on computing the distances twice
+    radius_module._KEPT = 10  # ranks must agree on computing the bounds again
     radii.append(median_distance(layouts[1]))
     return radii
 
