@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rebias_dist.cli import Request, leave_at_once, parse_train, run_cli
+from rebias_dist.cli import leave_at_once, parse_train, run_cli
 from rebias_dist.config import Config
 from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat
 from rebias_dist.errors import (
@@ -420,36 +420,15 @@ def _fetch(
 # ---------------------------------------------------------------------------- command
 
 
-def _dry_run(request: Request) -> None:
-    """Print the plan; nothing is trained and no process group is joined."""
-    import torch
-
-    from rebias_dist import assemble, methods, plan
-    from rebias_dist.runtime.precision import Precision
-    from rebias_dist.runtime.process_group import resolve_placement
-
-    config = request.config
-    placement = resolve_placement()
-    plan.check_world(config, placement.world_size)
-    if placement.rank != 0:
-        return
-    data = assemble.open_data(config, assemble.data_root(config))
-    layout = plan.derive(config, placement.world_size, len(data.train))
-    device = torch.device("cpu")
-    networks = assemble.build_networks(
-        config, len(data.classes), Precision(config.precision, device)
-    )
-    facts = assemble.facts(config, data, networks, methods.build(config.method), device)
-    print("\n".join(plan.describe(config, layout, facts)))
-
-
 def cli(argv: Sequence[str] | None = None) -> None:
     """Run ``rebias-train``."""
 
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
         if request.dry_run:
-            _dry_run(request)
+            from rebias_dist.dry_run import print_plan
+
+            print_plan(request.config)
             return
         if request.default and is_rank_zero():
             print(f"no --config given, so this is {DEFAULT_CONFIG}:")
