@@ -209,7 +209,7 @@ class Minimax:
                     output = first[place]
                 else:
                     output = self._forward(player, batch, step, update, gradient=True)
-                with phase("loss"):
+                with phase("objective"):
                     loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
                     for name, values in terms(place, output).items():
                         metrics.add(f"{player.name}/{name}", values)
@@ -329,7 +329,7 @@ class Minimax:
 
     def _hsic(self, x: Features, y: Features, sigma_x: float, sigma_y: float) -> Tensor:
         # check=False: a NaN reaches the gradients of all ranks, which then decide together.
-        with phase("loss"):
+        with phase("objective"):
             return hsic(x, y, sigma_x, sigma_y, estimator=self.method.config.hsic, check=False)
 
     def pretrain(

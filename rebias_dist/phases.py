@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-PHASES = ("data_wait", "forward", "backward", "loss", "communication", "optimizer", "other")
+PHASES = ("data_wait", "forward", "backward", "objective", "communication", "optimizer", "other")
 """What a clock tells apart; ``other`` is all that nothing marks."""
 _OUTER = "other"
 _MOST_MARKS = 4096  # that wait for the device, before those it has passed are added up

@@ -93,7 +93,7 @@ def test_on_the_host_the_phases_add_up_to_the_time_between_the_readings():
     assert all(value >= 0 for value in seconds.values())
     assert end - begin <= sum(seconds.values()) + 1e-9
     assert sum(seconds.values()) <= after - before + 1e-9
-    assert seconds["loss"] == seconds["optimizer"] == seconds["data_wait"] == 0
+    assert seconds["objective"] == seconds["optimizer"] == seconds["data_wait"] == 0
 
 
 @pytest.mark.parametrize("behind", [0, 50, 10**9])
@@ -126,20 +126,20 @@ def test_an_error_ends_the_phase_that_it_leaves():
     device = Device(0)
     clock = DeviceClock(device.event)
     with timed_by(clock):
-        with phase("loss"):
+        with phase("objective"):
             with pytest.raises(ZeroDivisionError):
                 _fail()
             device.work(3)
         device.work(4)
     seconds = clock.read()
-    assert (seconds["loss"], seconds["other"]) == (3, 4)
+    assert (seconds["objective"], seconds["other"]) == (3, 4)
 
 
 def test_marks_do_nothing_where_no_clock_is_in_use():
     device = Device(0)
     clock = DeviceClock(device.event)
     with phase("forward"):
-        switch("loss")
+        switch("objective")
         device.work(1)
         with timed_by(clock):
             device.work(2)

@@ -13,8 +13,8 @@
 ``memory/peak_cuda_mib``       memory that torch has allocated on a GPU at its peak, the largest
 =============================  =============================================================
 
-The phases: ``data_wait`` (for the loader, and the copy to the device), ``forward``, ``loss`` (the
-objectives with HSIC), ``backward``, ``communication`` (as far as no other work hides it, and with
+The phases: ``data_wait`` (for the loader, and the copy to the device), ``forward``, ``objective``
+(losses, with HSIC), ``backward``, ``communication`` (as far as no other work hides it, and with
 the wait for slower ranks), ``optimizer`` (with clipping and BatchNorm's buffers) and ``other``.
 Speed and time speak of what happened since the last reading.
 """

@@ -91,7 +91,7 @@ def test_shares_speed_and_memory_of_two_ranks():
             "time/data_wait": 25,
             "time/forward": 25,
             "time/backward": 25,
-            "time/loss": 10,
+            "time/objective": 10,
             "time/communication": 5,
             "time/optimizer": 5,
             "time/other": 5,
@@ -100,7 +100,7 @@ def test_shares_speed_and_memory_of_two_ranks():
         }
     )
     assert describe_speed(reading(rows).scalars()) == (
-        "data wait 25 %, forward 25 %, backward 25 %, loss 10 %, communication 5 %, "
+        "data wait 25 %, forward 25 %, backward 25 %, objective 10 %, communication 5 %, "
         "optimizer 5 %, other 5 %, 3 TFLOP/s, 400 MiB resident"
     )
 
