@@ -20,6 +20,7 @@ from rebias_dist.objectives.features import (
     gather_features,
     rank_and_world,
 )
+from rebias_dist.objectives.precision import full_precision
 
 # Rows of a batch that are compared at a time. Pairs of blocks are dealt to the ranks.
 _BLOCK = 512
@@ -75,10 +76,12 @@ def median_distance(
     pairs = sum(math.comb(sum(rows), 2) for rows in counts)
     if pairs == 0:
         raise ValueError(f"{name}: the median distance needs a batch of at least two rows")
-    share = _Share(batches, counts, pairs, group, name)
     positions = ((pairs - 1) // 2, pairs // 2)
-    low, high = _order_statistics(share.bounds, positions, share.device, group)
-    below, near = share.split(low, high)
+    # The bounds hold for products in float32, not for those of autocast or TF32.
+    with full_precision(batches[0].device), torch.no_grad():
+        share = _Share(batches, counts, pairs, group, name)
+        low, high = _order_statistics(share.bounds, positions, share.device, group)
+        below, near = share.split(low, high)
     below = int(_sum_over_ranks(torch.tensor(below, device=share.device), group))
     # Far more than the two middle pairs come this far only where many are at one distance.
     chosen = _order_statistics(

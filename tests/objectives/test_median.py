@@ -146,6 +146,22 @@ def test_few_distances_are_computed(monkeypatch):
     assert 1 <= sum(computed) < pairs / 100
 
 
+def test_the_callers_precision_changes_nothing():
+    # Bounds from products in bfloat16 would not hold.
+    batches = random_batches((64, 200), 128)
+    expected = median_distance(batches)
+    with torch.autocast("cpu", torch.bfloat16):
+        products = batches[0] @ batches[0].mT
+        assert products.dtype == torch.bfloat16
+        assert median_distance(batches) == expected
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert median_distance(batches) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_bounds_are_computed_again_rather_than_kept(monkeypatch):
     batches = random_batches((130, 70), 16)
     expected = median_distance(batches)
