@@ -301,9 +301,9 @@ class TrainLoader:
         tail = np.roll(order[used:], draw % max(self.dropped, 1))
         elsewhere = used - self._global_batch
         count = min(parts * _SPARES, elsewhere)
-        places = (draw + np.arange(count, dtype=np.uint64)) % max(elsewhere, 1)
+        places = (draw % max(elsewhere, 1) + np.arange(count)) % max(elsewhere, 1)
         after = (step + 1) * self._global_batch
-        others = order[(after + places.astype(np.int64)) % used]
+        others = order[(after + places) % used]
         return np.concatenate([tail, others])[micro_batch::parts][:_SPARES]
 
 

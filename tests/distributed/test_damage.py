@@ -72,8 +72,8 @@ def test_skipped_alike_on_any_number_of_ranks_and_after_resuming(shards, tmp_pat
     for world, ranks in found.items():
         assert all("error" not in rank for rank in ranks), ranks
         # Somebody names each of them, whoever met it.
-        found_keys = [re.findall(r"sample (\S+):", w) for rank in ranks for w in rank["warned"]]
-        named = {key for keys_of_one in found_keys for key in keys_of_one}
+        warnings = [line for rank in ranks for line in rank["warned"]]
+        named = {key for line in warnings for key in re.findall(r"sample (\S+):", line)}
         assert named == set(keys)
         text = (tmp_path / f"skip-{world}" / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
