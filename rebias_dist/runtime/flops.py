@@ -123,10 +123,11 @@ class Work:
         return self._samples * sum(cost.training for cost in trained)
 
 
-# Dense operations per second, in 10¹², with float32 accumulation, from NVIDIA's data sheets of
-# the V100, T4, A10, A100, L4, L40S, H100 and H200 (www.nvidia.com/en-us/data-center/<name>);
-# where they state the rate for sparse matrices, half of it. By the words of the name that torch
-# reports, without maker and memory: part of a card (MIG) and cards not named here have no peak.
+# Dense operations per second, in 10¹², with float32 accumulation, as NVIDIA's data sheets of the
+# V100, T4, A10, A100, L4, L40S, H100 and H200 are commonly quoted; they were not compared with the
+# sheets themselves. Where these state the rate for sparse matrices, half of it. By the words of the
+# name that torch reports, without maker and memory: part of a card (MIG) and cards not named here
+# have no peak.
 _PEAKS: dict[frozenset[str], dict[str, float]] = {
     frozenset({"V100", "SXM2"}): {"float32": 15.7, "fp16": 125},
     frozenset({"V100", "PCIE"}): {"float32": 14, "fp16": 112},
