@@ -20,6 +20,13 @@ import torch.distributed as dist
 from benchmarks.harness import Benchmark, Times, ratio, times_of
 from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game
 
+# Networks, image's side, N, b, and how often a step is measured.
+CASES: list[tuple[str, Pair, int, int, int, int]] = [
+    ("simple_convnet 7 and 1", CONVNETS, 28, 256, 64, 7),
+    ("ResNet-18, BagNet-18", RESNET, 96, 32, 8, 5),
+]
+QUICK_CASES = [("simple_convnet 7 and 1", CONVNETS, 8, 16, 4, 1)]
+
 
 def seconds_of_steps(
     rank: int,
@@ -69,13 +76,7 @@ def main() -> None:
         "Milliseconds of a step, median (smallest)",
         *("networks", "image", "N", "b", "W", "threads a rank", "ms", "one process / this"),
     )
-    cases = [
-        ("simple_convnet 7 and 1", CONVNETS, 28, 256, 64, 7),
-        ("ResNet-18, BagNet-18", RESNET, 96, 32, 8, 5),
-    ]
-    if run.options.quick:
-        cases = [("simple_convnet 7 and 1", CONVNETS, 8, 16, 4, 1)]
-    for name, pair, side, n, b, steps in cases:
+    for name, pair, side, n, b, steps in QUICK_CASES if run.options.quick else CASES:
         worlds = (2,) if run.options.quick else (2, 4)
         one = measure(1, cores, pair, n, b, side, steps)
         table.add(name, f"{side}²", n, b, 1, cores, one, ratio(one, one))

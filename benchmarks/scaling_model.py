@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.communication import Collective, Sizes, collectives, sizes
 from benchmarks.harness import Benchmark, in_turn
-from benchmarks.scaling import measure
-from benchmarks.step import CONVNETS, RESNET, Pair, batches_of, build_game
+from benchmarks.scaling import CASES, QUICK_CASES, measure
+from benchmarks.step import RESNET, Pair, batches_of, build_game
 from rebias_dist.objectives import LOCAL, hsic
 
 
@@ -165,9 +165,9 @@ def predict(
 class Gpu:
     """What a GPU and its links do.
 
-    Peaks and bandwidths of NVIDIA's data sheet of the A100 SXM 80 GB; with eight to a node, one
-    network card of 200 Gbit/s each. The shares of the peaks are assumptions: what large
-    convolutions and matrix products commonly reach.
+    Peaks and bandwidths as commonly quoted of NVIDIA's A100 SXM 80 GB; with eight to a node, one
+    network card of 200 Gbit/s each. The shares of the peaks and the latency are assumptions:
+    nothing here was measured on a GPU.
     """
 
     convolutions: float = 0.35 * 312e12  # FLOP/s, bfloat16
@@ -179,8 +179,8 @@ class Gpu:
     node: int = 8
 
 
-# Bytes that HSIC's element-wise passes move for each pair of rows and each update, counted in
-# its code: about 30 reads or writes of a float32, with all tiles walked twice.
+# Bytes that HSIC's element-wise passes move for each pair of rows and each update: an assumption,
+# of 30 reads or writes of a float32, with all tiles walked twice.
 _BYTES_A_PAIR = 120
 
 
@@ -199,7 +199,7 @@ def estimate(
     products = 2 * pairs * sum(2 * (f.width + g.width) + own.width for own in (f, g))
     objective = products / gpu.products + 2 * pairs * _BYTES_A_PAIR / gpu.memory
     parameters = f.parameters + g.parameters
-    optimizers = 12 * 4 * parameters / gpu.memory  # about twelve passes over each parameter
+    optimizers = 12 * 4 * parameters / gpu.memory  # assumed: twelve passes over each parameter
     calls = collectives(n, n // world, world, f, g)
     link = gpu.in_node if world <= gpu.node else gpu.between
     waits = len(calls) * gpu.latency * math.ceil(math.log2(world))
@@ -231,13 +231,7 @@ def main() -> None:
         *("networks", "image", "N", "b", "W", "sum", "measured", "sum / measured"),
         *("networks %", "HSIC %", "optimizers %", "communication %"),
     )
-    cases = [
-        ("simple_convnet 7 and 1", CONVNETS, 28, 256, 64, 7),
-        ("ResNet-18, BagNet-18", RESNET, 96, 32, 8, 5),
-    ]
-    if quick:
-        cases = [("simple_convnet 7 and 1", CONVNETS, 8, 16, 4, 1)]
-    for name, pair, side, n, b, least in cases:
+    for name, pair, side, n, b, least in QUICK_CASES if quick else CASES:
         machine = measure_parts(pair, n, b, side, least)
         f, g = sizes(build_game(pair, n, n // b))
         for world in (1, 2) if quick else (1, 2, 4):
