@@ -8,7 +8,7 @@ import torch
 
 from tests.distributed.ranks import run_ranks
 
-CLASSES, PARTS, B = 4, 6, 4
+PARTS, B = 6, 4
 
 
 def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, list | None]:
@@ -17,36 +17,14 @@ def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, lis
 
     import torch.distributed as dist
 
-    from rebias_dist import methods, models
-    from rebias_dist.config import MethodConfig, OptimizerConfig
-    from rebias_dist.data.loader import MicroBatch
-    from rebias_dist.minimax import Minimax, Radii
+    from rebias_dist.minimax import Radii
     from rebias_dist.phases import HostClock, timed_by
-    from rebias_dist.runtime.player import Player
-    from rebias_dist.runtime.precision import Precision
+    from tests.runtime.test_meter import game_of
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    players = []
-    for index, name in enumerate(("f", "g0")):
-        torch.manual_seed(index)
-        net = models.build("simple_convnet", num_classes=CLASSES, kernel_size=3, width=0.1)
-        precision = Precision("float32", torch.device("cpu"))
-        players.append(Player(name, net, optimizer=OptimizerConfig(), precision=precision))
     total = PARTS * B
-    game = Minimax(
-        methods.build(MethodConfig()),
-        players[0],
-        players[1:],
-        normalise=lambda images: images.float() / 255,
-        global_batch=total,
-        micro_batches=PARTS,
-        seed=0,
-    )
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randint(0, 256, (total, 3, 8, 8), generator=generator).to(torch.uint8)
-    labels = torch.arange(total) % CLASSES
-    chunks = [t.chunk(PARTS) for t in (images, labels, labels, labels)]
-    mine = [MicroBatch(*(c[j] for c in chunks), j) for j in range(rank, PARTS, world)]
+    game, batches = game_of(PARTS, total)
+    mine = batches[rank::world]
     passenger = None if own is None else torch.tensor(own, dtype=torch.float64) * (rank + 1)
     losses = []
     group = dist.distributed_c10d._get_default_group()

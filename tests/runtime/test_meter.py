@@ -16,7 +16,8 @@ N, CLASSES, STEPS = 16, 4, 3
 FLOAT32 = Precision("float32", torch.device("cpu"))
 
 
-def game_of(parts: int) -> tuple[Minimax, list[MicroBatch]]:
+def game_of(parts: int, samples: int = N) -> tuple[Minimax, list[MicroBatch]]:
+    """Return a game and its global batch, alike on every rank."""
     players = []
     for index, name in enumerate(("f", "g0")):
         torch.manual_seed(index)
@@ -27,12 +28,12 @@ def game_of(parts: int) -> tuple[Minimax, list[MicroBatch]]:
         players[0],
         players[1:],
         normalise=lambda images: images.float() / 255,
-        global_batch=N,
+        global_batch=samples,
         micro_batches=parts,
         seed=0,
     )
-    images = torch.randint(0, 256, (N, 3, 8, 8)).to(torch.uint8)
-    labels = torch.arange(N) % CLASSES
+    images = torch.randint(0, 256, (samples, 3, 8, 8)).to(torch.uint8)
+    labels = torch.arange(samples) % CLASSES
     chunks = [t.chunk(parts) for t in (images, labels, labels, labels)]
     return game, [MicroBatch(*(chunk[j] for chunk in chunks), j) for j in range(parts)]
 
