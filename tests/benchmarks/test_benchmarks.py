@@ -34,7 +34,17 @@ def record(folder: Path, name: str, **changes) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["hsic", "median", "communication", "step", "optimizer", "scaling", "memory_format", "loader"],
+    [
+        "hsic",
+        "median",
+        "communication",
+        "step",
+        "optimizer",
+        "scaling",
+        "memory_format",
+        "loader",
+        "startup",
+    ],
 )
 def test_each_runs_in_small(name):
     done = benchmarks(name, "--quick")
