@@ -12,6 +12,10 @@ A second table compares our step with the networks compiled (``compile: true``) 
 where there is a C++ compiler.
 
 All take the same optimizer steps on the same batches, in turn.
+
+A third table is about the meter, read after every step (a run reads it after log.every_steps): the
+same steps with and without it in turn, and what its marks and a reading cost by themselves, in
+percent of a step, which the machine's other work disturbs less.
 """
 
 import os
@@ -31,6 +35,8 @@ from rebias_dist.config import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
 from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.objectives import LOCAL, hsic
+from rebias_dist.phases import HostClock, phase, timed_by
+from rebias_dist.runtime.meter import Meter
 from rebias_dist.runtime.player import Player
 from rebias_dist.runtime.precision import Precision
 
@@ -137,8 +143,41 @@ def compare_compiled(run: Benchmark) -> None:
         )  # fmt: skip
 
 
+def metered(game: Minimax, batches: list[MicroBatch], meter: Meter) -> None:
+    """Take a step and read the meter."""
+    with meter.running():
+        game.step(batches, 0, RADII)
+        meter.step()
+        meter.read().scalars()
+
+
+def seconds_of_marks(game: Minimax, batches: list[MicroBatch]) -> tuple[int, float]:
+    """Return the phases of a step, and the seconds of as many empty ones and a reading."""
+    begun = []
+
+    class Counting(HostClock):
+        def switch(self, phase: str) -> str:
+            begun.append(phase)
+            return super().switch(phase)
+
+    with timed_by(Counting()):
+        game.step(batches, 0, RADII)
+    phases = len(begun) // 2  # each begins and gives way to the one around it
+    meter = Meter(game.N, 0, 1, Precision("float32", torch.device("cpu")))
+    repeats = 200
+    with meter.running():
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            for _ in range(phases):
+                with phase("forward"):
+                    pass
+            meter.step()
+            meter.read().scalars()
+        return phases, (time.perf_counter() - begin) / repeats
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     run = Benchmark("step", __doc__)
     table = run.table(
         "Milliseconds of a step, median (smallest)",
@@ -177,6 +216,28 @@ def main() -> None:
         )  # fmt: skip
     if shutil.which(os.environ.get("CXX", "g++")):
         compare_compiled(run)
+    table = run.table(
+        "Milliseconds of a step with the meter and without, median (smallest)",
+        *("networks", "N", "micro-batches", "image", "without ms", "with ms", "with / without"),
+        *("phases a step", "their cost, %"),
+    )
+    for name, pair, samples, parts, side, _ in cases:
+        batches, game = batches_of(samples, parts, side), build_game(pair, samples, parts)
+        meter = Meter(samples, 0, 1, Precision("float32", torch.device("cpu")))
+        times = in_turn(
+            {
+                "without": partial(game.step, batches, 0, RADII),
+                "with": partial(metered, game, batches, meter),
+            },
+            least=1 if run.options.quick else 15,
+            seconds=0.0,
+        )
+        phases, seconds = seconds_of_marks(game, batches)
+        table.add(
+            name, samples, parts, f"{side}²", times["without"], times["with"],
+            ratio(times["with"], times["without"]), phases,
+            f"{100 * seconds / times['without'].median:.3f}",
+        )  # fmt: skip
     run.record()
 
 

@@ -31,6 +31,7 @@ from rebias_dist.data.loader import MicroBatch
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Method, Output, wide
 from rebias_dist.objectives import Features, gather_features, hsic
+from rebias_dist.phases import phase
 from rebias_dist.runtime.player import Player
 from rebias_dist.runtime.randomness import keyed
 
@@ -62,14 +63,25 @@ class Metrics:
         total = samples.detach().sum(dtype=torch.float64)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
 
-    def reduce(self, samples: int) -> dict[str, float]:
-        """Return all values, per sample of the global batch; a collective."""
+    def reduce(self, samples: int, passenger: Tensor | None = None) -> dict[str, float]:
+        """Return all values, per sample of the global batch; a collective.
+
+        Args:
+            samples: N, of the global batch.
+            passenger: float64, summed over the ranks in place by the same collective.
+        """
         names = sorted(self.sums)
         found: dict[str, float] = {}
         if names:
             sums = torch.stack([self.sums[name] for name in names])
             if dist.is_initialized():
-                dist.all_reduce(sums)
+                passengers = [] if passenger is None else [passenger.flatten().to(sums.device)]
+                both = torch.cat([sums, *passengers])
+                with phase("communication"):
+                    dist.all_reduce(both)
+                sums = both[: len(names)]
+                if passenger is not None:
+                    passenger.copy_(both[len(names) :].view_as(passenger))
             found = dict(zip(names, (sums / samples).tolist(), strict=True))
         found |= {name: float(value) for name, value in self.values.items()}
         for network, parts in sorted(self.objectives.items()):
@@ -122,7 +134,8 @@ class Minimax:
     def _forward(
         self, player: Player, batch: MicroBatch, step: int, update: int, *, gradient: bool
     ) -> Output:
-        with keyed(batch.images.device, self.seed, step, batch.index, player.name, update):
+        keys = self.seed, step, batch.index, player.name, update
+        with phase("forward"), keyed(batch.images.device, *keys):
             return player.forward(self.normalise(batch.images), gradient=gradient)
 
     def first_pass(
@@ -186,7 +199,8 @@ class Minimax:
         cached: list[Tensor] | None = None
         if coupling is not None and not self.one_micro_batch:
             assert own is not None
-            (gradient,) = torch.autograd.grad(coupling, own.local)
+            with phase("backward"):
+                (gradient,) = torch.autograd.grad(coupling, own.local)
             cached = list(gradient.chunk(len(batches)))
 
         for place, batch in enumerate(batches):
@@ -195,19 +209,21 @@ class Minimax:
                     output = first[place]
                 else:
                     output = self._forward(player, batch, step, update, gradient=True)
-                loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
-                for name, values in terms(place, output).items():
-                    metrics.add(f"{player.name}/{name}", values)
-                    loss = loss + values.sum() / self.N
-                if cached is not None:
-                    loss = loss + (wide(output.features) * cached[place]).sum()
-                elif coupling is not None:
-                    loss = loss + coupling
-                right = output.logits.detach().argmax(1) == batch.labels
-                metrics.add(f"{player.name}/accuracy", right)
+                with phase("loss"):
+                    loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
+                    for name, values in terms(place, output).items():
+                        metrics.add(f"{player.name}/{name}", values)
+                        loss = loss + values.sum() / self.N
+                    if cached is not None:
+                        loss = loss + (wide(output.features) * cached[place]).sum()
+                    elif coupling is not None:
+                        loss = loss + coupling
+                    right = output.logits.detach().argmax(1) == batch.labels
+                    metrics.add(f"{player.name}/accuracy", right)
                 player.backward(scale * loss)
         try:
-            metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
+            with phase("optimizer"):
+                metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
         except NonFiniteError as error:
             here = {f"{n}/features": rows for n, rows in self._features.items()} | metrics.sums
             error.here = [name for name, found in here.items() if not found.isfinite().all()]
@@ -313,7 +329,8 @@ class Minimax:
 
     def _hsic(self, x: Features, y: Features, sigma_x: float, sigma_y: float) -> Tensor:
         # check=False: a NaN reaches the gradients of all ranks, which then decide together.
-        return hsic(x, y, sigma_x, sigma_y, estimator=self.method.config.hsic, check=False)
+        with phase("loss"):
+            return hsic(x, y, sigma_x, sigma_y, estimator=self.method.config.hsic, check=False)
 
     def pretrain(
         self, batches: list[MicroBatch], step: int, *, train_f: bool, train_g: bool

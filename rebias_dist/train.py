@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rebias_dist.cli import Request, leave_at_once, parse_train, run_cli
+from rebias_dist.cli import leave_at_once, parse_train, run_cli
 from rebias_dist.config import Config
 from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat
 from rebias_dist.errors import (
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rebias_dist.data import MicroBatch
     from rebias_dist.runtime.consensus import Consensus
     from rebias_dist.runtime.faults import Whereabouts
-    from rebias_dist.runtime.meter import Meter
     from rebias_dist.runtime.signals import StopRequest
     from rebias_dist.runtime.telemetry import Status
 
@@ -106,10 +105,10 @@ def _train(
     started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import dashboard, radius
+    from rebias_dist.runtime import dashboard, flops, radius
     from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
     from rebias_dist.runtime.faults import origin
-    from rebias_dist.runtime.meter import Meter
+    from rebias_dist.runtime.meter import Meter, describe_speed
     from rebias_dist.runtime.precision import Precision, make_deterministic
     from rebias_dist.runtime.process_group import set_time_out
     from rebias_dist.runtime.profiling import profiled
@@ -250,14 +249,21 @@ def _train(
             with consensus.together():
                 results.show_samples(telemetry, data.train)
 
-        meter = Meter(layout.N)
-        text = ""
+        meter = Meter(layout.N, consensus.rank, consensus.world_size, precision)
+        held.enter_context(meter.running())
+        work = flops.Work(method, networks, shape, layout.N)
+        text, details = "", ""
         started = False
         for epoch in range(run.epoch, layout.epochs):
             # ---------------------------------------------------------------- before an epoch
             begin = run.step - epoch * layout.steps_per_epoch
             game_epoch = epoch - layout.pretrain_epochs
             playing = game_epoch >= 0
+            pretraining = {
+                "train_f": epoch < config.method.f_pretrain_epochs,
+                "train_g": epoch < config.method.g_pretrain_epochs,
+            }
+            meter.flops_per_step = work.game() if playing else work.pretraining(**pretraining)
             rate = plan.learning_rate(
                 config.optimizer.lr, config.scheduler, game_epoch, config.epochs
             )
@@ -274,7 +280,7 @@ def _train(
                 run.radii_epoch = epoch
                 meter.start()
 
-            steps = _fetch(loader.epoch(epoch, begin), meter)
+            steps = _fetch(loader.epoch(epoch, begin), device)
             end = min((epoch + 1) * layout.steps_per_epoch, layout.total_steps)
             while run.step < end:
                 # ------------------------------------------------------------ data, or the end
@@ -290,18 +296,12 @@ def _train(
                     log.warning("step %d failed twice and is left out", run.step)
                     run.step += 1
                     continue
-                batches = [batch.to(device) for batch in batches]
 
                 # ------------------------------------------------------------ one step
                 if playing:
                     found = game.step(batches, run.step, run.radii)
                 else:
-                    found = game.pretrain(
-                        batches,
-                        run.step,
-                        train_f=epoch < config.method.f_pretrain_epochs,
-                        train_g=epoch < config.method.g_pretrain_epochs,
-                    )
+                    found = game.pretrain(batches, run.step, **pretraining)
                 run.step += 1
                 meter.step()
                 trace_step()
@@ -317,12 +317,14 @@ def _train(
 
                 # ------------------------------------------------------------ what it found
                 if run.step % config.log.every_steps == 0 or run.step == layout.total_steps:
-                    values = found.reduce(layout.N)
-                    values |= run.constants() | meter.read()
+                    reading = meter.read()
+                    values = found.reduce(layout.N, reading.by_rank)
+                    values |= run.constants() | reading.scalars()
                     telemetry.scalars(run.step, values, epoch=epoch)
                     watch.step(run.step, values)
                     text = " ".join(f"{n} {values[n]:.4f}" for n in values if n.endswith("/loss"))
-                telemetry.progress(run.step, epoch=epoch, text=text)
+                    details = describe_speed(values)
+                telemetry.progress(run.step, epoch=epoch, text=text, details=details)
                 telemetry.state("running", step=run.step, epoch=epoch)
 
             # ---------------------------------------------------------------- after an epoch
@@ -402,13 +404,15 @@ def _train(
 
 
 def _fetch(
-    batches: Iterator[list[MicroBatch]], meter: Meter
+    batches: Iterator[list[MicroBatch]], device: torch.device
 ) -> Iterator[tuple[list[MicroBatch], DataError | None]]:
     """Yield each step's micro-batches, or the fault that this rank met and all must hear of."""
+    from rebias_dist.phases import phase
+
     while True:
-        with meter.waiting():
+        with phase("data_wait"):
             try:
-                found, fault = next(batches), None
+                found, fault = [batch.to(device) for batch in next(batches)], None
             except DataError as error:
                 found, fault = [], error
         yield found, fault
@@ -417,36 +421,15 @@ def _fetch(
 # ---------------------------------------------------------------------------- command
 
 
-def _dry_run(request: Request) -> None:
-    """Print the plan; nothing is trained and no process group is joined."""
-    import torch
-
-    from rebias_dist import assemble, methods, plan
-    from rebias_dist.runtime.precision import Precision
-    from rebias_dist.runtime.process_group import resolve_placement
-
-    config = request.config
-    placement = resolve_placement()
-    plan.check_world(config, placement.world_size)
-    if placement.rank != 0:
-        return
-    data = assemble.open_data(config, assemble.data_root(config))
-    layout = plan.derive(config, placement.world_size, len(data.train))
-    device = torch.device("cpu")
-    networks = assemble.build_networks(
-        config, len(data.classes), Precision(config.precision, device)
-    )
-    facts = assemble.facts(config, data, networks, methods.build(config.method), device)
-    print("\n".join(plan.describe(config, layout, facts)))
-
-
 def cli(argv: Sequence[str] | None = None) -> None:
     """Run ``rebias-train``."""
 
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
         if request.dry_run:
-            _dry_run(request)
+            from rebias_dist.dry_run import print_plan
+
+            print_plan(request.config)
             return
         if request.default and is_rank_zero():
             print(f"no --config given, so this is {DEFAULT_CONFIG}:")

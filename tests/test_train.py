@@ -12,6 +12,8 @@ import yaml
 
 from data_shards.manifest import load_manifest
 from rebias_dist.config_files import validate
+from rebias_dist.phases import PHASES
+from rebias_dist.runtime.meter import describe_speed
 
 
 def torchrun(ranks: int, *arguments: str, cwd: Path, module: str | None = "rebias_dist.train"):
@@ -81,7 +83,16 @@ def test_the_records_of_a_run(config_file, tmp_path):
     for line in steps:
         assert line["f/loss"] == pytest.approx(line["f/ce"] + line["f/hsic_g0"], rel=1e-12)
         assert line["g0/loss"] == pytest.approx(line["g0/ce"] - line["g0/hsic"], rel=1e-12)
-        assert 0 <= line["speed/data_wait"] <= 1
+        assert sum(line[f"time/{name}"] for name in PHASES) == pytest.approx(100)
+        assert all(line[f"time/{name}"] > 0 for name in PHASES)
+        assert line["time/data_wait"] <= line["time/data_wait_most"] <= 100
+        assert line["speed/images_per_s"] == pytest.approx(2 * line["speed/images_per_s_rank"])
+        assert "speed/mfu" not in line
+        assert line["memory/peak_rss_mib"] > 50
+    # In one run a step is always the same work.
+    work = [line["speed/tflops"] / line["speed/images_per_s"] for line in steps]
+    assert max(work) == pytest.approx(min(work), rel=1e-9)
+    assert f", {describe_speed(steps[-1])}" in done.stderr
     images = events.Tags()["images"]
     assert {"data/train", "unbiased/f_confusion", "unbiased/f_accuracy_by_colour"} <= set(images)
     assert validate(yaml.safe_load((run / "config.yaml").read_text())).name == "a"

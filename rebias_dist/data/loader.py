@@ -142,10 +142,9 @@ class _Fetcher(Dataset[MicroBatch | DataError]):
                     if request.spares is None:
                         raise
                     skipped.append(str(damage))
-                    spares = [spare for spare in spares if spare not in samples]
                     if not spares:
                         raise DataError(
-                            f"{damage}; too many others of its micro-batch are damaged too; "
+                            f"{damage}; no whole sample is left to take its place; "
                             "make the shards again"
                         ) from None
                     samples[place] = spares.pop(0)
@@ -284,20 +283,28 @@ class TrainLoader:
         for step in steps:
             for j in self._mine:
                 begin = step * self._global_batch + j * size
-                spares = self._spares(order, epoch, begin) if self._skip else None
+                spares = self._spares(order, epoch, step, j) if self._skip else None
                 yield _Request(j, epoch, order[begin : begin + size], spares)
 
-    def _spares(self, order: NDArray[np.int64], epoch: int, begin: int) -> NDArray[np.int64]:
-        """Return what may stand in for samples of the micro-batch at ``begin``.
+    def _spares(
+        self, order: NDArray[np.int64], epoch: int, step: int, micro_batch: int
+    ) -> NDArray[np.int64]:
+        """Return what may stand in for samples of a micro-batch.
 
-        First the samples that the epoch drops, so that none is seen twice, then others; from
-        a place drawn for each micro-batch, since two would else always meet the same ones.
+        First samples that the epoch drops, which nobody else sees, then those of other steps. They
+        are dealt to the micro-batches of the step, so that no sample is twice in a global batch;
+        from a place drawn for each step, since all would else meet the same ones.
         """
-        draw = derive("spares", self._seed, epoch, begin)
-        tail = order[len(order) - self.dropped :]
-        tail = np.roll(tail, draw % max(len(tail), 1))
-        others = order[(draw % len(order) + np.arange(min(_SPARES, len(order)))) % len(order)]
-        return np.concatenate([tail, others])[:_SPARES]
+        parts = self._global_batch // self._micro_batch
+        draw = derive("spares", self._seed, epoch, step)
+        used = len(order) - self.dropped
+        tail = np.roll(order[used:], draw % max(self.dropped, 1))
+        elsewhere = used - self._global_batch
+        count = min(parts * _SPARES, elsewhere)
+        places = (draw + np.arange(count, dtype=np.uint64)) % max(elsewhere, 1)
+        after = (step + 1) * self._global_batch
+        others = order[(after + places.astype(np.int64)) % used]
+        return np.concatenate([tail, others])[micro_batch::parts][:_SPARES]
 
 
 class EvalLoader:

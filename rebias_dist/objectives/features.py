@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rebias_dist.phases import phase
+
 
 class _Sentinel(enum.Enum):
     LOCAL = "LOCAL"
@@ -47,7 +49,8 @@ def _start_all_gather(
     if group is LOCAL or world == 1:
         return tensor.unsqueeze(0), None
     stacked = tensor.new_empty((world, *tensor.shape))
-    work = dist.all_gather(list(stacked.unbind()), tensor, group=group, async_op=async_op)
+    with phase("communication"):
+        work = dist.all_gather(list(stacked.unbind()), tensor, group=group, async_op=async_op)
     return stacked, work
 
 
@@ -66,7 +69,8 @@ class _Gathered:
     def rows(self) -> Tensor:
         """All rows in rank order, ``(N, d)``, in the dtype they were passed in."""
         if self._work is not None:
-            self._work.wait()
+            with phase("communication"):
+                self._work.wait()
         assert self._stacked is not None
         stacked, self._stacked, self._sent, self._work = self._stacked, None, None, None
         if all(count == stacked.shape[1] for count in self._counts):

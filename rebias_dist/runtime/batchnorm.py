@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rebias_dist.errors import ConfigError
+from rebias_dist.phases import phase
 from rebias_dist.runtime.precision import Precision
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -68,7 +69,8 @@ class RunningStatistics:
             return
         total = self._sum if self._sum is not None else torch.zeros_like(self._flatten())
         if dist.is_initialized():
-            dist.all_reduce(total)
+            with phase("communication"):
+                dist.all_reduce(total)
         total /= micro_batches
         for layer in self._layers:
             for buffer in (layer.running_mean, layer.running_var):

@@ -23,6 +23,7 @@ from rebias_dist.errors import (
     NonFiniteError,
     RebiasError,
 )
+from rebias_dist.phases import phase
 
 _BY_NAME = {
     error.__name__: error
@@ -86,7 +87,8 @@ class Consensus:
                 raise fault
             return stop
         flags = torch.tensor([fault is not None, stop], dtype=torch.int32)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        with phase("communication"):
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
         if flags[0]:
             self._raise_together(fault)
         return bool(flags[1])

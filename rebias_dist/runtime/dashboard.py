@@ -15,6 +15,7 @@ from rebias_dist.assemble import eval_transform
 from rebias_dist.cli import version
 from rebias_dist.config import Config
 from rebias_dist.config_files import to_yaml
+from rebias_dist.phases import PHASES
 
 if TYPE_CHECKING:
     from rebias_dist.assemble import Data, Normalise
@@ -54,6 +55,10 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
             "HSIC": [f"{split}/hsic_{g}" for g in gs if "f" in networks],
             "kernel entries (median)": [f"{split}/{name}_kernel" for name in networks],
         }
+    charts["speed"] = {
+        "time by phase (%)": [f"time/{phase}" for phase in PHASES],
+        "images/s": ["speed/images_per_s", "speed/images_per_s_rank"],
+    }
     # TensorBoard takes a tag for the beginning of a regular expression.
     return {
         category: {

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rebias_dist.config import OptimizerConfig
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Output
+from rebias_dist.phases import phase, switch
 from rebias_dist.runtime.adamp import AdamP
 from rebias_dist.runtime.batchnorm import RunningStatistics
 from rebias_dist.runtime.compilation import compiled
@@ -69,6 +70,7 @@ class Player:
         self._compiled = compile
         self._module = compiled(network) if compile else network
         self._replica = _replicate(self._module, precision.device, unused)
+        self._reduces = False
         self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
 
     def fix(self) -> None:
@@ -95,6 +97,7 @@ class Player:
     @contextmanager
     def without_reduction(self, without: bool) -> Iterator[None]:
         """Keep the gradients of this forward and backward local: not the last micro-batch."""
+        self._reduces = isinstance(self._replica, DistributedDataParallel) and not without
         with ExitStack() as stack:
             for module in (self._replica, self.heads_replica):
                 if without and isinstance(module, DistributedDataParallel):
@@ -103,7 +106,11 @@ class Player:
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate a loss, scaled where the precision needs it."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with phase("backward"):
+            scaled = self.scaler.scale(loss)
+            if self._reduces:
+                scaled.register_hook(_begin_communication_last)  # type: ignore[no-untyped-call]
+            scaled.backward()  # type: ignore[no-untyped-call]
 
     def take_step(self, micro_batches: int) -> Tensor:
         """Update the weights and then the BatchNorm buffers; return the gradients' norm.
@@ -164,6 +171,13 @@ class Player:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
+
+
+def _begin_communication_last(gradient: Tensor) -> None:
+    # The engine runs its callbacks in their order when all gradients are there. DDP's, which
+    # waits for the reductions that are still on their way, comes last: it is queued when the last
+    # gradient is there, and this one when the first is.
+    torch.autograd.Variable._execution_engine.queue_callback(lambda: switch("communication"))
 
 
 def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Module:

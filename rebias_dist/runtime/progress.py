@@ -65,11 +65,21 @@ class Rate:
         return None if rate is None else steps / rate
 
 
-def describe(epoch: int, text: str, images_per_s: float | None, eta_seconds: float | None) -> str:
-    """Return the part of the progress line after step/total; unknown numbers show as '?'."""
+def describe(
+    epoch: int,
+    text: str,
+    images_per_s: float | None,
+    eta_seconds: float | None,
+    details: str = "",
+) -> str:
+    """Return the part of the progress line after step/total; unknown numbers show as '?'.
+
+    The details come last: they are what a narrow terminal cuts off.
+    """
     speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
     eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
-    return ", ".join(filter(None, (f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}")))
+    parts = (f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}", details)
+    return ", ".join(filter(None, parts))
 
 
 class ProgressLine(Protocol):

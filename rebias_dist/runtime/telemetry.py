@@ -143,16 +143,18 @@ class Telemetry:
         self._last_step = step
 
     @_leader_writes
-    def progress(self, step: int, *, epoch: int, text: str) -> None:
+    def progress(self, step: int, *, epoch: int, text: str, details: str = "") -> None:
         """Note that ``step`` steps are done; call it after every one, the display is throttled.
 
         Args:
             step: optimizer steps done.
             epoch: the current epoch.
             text: what else to show, the losses for instance.
+            details: what may be cut off where the line is too long.
         """
         self._rate.update(step, time.monotonic())
-        self._progress.show(step, describe(epoch, text, self._images_per_s(), self._eta(step)))
+        line = describe(epoch, text, self._images_per_s(), self._eta(step), details)
+        self._progress.show(step, line)
 
     @_leader_writes
     def state(

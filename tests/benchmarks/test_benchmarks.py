@@ -35,15 +35,8 @@ def record(folder: Path, name: str, **changes) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        "hsic",
-        "median",
-        "communication",
-        "step",
-        "optimizer",
-        "scaling",
-        "memory_format",
-        "loader",
-        "startup",
+        *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
+        *("memory_format", "loader", "startup"),
     ],
 )
 def test_each_runs_in_small(name):
@@ -51,6 +44,26 @@ def test_each_runs_in_small(name):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "commit " in done.stdout
     assert done.stdout.count("|---") > 3
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_scaling_model_counts_the_forwards_of_a_step(micro_batches):
+    import torch
+
+    from benchmarks.scaling_model import forwards
+    from benchmarks.step import EQUAL, RADII, batches_of, build_game
+
+    game = build_game(EQUAL, 4 * micro_batches, micro_batches)
+    seen = {"f": [], "g0": []}
+    for player in (game.f, *game.gs):
+        player.network.register_forward_hook(
+            lambda *_, name=player.name: seen[name].append(torch.is_grad_enabled())
+        )
+    game.step(batches_of(4 * micro_batches, micro_batches, 8), 0, RADII)
+    of_f, of_g, with_backward = forwards(micro_batches)
+    assert [grad for grad in seen["f"] if not grad] == [False] * of_f
+    assert [grad for grad in seen["g0"] if not grad] == [False] * of_g
+    assert sum(seen["f"]) == sum(seen["g0"]) == with_backward
 
 
 def test_comparison(tmp_path):

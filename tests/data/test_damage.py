@@ -82,6 +82,21 @@ def test_without_a_dropped_tail_another_sample_stands_in(split):
     assert_equal(reference, merged(dataset, 3, 0, **options))
 
 
+def test_no_sample_is_twice_in_a_global_batch(split):
+    dataset = ShardDataset(split)
+    order = epoch_order(SEED, 0, dataset.manifest.shard_counts, 3).tolist()
+    # One of each micro-batch of the first step, and nothing is dropped that could stand in.
+    damage(split, order[2:90:5])
+    reference = merged(dataset, 1, 0, global_batch=90, micro_batch=5, on_damaged="skip")
+    for number, step in enumerate(reference):
+        found = _samples([step])
+        assert len(set(found)) == 90
+        assert (found != order[90 * number : 90 * (number + 1)]) == (number == 0)
+    assert_equal(
+        reference, merged(dataset, 3, 0, global_batch=90, micro_batch=5, on_damaged="skip")
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stop_names_shard_and_key(split, workers):
     dataset = ShardDataset(split)
@@ -95,7 +110,7 @@ def test_stop_names_shard_and_key(split, workers):
 
 def test_more_than_a_few_damaged_samples_are_not_skipped(split):
     damage(split, range(270))
-    with pytest.raises(DataError, match="too many others of its micro-batch are damaged") as caught:
+    with pytest.raises(DataError, match="no whole sample is left to take its place") as caught:
         merged(ShardDataset(split), 1, 0, on_damaged="skip")
     assert not isinstance(caught.value, DamagedSample)
 

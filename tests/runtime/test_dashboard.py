@@ -70,6 +70,7 @@ def test_every_chart_of_the_layout_has_its_scalars(run, events):
             *("losses", "HSIC", "kernel radii", "accuracies in training", "gradient norms"),
         ],
         "selection": ["accuracies", "HSIC", "kernel entries (median)"],
+        "speed": ["time by phase (%)", "images/s"],
     }
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebias_dist.runtime.progress import Lines, Rate
+from rebias_dist.runtime.progress import Lines, Rate, describe
 from rebias_dist.runtime.telemetry import Telemetry
 
 
@@ -74,6 +74,12 @@ def test_lines_are_throttled_but_first_and_last_appear(tmp_path):
     interrupted.close()
     telemetry.close()
     assert [int(s) for s in re.findall(r"step (\d+)/", log.read_text())] == [1, 50]
+
+
+def test_details_come_behind_all_that_a_narrow_terminal_has_to_show():
+    line = describe(1, "f 0.1", 256.0, 61.0, "data wait 3 %")
+    assert line == "epoch 1, f 0.1, 256 images/s, ETA 0:01:01, data wait 3 %"
+    assert describe(1, "", None, None) == "epoch 1, ? images/s, ETA ?"
 
 
 SHORT = """
