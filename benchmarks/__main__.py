@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.compare import IncomparableError, compare
 
-_NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare")
+_NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare", "first_step")
 
 
 def names() -> list[str]:

@@ -4,6 +4,9 @@
 
 Whole processes: starting Python is a part of each and the yardstick, importing torch is what they
 must not do. The list is that of 200 finished runs with a thousand entries of metrics each.
+
+A second table says when the demo, on one rank, has taken its first step, and on what the time goes:
+the first time, when its shards are made of the embedded digits, and from then on.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import Benchmark, in_turn
+from benchmarks.harness import Benchmark, in_turn, times_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMMANDS = {
@@ -40,6 +43,21 @@ def make_runs(runs: Path, count: int) -> None:
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def first_steps(folder: str, runs: int) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Return the seconds of the demo's stages without its shards, and of ``runs`` with them."""
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "REBIAS_CACHE": f"{folder}/cache"}
+    found = []
+    for number in range(1 + runs):
+        place = Path(folder, f"first-{number}")
+        place.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.first_step", repr(time.time())],
+            cwd=place, env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return found[0], found[1:]
+
+
 def main() -> None:
     def count(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--runs", type=int, default=200)
@@ -58,10 +76,19 @@ def main() -> None:
         programs = {"python -c pass": lambda: command("-c", "pass")}
         programs |= {name: lambda w=words: command(*w) for name, words in _COMMANDS.items()}
         times = in_turn(programs, least=3 if run.options.quick else 11, seconds=0.0)
+        first, later = first_steps(folder, runs=1 if run.options.quick else 5)
     table = run.table("Milliseconds, median (smallest)", "command", "time")
     for name, taken in times.items():
         label = f"{name} of {run.options.runs} runs" if name.endswith(" list") else name
         table.add(label, taken)
+    table = run.table(
+        "The demo until its first step is taken, milliseconds, median (smallest)",
+        *("stage", "with its shards made", "with its shards there"),
+    )
+    for stage, seconds in first.items():
+        table.add(stage, times_of([seconds]), times_of([found[stage] for found in later]))
+    total = times_of([sum(found.values()) for found in later])
+    table.add("all", times_of([sum(first.values())]), total)
     run.record()
 
 

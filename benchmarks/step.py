@@ -8,13 +8,18 @@
 * naive: accumulation with HSIC inside each micro-batch, opponents detached. It trains another
   objective, and is here as the cheapest that accumulation could be.
 
+A second table compares our step with the networks compiled (``compile: true``) with ours as it is,
+where there is a C++ compiler.
+
 All take the same optimizer steps on the same batches, in turn.
 
-A second table is about the meter, read after every step (a run reads it after log.every_steps): the
+A third table is about the meter, read after every step (a run reads it after log.every_steps): the
 same steps with and without it in turn, and what its marks and a reading cost by themselves, in
 percent of a step, which the machine's other work disturbs less.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +48,11 @@ RESNET: Pair = (("resnet18", {}), ("bagnet18", {}))
 
 
 def build_game(
-    pair: Pair, samples: int, parts: int, layout: torch.memory_format = torch.channels_last
+    pair: Pair,
+    samples: int,
+    parts: int,
+    layout: torch.memory_format = torch.channels_last,
+    compile: bool = False,
 ) -> Minimax:
     """Return a game of two fresh networks."""
     precision = Precision("float32", torch.device("cpu"))
@@ -51,7 +60,9 @@ def build_game(
     for name, (network, options) in zip(("f", "g0"), pair, strict=True):
         torch.manual_seed(0)
         built = models.build(network, num_classes=CLASSES, **options).to(memory_format=layout)
-        players.append(Player(name, built, optimizer=OptimizerConfig(), precision=precision))
+        players.append(
+            Player(name, built, optimizer=OptimizerConfig(), precision=precision, compile=compile)
+        )
     return Minimax(
         methods.build(MethodConfig()),
         players[0],
@@ -99,6 +110,37 @@ def naive(game: Minimax, batches: list[MicroBatch]) -> None:
             (loss / len(batches)).backward()
         player.optimizer.step()
         player.optimizer.zero_grad()
+
+
+def compare_compiled(run: Benchmark) -> None:
+    """Add the table of steps with and without compiling."""
+    table = run.table(
+        "Milliseconds of a step with compiled networks, median (smallest)",
+        *("networks", "N", "micro-batches", "image", "eager ms", "compiled ms", "eager / compiled"),
+        "first step s",
+    )
+    cases = [
+        ("simple_convnet 7 and 1", CONVNETS, 256, 8, 28),
+        ("ResNet-18, BagNet-18", RESNET, 16, 2, 224),
+    ]
+    if run.options.quick:
+        cases = [("simple_convnet 3 and 3", EQUAL, 16, 2, 14)]
+    for name, pair, samples, parts, side in cases:
+        batches = batches_of(samples, parts, side)
+        games = [build_game(pair, samples, parts, compile=compile) for compile in (False, True)]
+        begin = time.perf_counter()
+        games[1].step(batches, 0, RADII)
+        first = time.perf_counter() - begin
+        eager, compiled = (partial(game.step, batches, 0, RADII) for game in games)
+        times = in_turn(
+            {"eager": eager, "compiled": compiled},
+            least=1 if run.options.quick else 9,
+            seconds=0.0,
+        )
+        table.add(
+            name, samples, parts, f"{side}²", times["eager"], times["compiled"],
+            ratio(times["eager"], times["compiled"]), f"{first:.1f}",
+        )  # fmt: skip
 
 
 def metered(game: Minimax, batches: list[MicroBatch], meter: Meter) -> None:
@@ -172,6 +214,8 @@ def main() -> None:
             name, samples, parts, f"{side}²", baseline.__name__, times["baseline"],
             times["ours"], ratio(times["baseline"], times["ours"]),
         )  # fmt: skip
+    if shutil.which(os.environ.get("CXX", "g++")):
+        compare_compiled(run)
     table = run.table(
         "Milliseconds of a step with the meter and without, median (smallest)",
         *("networks", "N", "micro-batches", "image", "without ms", "with ms", "with / without"),

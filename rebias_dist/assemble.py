@@ -26,6 +26,8 @@ from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
 from rebias_dist.minimax import Minimax
 from rebias_dist.models import feature_dim
+from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
+from rebias_dist.runtime.compilation import check_compilation
 from rebias_dist.runtime.player import Player
 from rebias_dist.runtime.precision import Precision
 from rebias_dist.runtime.randomness import keyed
@@ -178,6 +180,20 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
     return networks
 
 
+def check_networks(
+    config: Config,
+    networks: dict[str, nn.Module],
+    shape: tuple[int, int, int],
+    precision: Precision,
+) -> None:
+    """Refuse networks that cannot train on the micro-batches, or cannot be compiled."""
+    for name, network in networks.items():
+        if config.b == 1:
+            check_micro_batch_of_one(name, network, shape, precision)
+        if config.compile:
+            check_compilation(name, network, (config.b, *shape), precision)
+
+
 def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
     """Return the shape of what the networks see: channels, height, width."""
     if config.data.augmentation == "crop_flip":
@@ -214,6 +230,7 @@ def build_players(
             precision=precision,
             unused=name != "f" and not config.method.update_g_cls,
             skips=config.faults.non_finite_limit if config.faults.non_finite == "skip" else 0,
+            compile=config.compile,
         )
         for name, network in networks.items()
     }

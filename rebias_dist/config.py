@@ -253,6 +253,10 @@ class Config(Section):
     to the run, not to the layout: N / b micro-batches are dealt to any number of ranks."""
     deterministic: bool = False
     """Use only deterministic algorithms (CUDA; on the CPU they are already)."""
+    compile: bool = False
+    """Train through torch.compile, each network on its own; needs a C++ compiler (on CUDA Triton
+    too) and seconds to minutes at the start. Evaluation and export do not compile. It changes the
+    weights by rounding, so it belongs to the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     method: MethodConfig = MethodConfig()

@@ -106,7 +106,6 @@ def _train(
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
     from rebias_dist.runtime import dashboard, flops, radius
-    from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
     from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
     from rebias_dist.runtime.faults import origin
     from rebias_dist.runtime.meter import Meter, describe_speed
@@ -142,9 +141,7 @@ def _train(
     # -------------------------------------------------------------------- networks and the game
     with consensus.together():
         networks = assemble.build_networks(config, classes, precision)
-        if config.b == 1:
-            for key, network in networks.items():
-                check_micro_batch_of_one(key, network, shape, precision)
+        assemble.check_networks(config, networks, shape, precision)
     players = assemble.build_players(config, method, networks, shape, classes, precision)
     normalise = assemble.Normalise(data.train, precision)
     game = assemble.build_game(config, method, players, normalise)

@@ -17,6 +17,7 @@ from rebias_dist.methods.base import Output
 from rebias_dist.phases import phase, switch
 from rebias_dist.runtime.adamp import AdamP
 from rebias_dist.runtime.batchnorm import RunningStatistics
+from rebias_dist.runtime.compilation import compiled
 from rebias_dist.runtime.precision import Precision
 
 
@@ -32,6 +33,7 @@ class Player:
         unused: some parameters get no gradient (g without its cross-entropy).
         skips: updates with a gradient that is not finite which are skipped in a row, before one
             raises.
+        compile: run the passes of the updates through torch.compile.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Player:
         precision: Precision,
         unused: bool = False,
         skips: int = 0,
+        compile: bool = False,
     ) -> None:
         self.name = name
         self.network = network
@@ -64,8 +67,10 @@ class Player:
         self.skipped = 0
         """Updates that were skipped in a row."""
         self._skips = skips
+        self._compiled = compile
+        self._module = compiled(network) if compile else network
+        self._replica = _replicate(self._module, precision.device, unused)
         self._reduces = False
-        self._replica = _replicate(network, precision.device, unused)
         self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
 
     def fix(self) -> None:
@@ -78,13 +83,16 @@ class Player:
 
         Passes without go around DDP, which counts a forward as the start of a reduction.
         """
-        module = self._replica if gradient else self.network
+        module = self._replica if gradient else self._module
         with (
-            torch.set_grad_enabled(gradient),
+            # Compiled for gradients and without, a network rounds differently: both passes of
+            # gradient caching run the one for gradients.
+            torch.set_grad_enabled(gradient or self._compiled),
             self.statistics.protected(collect=gradient),
             self.precision.autocast(),
         ):
-            return Output(*module(images))
+            logits, features = module(images)
+        return Output(logits, features) if gradient else Output(logits.detach(), features.detach())
 
     @contextmanager
     def without_reduction(self, without: bool) -> Iterator[None]:

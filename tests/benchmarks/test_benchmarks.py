@@ -36,7 +36,7 @@ def record(folder: Path, name: str, **changes) -> str:
     "name",
     [
         *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
-        *("memory_format", "loader"),
+        *("memory_format", "loader", "startup"),
     ],
 )
 def test_each_runs_in_small(name):

@@ -1,0 +1,72 @@
+"""Train the demo until its first step is taken, and print the seconds of each stage as JSON.
+
+    python -m benchmarks.first_step BEGAN
+
+For benchmarks.startup, in a process of its own; BEGAN is time.time() when that was started. Stages
+are told apart by the first call of the function that opens each.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+FINAL = "first step"
+
+
+class Marks:
+    """When each stage began."""
+
+    def __init__(self, began: float) -> None:
+        self._times = [("Python", began)]
+
+    def begin(self, stage: str) -> None:
+        """Note that a stage begins, at its first call."""
+        if stage not in dict(self._times):
+            self._times.append((stage, time.time()))
+
+    def opens(self, stage: str, owner: Any, function: str) -> None:
+        """Let the first call of a function begin a stage."""
+        original: Callable[..., Any] = getattr(owner, function)
+
+        def marked(*arguments: Any, **keywords: Any) -> Any:
+            self.begin(stage)
+            result = original(*arguments, **keywords)
+            if stage == FINAL:
+                self.begin("end")
+                raise SystemExit
+            return result
+
+        setattr(owner, function, marked)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage."""
+        ends = [moment for _, moment in self._times[1:]]
+        return {stage: end - at for (stage, at), end in zip(self._times, ends, strict=False)}
+
+
+def main(began: float) -> None:
+    """Run, and print."""
+    marks = Marks(began)
+    marks.begin("import torch")
+    import torch  # noqa: F401
+
+    marks.begin("other imports, process group")
+    from rebias_dist import assemble, train
+    from rebias_dist.config_files import DEFAULT_CONFIG, read_config_file, validate
+    from rebias_dist.minimax import Minimax
+    from rebias_dist.runtime import resumption
+
+    marks.opens("data", assemble, "data_root")
+    marks.opens("networks", assemble, "build_networks")
+    marks.opens("run folder, records, first batch", resumption, "resume_run")
+    marks.opens(FINAL, Minimax, "step")
+    try:
+        train.main(validate(read_config_file(DEFAULT_CONFIG)))
+    finally:
+        print(json.dumps(marks.seconds()))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))
