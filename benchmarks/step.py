@@ -229,7 +229,7 @@ def main() -> None:
                 "without": partial(game.step, batches, 0, RADII),
                 "with": partial(metered, game, batches, meter),
             },
-            least=1 if run.options.quick else 15,
+            least=1 if run.options.quick else 9,
             seconds=0.0,
         )
         phases, seconds = seconds_of_marks(game, batches)
