@@ -1,9 +1,10 @@
-"""Run the benchmarks, or compare two records.
+"""Run the benchmarks, compare two records, or draw them.
 
     python -m benchmarks                     all of them, one after the other
     python -m benchmarks hsic step           these two
     python -m benchmarks --quick             small cases, to see that they run
     python -m benchmarks compare A.json B.json
+    python -m benchmarks plot                draw the records: docs/speed.png
 
 Each is also a program of its own: python -m benchmarks.hsic --help
 """
@@ -11,12 +12,13 @@ Each is also a program of its own: python -m benchmarks.hsic --help
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import IncomparableError, compare
 
-_NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare", "first_step")
+_NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare", "plot", "first_step")
 
 
 def names() -> list[str]:
@@ -37,15 +39,29 @@ def run_all(chosen: list[str], options: list[str]) -> int:
     return len(failed)
 
 
+def told(work: Callable[..., int], *arguments: object) -> int:
+    """Return the exit code of work on records; 2 and a line where they do not fit."""
+    try:
+        return work(*arguments)
+    except IncomparableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def main(arguments: list[str]) -> int:
     """Return the exit code: 0 fine, 1 a failure or a slower record, 2 wrong use."""
+    if arguments[:1] == ["plot"]:
+        # matplotlib and torch take seconds to import; the others do without.
+        from benchmarks import plot
+
+        return told(plot.main, arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; or compare"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; compare or plot"
     )
     parser.add_argument("--quick", action="store_true", help="small cases; no record")
     parser.add_argument("--results", metavar="DIR", help="where the records go")
@@ -53,11 +69,7 @@ def main(arguments: list[str]) -> int:
     if options.names[:1] == ["compare"]:
         if len(options.names) != 3:
             parser.error("compare takes two records: compare A.json B.json")
-        try:
-            return compare(*map(Path, options.names[1:]))
-        except IncomparableError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        return told(compare, *map(Path, options.names[1:]))
     unknown = [name for name in options.names if name not in names()]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(names())}")

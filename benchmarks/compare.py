@@ -17,7 +17,12 @@ class IncomparableError(Exception):
     """The records cannot be compared; one line says why."""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record.
+
+    Raises:
+        IncomparableError: unreadable, no record, or of another format.
+    """
     try:
         record = json.loads(path.read_text())
         found, _ = record["format"], record["benchmark"]
@@ -50,7 +55,7 @@ def compare(before: Path, after: Path) -> int:
     Raises:
         IncomparableError: different benchmarks, or times of different machines.
     """
-    a, b = _read(before), _read(after)
+    a, b = read_record(before), read_record(after)
     if a["benchmark"] != b["benchmark"]:
         raise IncomparableError(
             f"{before} is of the benchmark {a['benchmark']}, {after} of {b['benchmark']}"

@@ -23,26 +23,29 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from data_shards import jpeg
 from data_shards.integrity import examine_item
 from data_shards.manifest import Normalize, Shard, index_dtype, load_split
 from data_shards.pipeline import convert_listing
 from data_shards.planning import Conversion, Options
 from data_shards.publish import Limit
-from data_shards.sources.listing import Item, Listing
+from data_shards.sources.listing import Item, Listing, read_item
 from data_shards.verify import verify_split
 from data_shards.workers import Crash, map_surviving
-from data_shards.writer import Plan, write_records
+from data_shards.writer import Plan, shard_writer, write_records
 
 if TYPE_CHECKING:
     from benchmarks.harness import Times
 
 # The harness and webdataset import torch, which a worker that is started afresh would import
 # too, with this module, and pay for out of its limit of memory. So they are imported later.
+
+R = TypeVar("R")
 
 IMAGENET = 1_281_167
 _PER_SHARD = 250
@@ -178,6 +181,38 @@ def counting(program: Callable[[], object], taken: list[float]) -> Callable[[], 
     return run
 
 
+def parts(given: Listing, folder: Path) -> dict[str, float]:
+    """Processor milliseconds of an image for each part of its conversion, in this process."""
+    taken: dict[str, float] = {}
+    counts = len(given.items)
+
+    def timed(part: str, work: Callable[[Item], R]) -> list[R]:
+        begin = time.process_time()
+        results = [work(item) for item in given.items]
+        taken[part] = (time.process_time() - begin) / counts * 1e3
+        return results
+
+    contents = timed("read", read_item)
+    content_of = dict(zip(given.items, contents, strict=True))
+    timed("hash", lambda item: hashlib.sha256(content_of[item]).digest())
+    structures = timed("walk the markers", lambda item: jpeg.parse(content_of[item]))
+    structure_of = dict(zip(given.items, structures, strict=True))
+    timed("decode", lambda item: jpeg.decode_strictly(content_of[item], structure_of[item]))
+    found = timed("all of the check", examine_item)
+    begin, seconds = time.process_time(), time.perf_counter()
+    with shard_writer(folder / "parts.tar", folder / "parts.tmp") as writer:
+        for item, (examination, content) in zip(given.items, found, strict=True):
+            writer.write(
+                item.key, content, 0, source=item.source, size=examination.size,
+                sha256=bytes.fromhex(examination.sha256),
+            )  # fmt: skip
+        writer.finish()
+    name = "write, sync, read back, hash"
+    taken[name] = (time.process_time() - begin) / counts * 1e3
+    taken[f"{name}: on the clock"] = (time.perf_counter() - seconds) / counts * 1e3
+    return taken
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
 
@@ -229,6 +264,9 @@ def main() -> None:
                 ratio(times["usual"], times["convert"]),
                 ratio(times["check"], times["convert"]),
             )
+        shares = run.table("Where the time goes: milliseconds of processor an image", "part", "ms")
+        for part, milliseconds in parts(given, folder).items():
+            shares.add(part, f"{milliseconds:.3f}")
         large = run.table(
             f"Opening a split of {IMAGENET:,} samples in a fresh process", "seconds", "private MB"
         )

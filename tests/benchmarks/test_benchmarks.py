@@ -36,7 +36,7 @@ def record(folder: Path, name: str, **changes) -> str:
     "name",
     [
         *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
-        *("memory_format", "loader", "startup"),
+        *("memory_format", "loader", "startup", "step_memory"),
     ],
 )
 def test_each_runs_in_small(name):
@@ -100,3 +100,23 @@ def test_unknown_names_and_files(tmp_path):
         done = benchmarks("compare", str(path), str(path))
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_the_records_are_drawn_and_what_is_missing_is_named(tmp_path):
+    picture = tmp_path / "speed.png"
+    done = benchmarks("plot", "--out", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for source in (ROOT / "benchmarks/results").glob("*.json"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    content = json.loads((tmp_path / "hsic.json").read_text())
+    content["tables"][0]["rows"] = content["tables"][0]["rows"][:3]
+    (tmp_path / "hsic.json").write_text(json.dumps(content))
+    picture.unlink()
+    for words in ("hsic.json: has no 'trace / ours' of 4096; measure it again", "cannot be read"):
+        done = benchmarks("plot", "--results", str(tmp_path), "--out", str(picture))
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not picture.exists()
+        (tmp_path / "hsic.json").unlink(missing_ok=True)
