@@ -56,6 +56,15 @@ class MicroBatch:
         """Return the micro-batch in pinned memory; DataLoader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let a worker send all but the images by value.
+
+        A tensor goes through shared memory and a connection of its own, which costs more than
+        the few numbers of these.
+        """
+        small = (self.labels.numpy(), self.bias.numpy(), self.samples.numpy())
+        return _received, (self.images, *small, self.index, self.skipped)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "MicroBatch":
         return MicroBatch(
             images=function(self.images),
@@ -65,6 +74,18 @@ class MicroBatch:
             index=self.index,
             skipped=self.skipped,
         )
+
+
+def _received(
+    images: Tensor,
+    labels: NDArray[np.int64],
+    bias: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    index: int,
+    skipped: tuple[str, ...],
+) -> MicroBatch:
+    small = map(torch.from_numpy, (labels, bias, samples))
+    return MicroBatch(images, *small, index, skipped)
 
 
 @dataclass(frozen=True)
