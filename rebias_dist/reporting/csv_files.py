@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rebias_dist.config import Config
-from rebias_dist.reporting.protocol import departures, rho_of
+from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
 from rebias_dist.run_results import Group, Run, plain
+from rebias_dist.training_data import rho_of, seeds_of
 
 _OF_RUNS = """dataset method setting run seed data_seed checkpoint chosen_on step split network
 samples correct accuracy chance"""
@@ -33,7 +34,7 @@ def write_runs(path: Path, groups: Iterable[Group]) -> None:
 def _run_rows(group: Group, run: Run, config: Config) -> Iterable[list[Any]]:
     results = run.results
     assert results is not None
-    of_run = [results.dataset, results.method, group.label, run.name, config.seed, config.data.seed]
+    of_run = [results.dataset, results.method, group.label, run.name, *seeds_of(config)]
     for name, checkpoint in results.checkpoints.items():
         of_checkpoint = [name, results.chosen_on if name == "best" else "", checkpoint.step]
         for split, part in checkpoint.splits.items():

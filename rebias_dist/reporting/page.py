@@ -20,6 +20,7 @@ from rebias_dist.reporting.series import judged_split, series_of
 from rebias_dist.reporting.svg import Picture
 from rebias_dist.reporting.tables import Table
 from rebias_dist.run_results import Group, Run, chance_of, plain, splits_of
+from rebias_dist.training_data import seeds_of
 
 _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 
@@ -146,7 +147,7 @@ def _run_part(run: Run, group: Group) -> RunPart:
     if run.results:
         status = f"{run.results.steps:,} steps"
     command = command_of(config) or "rebias-train --config CONFIG.yaml   # with the text below"
-    seeds = f"seed {config.seed}, data.seed {config.data.seed}"
+    seeds = "seed {}, data.seed {}".format(*seeds_of(config))
     return RunPart(plain(run.name), status, seeds, command, to_yaml(config))
 
 

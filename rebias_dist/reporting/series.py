@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rebias_dist.reporting.protocol import rho_of
 from rebias_dist.run_results import Figure, Group, plain, student
+from rebias_dist.training_data import rho_of, seeds_of
 
 
 @dataclass
@@ -96,7 +96,7 @@ def _without_method(group: Group) -> str:
 
 def _by_seed(group: Group, split: str) -> dict[tuple[int, int], float]:
     return {
-        (run.config.seed, run.config.data.seed): score.accuracy
+        seeds_of(run.config): score.accuracy
         for run, score, _ in group.scores(group.counting, split, "f")
         if run.config is not None
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rebias_dist.reporting.protocol import departures, rho_of
+from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_for
 from rebias_dist.run_results import Group, chance_of, plain, splits_of
+from rebias_dist.training_data import rho_of
 
 CHECKPOINTS = ("best", "last")
 
