@@ -14,6 +14,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rebias_dist import report
 from rebias_dist.cli import parse_train
@@ -24,7 +25,9 @@ from rebias_dist.config_files import (
     to_yaml,
     validate,
 )
+from rebias_dist.evaluation.corruptions import BENCHMARK
 from rebias_dist.reporting.command import command_of
+from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.metrics import POINTS, read_curves
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
@@ -412,6 +415,43 @@ def test_networks_that_a_config_names_are_not_imported(tmp_path, capsys):
     (tmp_path / "runs/a/checkpoints").mkdir()
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert "does not import 'evil:net'" in Page(tmp_path / "out/results.html").text
+
+
+def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
+    """Its splits are no columns and no panels beside the others, which stay readable."""
+    names = [f"{name}-{s}" for name in (*BENCHMARK, "spatter") for s in range(1, 6)]
+    tests = {name: f"shards/imagenet9-c/{name}" for name in names}
+    correct = {name: 100 + 7 * n for n, name in enumerate(names)}
+    for seed in (0, 1):
+        values = method("rebias", seed=seed, data={"other_tests": tests})
+        counts = {name: {"f": n + 20 * seed, "g0": n // 2} for name, n in correct.items()}
+        counts = {"unbiased": {"f": 500, "g0": 100}, **counts}
+        write_run(tmp_path / f"runs/{seed}", values, counts)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    (group,), _ = group_runs([read_run(tmp_path / "runs" / seed) for seed in "01"])
+    table = corruption_table([group])
+    assert table is not None
+    assert len(table.rows) == 2 * (16 + 1)
+    rows = {(row[1].text, row[2].text): [cell.text for cell in row[3:]] for row in table.rows}
+
+    def shown(f: list[str]) -> str:
+        seeds = [np.mean([(correct[name] + 20 * seed) / 10 for name in f]) for seed in (0, 1)]
+        return f"{np.mean(seeds):.1f} ± {np.std(seeds, ddof=1):.1f}"
+
+    assert rows["f", "fog"][2] == shown(["fog-3"])
+    assert rows["f", "fog"][5] == shown([f"fog-{s}" for s in range(1, 6)])
+    assert rows["f", "(spatter)"][0] == shown(["spatter-1"])
+    means = rows["f", "mean of 75 of 75 splits"]
+    assert means[1] == shown([f"{name}-2" for name in BENCHMARK])
+    assert means[5] == shown([name for name in names if "spatter" not in name])
+    page = (tmp_path / "out/results.html").read_text()
+    assert "ImageNet-C: accuracy in percent by corruption and severity" in page
+    assert "fog-3 (n = " not in page
+    with Image.open(tmp_path / "out/results.png") as image:
+        assert image.width < 1_000
+    text = capsys.readouterr().out
+    assert "fog-3" not in text.partition("wrote")[0]
+    assert f"rebias  f  {means[5]} (mean of 75 of 75 splits)" in text
 
 
 def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):

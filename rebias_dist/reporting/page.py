@@ -13,6 +13,7 @@ from rebias_dist.cli import version
 from rebias_dist.config_files import to_yaml
 from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.command import command_of
+from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
@@ -103,7 +104,11 @@ def dataset_part(dataset: str, groups: Sequence[Group], stem: str) -> DatasetPar
         pictures.append((picture, caption))
     if dataset == "imagenet9":
         listed.append(tables.nine_table(groups))
-    for table in (tables.contrast_table(groups, judged), tables.measures_table(groups, judged)):
+    for table in (
+        corruption_table(groups),
+        tables.contrast_table(groups, judged),
+        tables.measures_table(groups, judged),
+    ):
         listed += [table] if table else []
     protocol = "No published protocol is known for this data set."
     if dataset in PROTOCOLS:

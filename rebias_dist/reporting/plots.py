@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from rebias_dist.reporting import svg
 from rebias_dist.reporting.metrics import Curve
 from rebias_dist.reporting.published import Published, published_figures
-from rebias_dist.reporting.series import Series
-from rebias_dist.run_results import Group, chance_of, plain, splits_of
+from rebias_dist.reporting.series import Series, shown_splits
+from rebias_dist.run_results import Group, chance_of, plain
 
 _OF_METHOD = {
     "vanilla": (svg.MUTED, "s"),
@@ -29,7 +29,7 @@ _MOST_G = 8  # biased networks whose curves are drawn
 
 def splits_picture(groups: Sequence[Group]) -> Drawing:
     """Draw the accuracy of f and g by method, one panel a split."""
-    splits, chance = splits_of(groups), chance_of(groups)
+    splits, chance = shown_splits(groups), chance_of(groups)
     shown = [group for group in groups if group.runs][:_MOST_ROWS]
     height = 1.9 + 0.55 * len(shown)
     figure = svg.canvas(1.8 + 2.6 * len(splits), height)

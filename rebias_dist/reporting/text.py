@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_for
-from rebias_dist.run_results import Group, chance_of, plain, splits_of
+from rebias_dist.reporting.series import shown_splits
+from rebias_dist.run_results import Group, chance_of, plain
 from rebias_dist.training_data import rho_of
 
 CHECKPOINTS = ("best", "last")
@@ -14,7 +16,7 @@ CHECKPOINTS = ("best", "last")
 
 def text_table(groups: Sequence[Group]) -> list[str]:
     """Return the lines of the table of runs on one data set."""
-    splits, chance = splits_of(groups), chance_of(groups)
+    splits, chance = shown_splits(groups), chance_of(groups)
     lines = [f"data set {plain(groups[0].config.data.dataset)}; accuracy in percent"]
     for split, sizes in splits.items():
         size = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,}-{max(sizes):,}"
@@ -34,6 +36,7 @@ def text_table(groups: Sequence[Group]) -> list[str]:
         lines += [
             "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
+    lines += _corruptions(groups)
     for group in groups:
         figure, known = group.figure("last", "unbiased", "f"), published(group)
         if figure and known is not None:
@@ -42,6 +45,16 @@ def text_table(groups: Sequence[Group]) -> list[str]:
                 f"{group.label}: unbiased {figure}, published {known[0]:.1f} ({known[1]})",
             ]
     return lines
+
+
+def _corruptions(groups: Sequence[Group]) -> list[str]:
+    """Return the means over the corruptions of ImageNet-C; the page has the whole table."""
+    table = corruption_table(groups)
+    if table is None:
+        return []
+    means = [row for row in table.rows if row[2].text.startswith("mean of ")]
+    shown = [f"{row[0].text}  {row[1].text}  {row[-1].text} ({row[2].text})" for row in means]
+    return ["", "ImageNet-C, the checkpoint that counts", *shown]
 
 
 def published(group: Group) -> tuple[float, str] | None:
