@@ -116,9 +116,8 @@ def measures_table(groups: Sequence[Group], split: str) -> Table | None:
     for group in groups:
         for network in group.networks:
             scores = [s for _, s, _ in group.scores(group.counting, split, network)]
-            cells = [
-                spread_cell([measure(s) for s in scores], 100) for measure in _MEASURES.values()
-            ]
+            measured = [[measure(s) for s in scores] for measure in _MEASURES.values()]
+            cells = [spread_cell(values, 100) for values in measured]
             g = int(network[1:]) if network != "f" else None
             hsic = [] if g is None else group.hsic(group.counting, split, g)
             cells.append(spread_cell(hsic, 1_000, digits=2))
