@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import markdown
 import numpy as np
 import pytest
 import scipy.stats
@@ -43,13 +44,13 @@ SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
 class Page(HTMLParser):
     """What a page consists of: its elements, their addresses, and its text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.handlers: list[str] = []
         self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -61,6 +62,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def page_of(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------- figures
@@ -263,7 +268,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, capsys):
     os.mkfifo(tmp_path / "runs/b/results.json")
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert "is no regular file" in capsys.readouterr().out
-    assert "no run has a metrics.jsonl" in Page(tmp_path / "out/results.html").text
+    assert "no run has a metrics.jsonl" in page_of(tmp_path / "out/results.html").text
 
 
 # ---------------------------------------------------------------- the page
@@ -292,7 +297,7 @@ def written(tmp_path_factory) -> Path:
 
 
 def test_a_page_runs_nothing_and_loads_nothing(written):
-    page = Page(written / "results.html")
+    page = page_of(written / "results.html")
     assert "script" not in page.tags
     assert page.handlers == []
     assert {a for a in page.addresses if not a.startswith(("#", "data:image/"))} == set()
@@ -306,11 +311,76 @@ def test_a_page_runs_nothing_and_loads_nothing(written):
 
 def test_pictures_are_well_formed_whatever_is_written_in_them(written):
     pictures = sorted(written.glob("*.svg"))
-    assert len(pictures) == 3  # accuracy by split for both data sets, over ρ for Biased-MNIST
+    # Accuracy by split for both data sets, over ρ for Biased-MNIST.
+    assert len([path for path in pictures if not path.stem.endswith("-classes")]) == 3
     for path in pictures:
         root = ElementTree.parse(path).getroot()
         assert root.tag.endswith("svg")
         assert path.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_pictures_of_single_settings_lie_beside_the_page_too(tmp_path):
+    for name in ("vanilla", "rebias"):
+        run = write_run(tmp_path / "runs" / name, method(name), {"unbiased": {"f": 500, "g0": 100}})
+        curve = [json.dumps({"step": step, "f/ce": 1 / step}) for step in range(1, 9)]
+        (run / "metrics.jsonl").write_text("\n".join(curve))
+        results = json.loads((run / "results.json").read_text())
+        for checkpoint in results["checkpoints"].values():
+            for score in checkpoint["splits"]["unbiased"]["networks"].values():
+                n = score["correct"] // 10
+                confusion = [[n if i == j else 0 for j in range(10)] for i in range(10)]
+                for label, row in enumerate(confusion):
+                    row[label - 1] += 100 - n
+                score["confusion"] = confusion
+        (run / "results.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    of_settings = {f"results-{i}-{kind}" for i in (0, 1) for kind in ("training", "classes")}
+    for ending in (".png", ".svg"):
+        found = {path.stem for path in (tmp_path / "out").glob(f"*{ending}")}
+        assert found == {"results", "results-rho", *of_settings}
+
+
+class Tables(HTMLParser):
+    """The texts of the cells of each table, by rows."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.in_cell = tag in ("th", "td") or (self.in_cell and tag in ("small", "br"))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("th", "td", "table")
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data.strip(" \n")
+
+
+def test_the_markdown_has_the_tables_of_the_page_whatever_is_written_in_them(written):
+    text = (written / "results.md").read_text(encoding="utf-8")
+    html = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    tables = Tables(html).tables
+    on_page = Tables((written / "results.html").read_text(encoding="utf-8")).tables
+    assert len(tables) >= 5
+    assert [table for table in on_page if table in tables] == tables
+    shown = Page(html)
+    assert {"script", "a", "em"} & set(shown.tags) == set()
+    pictures = [address for address in shown.addresses if address.endswith(".png")]
+    assert pictures == shown.addresses
+    assert len(pictures) == 3
+    assert all((written / name).is_file() for name in pictures)
+    assert "rebias-train --config" in shown.text
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
 
 
 def test_no_cell_of_the_csv_files_is_a_formula(written):
@@ -356,7 +426,7 @@ def test_a_finished_run_without_test_figures_says_so(tmp_path, capsys):
     write_run(tmp_path / "b", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
     assert report.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert "a: finished without test figures" in capsys.readouterr().out
-    page = Page(tmp_path / "out/results.html").text
+    page = page_of(tmp_path / "out/results.html").text
     assert page.count("finished without test figures") >= 2  # in its row, and in the list
 
 
@@ -414,7 +484,7 @@ def test_networks_that_a_config_names_are_not_imported(tmp_path, capsys):
     write_run(tmp_path / "runs/a", values, {"unbiased": {"f": 500, "g0": 100}})
     (tmp_path / "runs/a/checkpoints").mkdir()
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert "does not import 'evil:net'" in Page(tmp_path / "out/results.html").text
+    assert "does not import 'evil:net'" in page_of(tmp_path / "out/results.html").text
 
 
 def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):

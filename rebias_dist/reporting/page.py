@@ -61,7 +61,7 @@ class DatasetPart:
     """Each with its caption."""
     tables: list[Table]
     protocol: str
-    """Why there is no table of what differs, or nothing."""
+    """Whether the runs are the published experiment."""
     groups: list[GroupPart]
 
 
@@ -113,8 +113,10 @@ def dataset_part(dataset: str, groups: Sequence[Group], stem: str) -> DatasetPar
     protocol = "No published protocol is known for this data set."
     if dataset in PROTOCOLS:
         departures = tables.departure_table(groups, PROTOCOLS[dataset].source)
-        protocol = "" if departures.rows else "Nothing differs from the published protocol."
-        listed += [departures] if departures.rows else []
+        protocol = "Nothing differs from the published protocol."
+        if departures.rows:
+            protocol = "Not the published experiment: see the table of what differs from it."
+            listed.append(departures)
     listed.insert(0, tables.results_table(groups))
     parts = [_group_part(group, judged, f"{stem}-{i}") for i, group in enumerate(groups)]
     level = "" if chance is None else f"chance is {100 * chance:.1f} %"
