@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rebias_dist import load
 from rebias_dist.config_files import parse_yaml, validate
 from rebias_dist.errors import (
     ConfigError,
@@ -16,6 +17,7 @@ from rebias_dist.errors import (
     InterruptedRun,
     NonFiniteError,
 )
+from rebias_dist.evaluation.subjects import named_checkpoints
 from rebias_dist.minimax import Minimax
 from rebias_dist.runtime import checkpoint
 from rebias_dist.runtime.player import Player
@@ -176,6 +178,21 @@ def test_changes_are_refused_unless_overridden_key_by_key(small_run, tmp_path):
 
 def _killed() -> None:
     raise Killed
+
+
+def test_a_finished_run_that_goes_on_has_no_figures_until_its_new_end(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a"}
+    run = tmp_path / "runs/a"
+    main(validate({**values, "max_steps": 2}))
+    assert load(run).metrics["steps"] == 2
+    assert named_checkpoints(str(run))[0].finished
+    longer = validate({**values, "max_steps": 4})
+    with pytest.raises(Killed), failpoint("start of the step", 4, _killed):
+        main(longer)
+    assert load(run).metrics is None
+    assert not named_checkpoints(str(run))[0].finished
+    main(longer)
+    assert load(run).metrics["steps"] == 4
 
 
 def test_other_data_are_refused_unless_overridden(small_run, tmp_path):
