@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,18 @@ def train(*arguments: str, cwd: Path):
     """Run the training command in a single process."""
     command = [sys.executable, "-m", "rebias_dist.train", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def _documented() -> str:
+    """Return what a scalar may be called by docs/metrics.md, as a regular expression."""
+    page = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    names = [re.escape(name) for row in rows for name in re.findall("`([^`]+)`", row)]
+    networks = [re.sub(r"\b(f|g0)(?=[/_])", r"(f|g\\d+)", name) for name in names]
+    return "|".join(re.sub("<[a-z]+>", r"[\\w.-]+", name) for name in networks)
+
+
+DOCUMENTED = _documented()
 
 
 @pytest.fixture
@@ -93,6 +106,8 @@ def test_the_records_of_a_run(config_file, tmp_path):
     work = [line["speed/tflops"] / line["speed/images_per_s"] for line in steps]
     assert max(work) == pytest.approx(min(work), rel=1e-9)
     assert f", {describe_speed(steps[-1])}" in done.stderr
+    undocumented = {tag for tag in events.Tags()["scalars"] if not re.fullmatch(DOCUMENTED, tag)}
+    assert undocumented == set()
     images = events.Tags()["images"]
     assert {"data/train", "unbiased/f_confusion", "unbiased/f_accuracy_by_colour"} <= set(images)
     assert validate(yaml.safe_load((run / "config.yaml").read_text())).name == "a"
