@@ -30,9 +30,10 @@ from rebias_dist.evaluation.corruptions import BENCHMARK
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.metrics import POINTS, read_curves
+from rebias_dist.reporting.plots import rho_picture
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
-from rebias_dist.reporting.series import contrasts, series_of
+from rebias_dist.reporting.series import Series, contrasts, series_of
 from rebias_dist.reporting.tables import measures_table
 from rebias_dist.run_results import Figure, Group, group_runs, plain, read_run
 from tests.test_report import method, write_run
@@ -114,7 +115,9 @@ def test_runs_of_other_settings_are_not_compared_with_vanilla(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "/demo" not in name])
 def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
-    """Their comments name two choices: a selection split, and the micro-batch."""
+    """Their comments name the choices: a selection split, the micro-batch, and of which network
+    a radius is in g's step, where it is the median of each.
+    """
     config = validate({**read_config_file(name), "name": "x"})
     found = departures(Group("", config, {}))
     if config.data.dataset == "imagenet1k":
@@ -122,7 +125,10 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         return
     assert found is not None
     keys = {one.key for one in found}
-    assert keys - {"data.source"} == {"data.selection", "micro_batch"}
+    named = {"data.selection", "micro_batch"}
+    if name == "imagenet9/rebias":
+        named.add("method.swap_inner_bandwidth")
+    assert keys - {"data.source"} == named
     assert ("data.source" in keys) is (config.data.dataset == "biased_mnist")
 
 
@@ -148,6 +154,67 @@ def test_each_departure_is_named(change, key):
     assert departures(Group("", validate(published), {})) == []
     found = departures(Group("", validate({**published, **change}), {}))
     assert [one.key for one in found] == [key]
+
+
+BIASED_MNIST = """
+Bahng et al., ICML 2020, table 1 (arXiv 1910.02806)
+Vanilla      .999 10.4  .997 33.4  .995 72.1  .99 89.1
+Biased       .999 10.0  .997 10.0  .995 10.0  .99 10.0
+LearnedMixin .999 12.1  .997 50.2  .995 78.2  .99 88.3
+RUBi         .999 13.7  .997 43.0  .995 90.4  .99 93.6
+ReBias       .999 22.7  .997 64.2  .995 76.0  .99 88.1
+re-run of the paper, ML Reproducibility Challenge 2020
+Vanilla .999 10.2  .997 48.6  .995 73.0  .99 88.1  .98 93.6  .95 96.9  .9 98.1  .85 98.4
+Biased  .999 10.0  .997 10.0  .995 10.0  .99 10.0            .95 12.7  .9 14.3  .85 15.5
+ReBias  .999 21.1  .997 62.0  .995 75.8  .99 87.6  .98 93.5  .95 96.5  .9 97.9  .85 98.2
+Nahon et al., ICCV 2023
+LfF     .999 15.3  .997 63.7  .995 90.3  .99 95.1
+SoftCon .999 65.0  .997 88.6  .995 93.1  .99 95.2
+"""
+IMAGENET9 = """
+README of the public ReBias code
+Vanilla ResNet-18  90.8 88.8 24.9
+Biased BagNet-18   67.7 65.9 19.5
+Stylised ImageNet  88.4 86.6 24.6
+LearnedMixin       67.9 65.9 18.8
+RUBi               90.5 88.6 27.7
+ReBias             91.9 90.5 29.6
+re-run by Hong & Yang, NeurIPS 2021
+Vanilla ResNet-18  94.0 92.7 30.5
+LearnedMixin       79.2 76.6 19.0
+RUBi               93.9 92.5 31.0
+ReBias             94.0 92.7 30.5
+"""
+METHODS = {
+    "Vanilla": "vanilla",
+    "Vanilla ResNet-18": "vanilla",
+    "Biased": "biased",
+    "Biased BagNet-18": "biased",
+    "LearnedMixin": "learned_mixin",
+    "RUBi": "rubi",
+    "ReBias": "rebias",
+}
+
+
+def test_published_figures_are_those_of_the_tables():
+    """Copied from the papers a second time."""
+    expected = []
+    for dataset, text in (("biased_mnist", BIASED_MNIST), ("imagenet9", IMAGENET9)):
+        source = ""
+        for line in filter(None, text.splitlines()):
+            found = re.fullmatch(r"(.+?)((?: +\d*\.\d+)+)", line)
+            if not found:
+                source = line
+                continue
+            label, numbers = found[1], list(map(float, found[2].split()))
+            if dataset == "biased_mnist":
+                pairs = zip(numbers[::2], numbers[1::2], strict=True)
+                columns = [("unbiased", rho, percent) for rho, percent in pairs]
+            else:
+                measures = ("biased", "unbiased", "imagenet-a")
+                columns = [(m, None, n) for m, n in zip(measures, numbers, strict=True)]
+            expected += [(dataset, METHODS.get(label, ""), label, *c, source) for c in columns]
+    assert [tuple(figure) for figure in published_figures()] == expected
 
 
 def test_published_figures_have_sources_and_agree_with_the_shipped_configurations():
@@ -522,6 +589,46 @@ def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "fog-3" not in text.partition("wrote")[0]
     assert f"rebias  f  {means[5]} (mean of 75 of 75 splits)" in text
+
+
+def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsys):
+    """The mean over cells of class and texture, which is the figure that is published."""
+    values = read_config_file("imagenet9/rebias")
+    values |= {"micro_batch": 128, "method": {**values["method"], "swap_inner_bandwidth": True}}
+    values["data"] |= {"root": str(tmp_path / "absent"), "selection": "none"}
+    counts = {"val": {"f": 1890, "g0": 1470}}
+    unbiased = {"f": (0.875, 0.885), "g0": (0.6, 0.66)}
+    for seed in (0, 1):
+        run = tmp_path / f"runs/{seed}"
+        write_run(run, {**values, "seed": seed}, counts, classes=9, samples=2100)
+        results = json.loads((run / "results.json").read_text())
+        for checkpoint in results["checkpoints"].values():
+            for network, score in checkpoint["splits"]["val"]["networks"].items():
+                score["unbiased"] = unbiased[network][seed]
+        (run / "results.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "rebias: unbiased 88.0 ± 0.7, published 90.5 (README of the public ReBias code)" in text
+    last = text.partition("last checkpoint")[2]
+    assert re.search(r"net +seeds +val +val, unbiased\n", last)
+    assert re.search(r"rebias +g0 +2 +70.0 ± 0.0 +63.0 ± 4.2\n", last)
+    with (tmp_path / "out/results.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["checkpoint"] == "last"]
+    found = {(r["network"], int(r["seed"])): float(r["unbiased"]) for r in rows}
+    assert found == {(n, seed): v for n, of in unbiased.items() for seed, v in enumerate(of)}
+    with (tmp_path / "out/results-settings.csv").open(encoding="utf-8", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["checkpoint"], r["network"]) == ("last", "f")]
+    (row,) = [row for row in rows if row["measure"] == "val/unbiased"]
+    assert float(row["accuracy"]) == pytest.approx(0.88)
+    assert float(row["low95"]) < 0.88 < float(row["high95"])
+    assert row["departures_from_protocol"] == "0"
+
+
+def test_a_method_that_no_picture_knows_is_drawn(tmp_path):
+    run = write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
+    (group,), _ = group_runs([read_run(run)])
+    drawing = rho_picture([Series("mine", "mine", {0.9: group})], "unbiased")
+    assert "mine beside published points" in [axes.get_title() for axes in drawing.axes]
 
 
 def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):
