@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 from rebias_dist.cli import version
 from rebias_dist.reporting.page import DatasetPart
@@ -28,7 +29,7 @@ def render(datasets: Sequence[DatasetPart], notes: Sequence[str]) -> str:
         lines += [f"{_escaped(part.chance)}.", ""] if part.chance else []
         lines += [f"**{_escaped(part.protocol)}**", ""]
         for picture, caption in part.pictures:
-            name = f"{picture.name}.png"
+            name = quote(f"{picture.name}.png")
             lines += [f"![{_escaped(picture.alternative)}]({name})", "", _escaped(caption), ""]
         for table in part.tables:
             lines += [*_table(table), ""]
