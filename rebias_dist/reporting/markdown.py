@@ -12,7 +12,7 @@ from rebias_dist.reporting.page import DatasetPart
 from rebias_dist.reporting.tables import Table
 
 # All but words and a few marks; an underscore means something at the edge of a word alone.
-_SPECIAL = re.compile(r"[^\w .,:;/()%±+=–-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_SPECIAL = re.compile(r"[^\w\u00a0 .,:;'/()%±+=–×…-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def render(datasets: Sequence[DatasetPart], notes: Sequence[str]) -> str:
