@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rebias_dist import load
 from rebias_dist.config_files import parse_yaml, validate
 from rebias_dist.errors import (
     ConfigError,
@@ -17,7 +16,6 @@ from rebias_dist.errors import (
     InterruptedRun,
     NonFiniteError,
 )
-from rebias_dist.evaluation.subjects import named_checkpoints
 from rebias_dist.minimax import Minimax
 from rebias_dist.runtime import checkpoint
 from rebias_dist.runtime.player import Player
@@ -181,6 +179,9 @@ def _killed() -> None:
 
 
 def test_a_finished_run_that_goes_on_has_no_figures_until_its_new_end(small_run, tmp_path):
+    from rebias_dist import load
+    from rebias_dist.evaluation.subjects import named_checkpoints
+
     values = {**settings(small_run), "name": "a"}
     run = tmp_path / "runs/a"
     main(validate({**values, "max_steps": 2}))
