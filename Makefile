@@ -36,9 +36,10 @@ demo: .venv/.installed  ## train vanilla, biased and rebias on 5,000 digits, com
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/demo.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/demo-* --out report --name demo
 
-results: .venv/.installed  ## five methods, three seeds each; stop and repeat at will
+results: .venv/.installed  ## five methods, three rho, three seeds each; writes docs/results.md
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --ranks $(RANKS)
-	$(BIN)/rebias-report runs/results-* --out report --name results
+	$(BIN)/rebias-report runs/results-*-rho* --out report --name results
+	cp report/results.md report/results.png report/results-rho.png docs/
 
 # The tests of pages open them in Debian's Chromium; where it is not and cannot be, they are skipped.
 browser:

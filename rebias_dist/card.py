@@ -55,7 +55,7 @@ def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str
     return (
         f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
         f"An image classifier of {len(classes)} classes ({names}). Method: "
-        f"{_METHODS[config.method.name]}.\n\n"
+        f"{_METHODS.get(config.method.name, config.method.name)}.\n\n"
         f"Weights: step {loaded.step}, {CHOICES[choice]}."
     )
 
@@ -98,6 +98,8 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
     if loaded.metrics is None:
         return "None: the run was not finished when it was exported."
     found = loaded.metrics["checkpoints"]["last" if choice == "last" else "best"]
+    if found["step"] != loaded.step:
+        return f"None: the run's results are of step {found['step']}, not of these weights."
     rows = [
         "| test split | images | network | accuracy | 95 % interval | unbiased | conflicting |",
         "|---|---|---|---|---|---|---|",

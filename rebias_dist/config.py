@@ -157,7 +157,8 @@ class DataConfig(Section):
     """Folders of the test shards below root."""
     other_tests: dict[str, str] = {}
     """Further test shards of the same classes, of any data set: a name and a folder each, as in
-    '{imagenet-a: data/imagenet9-a/test}'."""
+    '{imagenet-a: data/imagenet9-a/test}'. For shards of some of the classes, as ImageNet-A of a
+    1,000-class model, evaluate the run with 'rebias-evaluate RUN --on FOLDER'."""
     augmentation: Literal["none", "crop_flip"] = "none"
     """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
     evaluation."""

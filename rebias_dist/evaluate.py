@@ -145,6 +145,7 @@ def _evaluate(
             with_intervals=True,
         )
         about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
+        about["folder"] = str(dataset.folder.resolve())
         found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
     return {
         "checkpoint": named.source,

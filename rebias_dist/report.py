@@ -1,7 +1,7 @@
 """Runs side by side: one page with tables and pictures, every figure with its error.
 
 The page loads nothing and runs nothing: it can be read offline, sent, and kept. Beside it lie its
-figures as CSV and its pictures as PNG and SVG.
+figures as CSV, its tables as Markdown and its pictures as PNG and SVG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rebias_dist.reporting.text import text_table
 from rebias_dist.run_results import Group, find_runs, group_runs, read_run, splits_of
 
 _EPILOG = """examples:
-  rebias-report runs/demo-* --out report --name demo      report/demo.html, .csv, pictures
+  rebias-report runs/demo-* --out report --name demo      report/demo.html, .md, .csv, pictures
   rebias-report runs                                      all runs in a folder
   rebias-report runs --text                               the table on the terminal, no files
 """
@@ -65,28 +65,35 @@ def main(argv: Sequence[str]) -> int:
 
 def _write(out: Path, name: str, by_dataset: dict[str, list[Group]], notes: Sequence[str]) -> None:
     # matplotlib takes a second, which --text and usage errors do not wait for.
-    from rebias_dist.reporting import csv_files, page
+    from rebias_dist.reporting import csv_files, markdown, page
 
     groups = [group for part in by_dataset.values() for group in part]
-    page_path, runs, settings = (
-        out / f"{name}{ending}" for ending in (".html", ".csv", "-settings.csv")
+    page_path, tables, runs, settings = (
+        out / f"{name}{ending}" for ending in (".html", ".md", ".csv", "-settings.csv")
     )
-    paths = [page_path, runs, settings]
+    paths = [page_path, tables, runs, settings]
     try:
         out.mkdir(parents=True, exist_ok=True)
         csv_files.write_runs(runs, groups)
         csv_files.write_settings(settings, groups, splits_of(groups))
-        parts = []
+        parts: list[page.DatasetPart] = []
+        of_settings: list[Path] = []
         for index, (dataset, part) in enumerate(by_dataset.items()):
             stem = name if len(by_dataset) == 1 else f"{name}-{_file_name(dataset, index)}"
             parts.append(page.dataset_part(dataset, part, stem))
             for picture, _ in parts[-1].pictures:
                 paths += picture.write(out)
+            for group in parts[-1].groups:
+                for drawn in (group.training, group.scatter):
+                    of_settings += drawn.write(out) if drawn else []
+        tables.write_text(markdown.render(parts, notes), encoding="utf-8")
         html = page.render(parts, notes, [path.name for path in paths[1:]])
         page_path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out: {error.filename or out}: {error.strerror}") from None
     print(f"wrote {', '.join(map(str, paths))}")
+    if of_settings:
+        print(f"and {len(of_settings)} pictures of single settings beside them")
 
 
 def _file_name(dataset: str, index: int) -> str:

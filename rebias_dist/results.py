@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+# What TensorBoard shows of a network on a split, where there is such a figure, and its name there.
+_OF_SPLIT = {
+    "accuracy": "accuracy",
+    "conflicting": "conflicting_accuracy",
+    "unbiased": "unbiased_accuracy",
+}
+
 
 def judged_network(config: Config) -> str:
     """Return the network whose accuracy is the run's: f, or g where the method has no f."""
@@ -74,22 +81,36 @@ def choice_name(content: Mapping[str, Any], choice: str) -> str:
 
 def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
     """Return the accuracies as text: a row for each checkpoint and network, a column a split."""
-    splits = list(next(iter(checkpoints.values()))["splits"])
-    head = f"{'checkpoint':12} {'step':>7} {'network':8}" + "".join(f"{s:>16}" for s in splits)
+    any_checkpoint = next(iter(checkpoints.values()))["splits"]
+    splits = list(any_checkpoint)
+    networks = list(next(iter(any_checkpoint.values()))["networks"])
+    # Those whose images are in texture clusters.
+    clustered = [
+        s for s in splits if any(c["unbiased"] is not None for c in _scores(any_checkpoint[s]))
+    ]
+    titles = [*splits, *(f"{s}, unbiased" for s in clustered)]
+    head = f"{'checkpoint':12} {'step':>7} {'network':8}" + "".join(f"{t:>16}" for t in titles)
     lines = [head, "-" * len(head)]
-    networks = list(next(iter(next(iter(checkpoints.values()))["splits"].values()))["networks"])
     missing = [name for name in ("f", "g0") if name not in networks]
     for choice, found in checkpoints.items():
         for name in missing:  # the method has none
-            lines.append(f"{choice:12} {'–':>7} {name:8}" + f"{'–':>16}" * len(splits))
+            lines.append(f"{choice:12} {'–':>7} {name:8}" + f"{'–':>16}" * len(titles))
         for network in networks:
             cells = [found["splits"][s]["networks"][network] for s in splits]
             text = "".join(f"{c['accuracy']:>9.3f} ±{c['standard_error']:.3f}" for c in cells)
+            for split in clustered:
+                value = found["splits"][split]["networks"][network]["unbiased"]
+                text += f"{'–' if value is None else f'{value:.3f}':>16}"
             lines.append(f"{choice:12} {found['step']:>7} {network:8}{text}")
-    any_checkpoint = next(iter(checkpoints.values()))["splits"]
     samples = ", ".join(f"{s} {any_checkpoint[s]['samples']:,}" for s in splits)
     lines.append(f"n: {samples}; chance {chance:.3f}; ± is the binomial standard error")
+    if clustered:
+        lines.append("unbiased: mean over cells of class and texture cluster")
     return "\n".join(lines)
+
+
+def _scores(split: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(split["networks"].values())
 
 
 def closing_text(content: dict[str, Any], folder: Path) -> str:
@@ -117,10 +138,9 @@ def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any])
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
-            scalars[f"{split}/{network}_accuracy"] = figures["accuracy"]
-            for name in ("conflicting", "unbiased"):
-                if figures[name] is not None:
-                    scalars[f"{split}/{network}_{name}_accuracy"] = figures[name]
+            for key, name in _OF_SPLIT.items():
+                if figures[key] is not None:
+                    scalars[f"{split}/{network}_{name}"] = figures[key]
             quantiles = found["kernel_quantiles"][network]
             if quantiles is not None:
                 scalars[f"{split}/{network}_kernel"] = quantiles[1]
@@ -167,10 +187,12 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         for key, value in flat(config.identity()).items()
     }
     metrics = {
-        f"{choice_name(content, choice)}_{split}_{network}_accuracy": figures["accuracy"]
+        f"{choice_name(content, choice)}_{split}_{network}_{name}": figures[key]
         for choice, found in content["checkpoints"].items()
         for split, of_split in found["splits"].items()
         for network, figures in of_split["networks"].items()
+        for key, name in _OF_SPLIT.items()
+        if figures[key] is not None
     }
     last = content["checkpoints"]["last"]
     if config.data.selection != "none":  # else the last evaluation has recorded the same

@@ -22,6 +22,7 @@ from rebias_dist.config import Config
 from rebias_dist.config_files import flat, read_config_file, validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods import METHODS
+from rebias_dist.training_data import data_settings, seeds_of
 
 _LARGEST = 256 << 20  # bytes of a results.json: a confusion of 1,000 classes takes some MB
 _Count = Annotated[int, Field(ge=0)]
@@ -91,6 +92,11 @@ class Split(_Read):
                 raise ValueError(
                     f"{name}: accuracy {score.accuracy} is not {score.correct} of {self.samples}"
                 )
+            if [len(row) for row in score.bias_correct] != [len(row) for row in score.bias_count]:
+                raise ValueError(f"{name}: bias_correct and bias_count differ in shape")
+            right, count = (list(chain(*m)) for m in (score.bias_correct, score.bias_count))
+            if any(c > n for c, n in zip(right, count, strict=True)):
+                raise ValueError(f"{name}: bias_correct is larger than bias_count")
             confusion = score.confusion
             if not confusion:
                 continue
@@ -99,11 +105,6 @@ class Split(_Read):
             diagonal = sum(row[label] for label, row in enumerate(confusion))
             if (diagonal, sum(map(sum, confusion))) != (score.correct, self.samples):
                 raise ValueError(f"{name}: the confusion matrix is of other counts")
-            if [len(row) for row in score.bias_correct] != [len(row) for row in score.bias_count]:
-                raise ValueError(f"{name}: bias_correct and bias_count differ in shape")
-            right, count = (list(chain(*m)) for m in (score.bias_correct, score.bias_count))
-            if any(c > n for c, n in zip(right, count, strict=True)):
-                raise ValueError(f"{name}: bias_correct is larger than bias_count")
         return self
 
 
@@ -341,8 +342,9 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
 
 
 def _settings(config: Config, results: Results | None) -> dict[str, str]:
-    """Return what makes figures comparable: the settings without seeds, and the steps made."""
+    """Return what makes figures comparable: settings without seeds, the data, the steps made."""
     settings = {key: json.dumps(value) for key, value in flat(config.identity()).items()}
+    settings |= data_settings(config)
     del settings["seed"], settings["data.seed"]
     return settings if results is None else {**settings, "steps": str(results.steps)}
 
@@ -379,7 +381,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 def _seeds(run: Run) -> tuple[int, int]:
     assert run.config is not None
-    return run.config.seed, run.config.data.seed
+    return seeds_of(run.config)
 
 
 def splits_of(groups: Iterable[Group]) -> dict[str, list[int]]:

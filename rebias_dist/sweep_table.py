@@ -15,6 +15,7 @@ from data_shards.files import write_synced
 from rebias_dist.config import Config
 from rebias_dist.config_files import flat
 from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.results import choice_name
 from rebias_dist.results import read as read_results
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -83,7 +84,7 @@ def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
     """Write the table: cell, status, commit, the keys that vary, accuracies, the configuration.
 
     Accuracies are columns such as ``last/unbiased/f``, in [0, 1]; empty for a cell that is not
-    finished.
+    finished. What test data chose is ``oracle/…``, not ``best/…``.
 
     Args:
         path: of the CSV file, replaced as a whole.
@@ -120,9 +121,10 @@ def _figures(row: Row) -> Mapping[str, float]:
     if status_of(row.folder) != "finished":
         return {}
     try:
-        checkpoints: dict[str, Any] = read_results(row.folder / "results.json")["checkpoints"]
+        results = read_results(row.folder / "results.json")
+        checkpoints: dict[str, Any] = results["checkpoints"]
         return {
-            f"{choice}/{split}/{network}": float(score["accuracy"])
+            f"{choice_name(results, choice)}/{split}/{network}": float(score["accuracy"])
             for choice, found in sorted(checkpoints.items(), reverse=True)  # last before best
             for split, part in found["splits"].items()
             for network, score in part["networks"].items()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist import export, load
 from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
+from rebias_dist.card import model_card
 from rebias_dist.config_files import validate
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.runtime.loaded_run import LoadedRun
@@ -96,6 +97,24 @@ def test_the_card_has_the_figures_of_the_weights_that_were_exported(runs, export
     assert "ORACLE" not in (tmp_path / "last/README.md").read_text()
     export.export_run(runs / "oracle", tmp_path / "best", "best")
     assert "an oracle's, not an estimate" in (tmp_path / "best/README.md").read_text()
+
+
+def test_figures_of_other_weights_are_on_no_card(runs, tmp_path):
+    run = load(runs / "a", "last")
+    last = {**run.metrics["checkpoints"]["last"], "step": run.step + 1}
+    metrics = {**run.metrics, "checkpoints": {**run.metrics["checkpoints"], "last": last}}
+    stale = LoadedRun(**{**vars(run), "metrics": metrics})
+    card = model_card(stale, export.describe(run), "last", 0.0)
+    assert f"None: the run's results are of step {run.step + 1}" in card
+    assert "| 120 | f |" not in card
+    assert "| 120 | f |" in model_card(run, export.describe(run), "last", 0.0)
+
+
+def test_the_card_of_a_method_that_it_does_not_know_names_it(runs):
+    run = load(runs / "a")
+    method = run.config.method.model_copy(update={"name": "mine"})
+    other = LoadedRun(**{**vars(run), "config": run.config.model_copy(update={"method": method})})
+    assert "Method: mine." in model_card(other, export.describe(run), "best", 0.0)
 
 
 @pytest.mark.parametrize("network", ["resnet18", "bagnet18"])

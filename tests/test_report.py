@@ -15,6 +15,7 @@ from PIL import Image
 from rebias_dist import report
 from rebias_dist.config_files import to_yaml, validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.reporting.series import contrasts
 from rebias_dist.run_results import Figure, Group, group_runs, read_run
 
 
@@ -122,6 +123,54 @@ def test_runs_of_different_length_are_not_averaged(tmp_path):
     assert [group.label for group in groups] == ["vanilla, steps 840", "vanilla, steps 3"]
 
 
+def write_options(root: Path, **options: Any) -> str:
+    """Write what the report reads of shards: what their manifest says of how they were made."""
+    (root / "train").mkdir(parents=True)
+    (root / "train/manifest.json").write_text(json.dumps({"options": options}))
+    return str(root)
+
+
+def test_runs_on_different_data_are_not_averaged(tmp_path):
+    made = {"image_size": 28, "confusing_colours": 9, "seed": 0}
+    roots = [
+        write_options(tmp_path / "a", rho=0.999, **made),
+        write_options(tmp_path / "b", rho=0.95, **made),
+        write_options(tmp_path / "c", rho=0.95, **{**made, "image_size": 14}),
+        str(tmp_path / "absent"),
+        str(tmp_path / "absent too"),
+    ]
+    runs = []
+    for number, root in enumerate(roots):
+        values = method("rebias", data={"root": root})
+        counts = {"unbiased": {"f": 100 * number, "g0": 100}}
+        runs.append(write_run(tmp_path / f"runs/{number}", values, counts))
+    groups, notes = groups_of(*runs)
+    assert [[run.name for run in group.runs] for group in groups] == [[n] for n in "01234"]
+    assert notes == []
+    assert len({group.label for group in groups}) == len(roots)
+    assert "rebias, data.rho 0.999, " in groups[0].label
+    assert 'data.rho "unknown"' in groups[3].label
+    mlxtends = write_run(tmp_path / "runs/m", method("rebias"), {"unbiased": {"f": 1}})
+    mnists = method("rebias", seed=1, data={"source": "mnist"})
+    assert len(groups_of(mlxtends, write_run(tmp_path / "runs/n", mnists, {"biased": {}}))[0]) == 2
+
+
+def test_shards_that_differ_in_their_seed_alone_are_seeds_of_one_setting(tmp_path):
+    """As ``data.seed`` is, where the run makes its data itself; the folders may be anywhere."""
+    runs = []
+    for seed, n in enumerate((500, 600)):
+        root = write_options(tmp_path / f"shards{seed}", rho=0.997, image_size=28, seed=seed)
+        for name, of_method in (("vanilla", n), ("rebias", n + 50)):
+            values = method(name, data={"root": root})
+            run = tmp_path / f"runs/{name}{seed}"
+            runs.append(write_run(run, values, {"unbiased": {"f": of_method}}))
+    groups, notes = groups_of(*runs)
+    assert [(group.label, len(group.runs)) for group in groups] == [("vanilla", 2), ("rebias", 2)]
+    assert notes == []
+    (lead,) = contrasts(groups, "unbiased")
+    assert (lead.seeds, lead.difference) == (2, pytest.approx(0.05))
+
+
 def test_what_does_not_decide_the_weights_does_not_split_a_group(tmp_path):
     for seed in (0, 1):
         values = method("vanilla", seed=seed, runs_dir=f"elsewhere{seed}", data={"workers": seed})
@@ -199,6 +248,14 @@ def damage_false_accuracy(run: Path) -> None:
 def damage_nan(run: Path) -> None:
     text = (run / "results.json").read_text()
     (run / "results.json").write_text(text.replace("0.64", "NaN"))
+
+
+def damage_bias_counts(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    for checkpoint in results["checkpoints"].values():
+        network = checkpoint["splits"]["unbiased"]["networks"]["f"]
+        network |= {"bias_count": [[5, 5]], "bias_correct": [[5]]}
+    (run / "results.json").write_text(json.dumps(results))
 
 
 def damage_other_method(run: Path) -> None:

@@ -9,11 +9,13 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import markdown
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rebias_dist import report
 from rebias_dist.cli import parse_train
@@ -24,11 +26,14 @@ from rebias_dist.config_files import (
     to_yaml,
     validate,
 )
+from rebias_dist.evaluation.corruptions import BENCHMARK
 from rebias_dist.reporting.command import command_of
+from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.metrics import POINTS, read_curves
+from rebias_dist.reporting.plots import rho_picture
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
-from rebias_dist.reporting.series import contrasts, series_of
+from rebias_dist.reporting.series import Series, contrasts, series_of
 from rebias_dist.reporting.tables import measures_table
 from rebias_dist.run_results import Figure, Group, group_runs, plain, read_run
 from tests.test_report import method, write_run
@@ -40,13 +45,13 @@ SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
 class Page(HTMLParser):
     """What a page consists of: its elements, their addresses, and its text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.handlers: list[str] = []
         self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -58,6 +63,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def page_of(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------- figures
@@ -106,7 +115,9 @@ def test_runs_of_other_settings_are_not_compared_with_vanilla(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "/demo" not in name])
 def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
-    """Their comments name two choices: a selection split, and the micro-batch."""
+    """Their comments name the choices: a selection split, the micro-batch, and of which network
+    a radius is in g's step, where it is the median of each.
+    """
     config = validate({**read_config_file(name), "name": "x"})
     found = departures(Group("", config, {}))
     if config.data.dataset == "imagenet1k":
@@ -114,7 +125,10 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         return
     assert found is not None
     keys = {one.key for one in found}
-    assert keys - {"data.source"} == {"data.selection", "micro_batch"}
+    named = {"data.selection", "micro_batch"}
+    if name == "imagenet9/rebias":
+        named.add("method.swap_inner_bandwidth")
+    assert keys - {"data.source"} == named
     assert ("data.source" in keys) is (config.data.dataset == "biased_mnist")
 
 
@@ -140,6 +154,67 @@ def test_each_departure_is_named(change, key):
     assert departures(Group("", validate(published), {})) == []
     found = departures(Group("", validate({**published, **change}), {}))
     assert [one.key for one in found] == [key]
+
+
+BIASED_MNIST = """
+Bahng et al., ICML 2020, table 1 (arXiv 1910.02806)
+Vanilla      .999 10.4  .997 33.4  .995 72.1  .99 89.1
+Biased       .999 10.0  .997 10.0  .995 10.0  .99 10.0
+LearnedMixin .999 12.1  .997 50.2  .995 78.2  .99 88.3
+RUBi         .999 13.7  .997 43.0  .995 90.4  .99 93.6
+ReBias       .999 22.7  .997 64.2  .995 76.0  .99 88.1
+re-run of the paper, ML Reproducibility Challenge 2020
+Vanilla .999 10.2  .997 48.6  .995 73.0  .99 88.1  .98 93.6  .95 96.9  .9 98.1  .85 98.4
+Biased  .999 10.0  .997 10.0  .995 10.0  .99 10.0            .95 12.7  .9 14.3  .85 15.5
+ReBias  .999 21.1  .997 62.0  .995 75.8  .99 87.6  .98 93.5  .95 96.5  .9 97.9  .85 98.2
+Nahon et al., ICCV 2023
+LfF     .999 15.3  .997 63.7  .995 90.3  .99 95.1
+SoftCon .999 65.0  .997 88.6  .995 93.1  .99 95.2
+"""
+IMAGENET9 = """
+README of the public ReBias code
+Vanilla ResNet-18  90.8 88.8 24.9
+Biased BagNet-18   67.7 65.9 19.5
+Stylised ImageNet  88.4 86.6 24.6
+LearnedMixin       67.9 65.9 18.8
+RUBi               90.5 88.6 27.7
+ReBias             91.9 90.5 29.6
+re-run by Hong & Yang, NeurIPS 2021
+Vanilla ResNet-18  94.0 92.7 30.5
+LearnedMixin       79.2 76.6 19.0
+RUBi               93.9 92.5 31.0
+ReBias             94.0 92.7 30.5
+"""
+METHODS = {
+    "Vanilla": "vanilla",
+    "Vanilla ResNet-18": "vanilla",
+    "Biased": "biased",
+    "Biased BagNet-18": "biased",
+    "LearnedMixin": "learned_mixin",
+    "RUBi": "rubi",
+    "ReBias": "rebias",
+}
+
+
+def test_published_figures_are_those_of_the_tables():
+    """Copied from the papers a second time."""
+    expected = []
+    for dataset, text in (("biased_mnist", BIASED_MNIST), ("imagenet9", IMAGENET9)):
+        source = ""
+        for line in filter(None, text.splitlines()):
+            found = re.fullmatch(r"(.+?)((?: +\d*\.\d+)+)", line)
+            if not found:
+                source = line
+                continue
+            label, numbers = found[1], list(map(float, found[2].split()))
+            if dataset == "biased_mnist":
+                pairs = zip(numbers[::2], numbers[1::2], strict=True)
+                columns = [("unbiased", rho, percent) for rho, percent in pairs]
+            else:
+                measures = ("biased", "unbiased", "imagenet-a")
+                columns = [(m, None, n) for m, n in zip(measures, numbers, strict=True)]
+            expected += [(dataset, METHODS.get(label, ""), label, *c, source) for c in columns]
+    assert [tuple(figure) for figure in published_figures()] == expected
 
 
 def test_published_figures_have_sources_and_agree_with_the_shipped_configurations():
@@ -260,7 +335,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, capsys):
     os.mkfifo(tmp_path / "runs/b/results.json")
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert "is no regular file" in capsys.readouterr().out
-    assert "no run has a metrics.jsonl" in Page(tmp_path / "out/results.html").text
+    assert "no run has a metrics.jsonl" in page_of(tmp_path / "out/results.html").text
 
 
 # ---------------------------------------------------------------- the page
@@ -289,7 +364,7 @@ def written(tmp_path_factory) -> Path:
 
 
 def test_a_page_runs_nothing_and_loads_nothing(written):
-    page = Page(written / "results.html")
+    page = page_of(written / "results.html")
     assert "script" not in page.tags
     assert page.handlers == []
     assert {a for a in page.addresses if not a.startswith(("#", "data:image/"))} == set()
@@ -303,11 +378,76 @@ def test_a_page_runs_nothing_and_loads_nothing(written):
 
 def test_pictures_are_well_formed_whatever_is_written_in_them(written):
     pictures = sorted(written.glob("*.svg"))
-    assert len(pictures) == 3  # accuracy by split for both data sets, over ρ for Biased-MNIST
+    # Accuracy by split for both data sets, over ρ for Biased-MNIST.
+    assert len([path for path in pictures if not path.stem.endswith("-classes")]) == 3
     for path in pictures:
         root = ElementTree.parse(path).getroot()
         assert root.tag.endswith("svg")
         assert path.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_pictures_of_single_settings_lie_beside_the_page_too(tmp_path):
+    for name in ("vanilla", "rebias"):
+        run = write_run(tmp_path / "runs" / name, method(name), {"unbiased": {"f": 500, "g0": 100}})
+        curve = [json.dumps({"step": step, "f/ce": 1 / step}) for step in range(1, 9)]
+        (run / "metrics.jsonl").write_text("\n".join(curve))
+        results = json.loads((run / "results.json").read_text())
+        for checkpoint in results["checkpoints"].values():
+            for score in checkpoint["splits"]["unbiased"]["networks"].values():
+                n = score["correct"] // 10
+                confusion = [[n if i == j else 0 for j in range(10)] for i in range(10)]
+                for label, row in enumerate(confusion):
+                    row[label - 1] += 100 - n
+                score["confusion"] = confusion
+        (run / "results.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    of_settings = {f"results-{i}-{kind}" for i in (0, 1) for kind in ("training", "classes")}
+    for ending in (".png", ".svg"):
+        found = {path.stem for path in (tmp_path / "out").glob(f"*{ending}")}
+        assert found == {"results", "results-rho", *of_settings}
+
+
+class Tables(HTMLParser):
+    """The texts of the cells of each table, by rows."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.in_cell = tag in ("th", "td") or (self.in_cell and tag in ("small", "br"))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("th", "td", "table")
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data.strip(" \n")
+
+
+def test_the_markdown_has_the_tables_of_the_page_whatever_is_written_in_them(written):
+    text = (written / "results.md").read_text(encoding="utf-8")
+    html = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    tables = Tables(html).tables
+    on_page = Tables((written / "results.html").read_text(encoding="utf-8")).tables
+    assert len(tables) >= 5
+    assert [table for table in on_page if table in tables] == tables
+    shown = Page(html)
+    assert {"script", "a", "em"} & set(shown.tags) == set()
+    pictures = [address for address in shown.addresses if address.endswith(".png")]
+    assert pictures == shown.addresses
+    assert len(pictures) == 3
+    assert all((written / name).is_file() for name in pictures)
+    assert "rebias-train --config" in shown.text
+    assert not [c for c in text if not c.isprintable() and c not in "\n\xa0"]
 
 
 def test_no_cell_of_the_csv_files_is_a_formula(written):
@@ -353,7 +493,7 @@ def test_a_finished_run_without_test_figures_says_so(tmp_path, capsys):
     write_run(tmp_path / "b", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
     assert report.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert "a: finished without test figures" in capsys.readouterr().out
-    page = Page(tmp_path / "out/results.html").text
+    page = page_of(tmp_path / "out/results.html").text
     assert page.count("finished without test figures") >= 2  # in its row, and in the list
 
 
@@ -411,7 +551,84 @@ def test_networks_that_a_config_names_are_not_imported(tmp_path, capsys):
     write_run(tmp_path / "runs/a", values, {"unbiased": {"f": 500, "g0": 100}})
     (tmp_path / "runs/a/checkpoints").mkdir()
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert "does not import 'evil:net'" in Page(tmp_path / "out/results.html").text
+    assert "does not import 'evil:net'" in page_of(tmp_path / "out/results.html").text
+
+
+def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
+    """Its splits are no columns and no panels beside the others, which stay readable."""
+    names = [f"{name}-{s}" for name in (*BENCHMARK, "spatter") for s in range(1, 6)]
+    tests = {name: f"shards/imagenet9-c/{name}" for name in names}
+    correct = {name: 100 + 7 * n for n, name in enumerate(names)}
+    for seed in (0, 1):
+        values = method("rebias", seed=seed, data={"other_tests": tests})
+        counts = {name: {"f": n + 20 * seed, "g0": n // 2} for name, n in correct.items()}
+        counts = {"unbiased": {"f": 500, "g0": 100}, **counts}
+        write_run(tmp_path / f"runs/{seed}", values, counts)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    (group,), _ = group_runs([read_run(tmp_path / "runs" / seed) for seed in "01"])
+    table = corruption_table([group])
+    assert table is not None
+    assert len(table.rows) == 2 * (16 + 1)
+    rows = {(row[1].text, row[2].text): [cell.text for cell in row[3:]] for row in table.rows}
+
+    def shown(f: list[str]) -> str:
+        seeds = [np.mean([(correct[name] + 20 * seed) / 10 for name in f]) for seed in (0, 1)]
+        return f"{np.mean(seeds):.1f} ± {np.std(seeds, ddof=1):.1f}"
+
+    assert rows["f", "fog"][2] == shown(["fog-3"])
+    assert rows["f", "fog"][5] == shown([f"fog-{s}" for s in range(1, 6)])
+    assert rows["f", "(spatter)"][0] == shown(["spatter-1"])
+    means = rows["f", "mean of 75 of 75 splits"]
+    assert means[1] == shown([f"{name}-2" for name in BENCHMARK])
+    assert means[5] == shown([name for name in names if "spatter" not in name])
+    page = (tmp_path / "out/results.html").read_text()
+    assert "ImageNet-C: accuracy in percent by corruption and severity" in page
+    assert "fog-3 (n = " not in page
+    with Image.open(tmp_path / "out/results.png") as image:
+        assert image.width < 1_000
+    text = capsys.readouterr().out
+    assert "fog-3" not in text.partition("wrote")[0]
+    assert f"rebias  f  {means[5]} (mean of 75 of 75 splits)" in text
+
+
+def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsys):
+    """The mean over cells of class and texture, which is the figure that is published."""
+    values = read_config_file("imagenet9/rebias")
+    values |= {"micro_batch": 128, "method": {**values["method"], "swap_inner_bandwidth": True}}
+    values["data"] |= {"root": str(tmp_path / "absent"), "selection": "none"}
+    counts = {"val": {"f": 1890, "g0": 1470}}
+    unbiased = {"f": (0.875, 0.885), "g0": (0.6, 0.66)}
+    for seed in (0, 1):
+        run = tmp_path / f"runs/{seed}"
+        write_run(run, {**values, "seed": seed}, counts, classes=9, samples=2100)
+        results = json.loads((run / "results.json").read_text())
+        for checkpoint in results["checkpoints"].values():
+            for network, score in checkpoint["splits"]["val"]["networks"].items():
+                score["unbiased"] = unbiased[network][seed]
+        (run / "results.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "rebias: unbiased 88.0 ± 0.7, published 90.5 (README of the public ReBias code)" in text
+    last = text.partition("last checkpoint")[2]
+    assert re.search(r"net +seeds +val +val, unbiased\n", last)
+    assert re.search(r"rebias +g0 +2 +70.0 ± 0.0 +63.0 ± 4.2\n", last)
+    with (tmp_path / "out/results.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["checkpoint"] == "last"]
+    found = {(r["network"], int(r["seed"])): float(r["unbiased"]) for r in rows}
+    assert found == {(n, seed): v for n, of in unbiased.items() for seed, v in enumerate(of)}
+    with (tmp_path / "out/results-settings.csv").open(encoding="utf-8", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["checkpoint"], r["network"]) == ("last", "f")]
+    (row,) = [row for row in rows if row["measure"] == "val/unbiased"]
+    assert float(row["accuracy"]) == pytest.approx(0.88)
+    assert float(row["low95"]) < 0.88 < float(row["high95"])
+    assert row["departures_from_protocol"] == "0"
+
+
+def test_a_method_that_no_picture_knows_is_drawn(tmp_path):
+    run = write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
+    (group,), _ = group_runs([read_run(run)])
+    drawing = rho_picture([Series("mine", "mine", {0.9: group})], "unbiased")
+    assert "mine beside published points" in [axes.get_title() for axes in drawing.axes]
 
 
 def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):

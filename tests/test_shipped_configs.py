@@ -150,3 +150,16 @@ def test_other_tests_have_the_same_classes_and_names_of_their_own(roots, capsys,
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+def test_some_of_the_classes_are_no_further_test_but_can_be_evaluated(roots, tmp_path, capsys):
+    """ImageNet-A has 200 of the 1,000 classes."""
+    some = _write(tmp_path, "imagenet-a", test=8) / "test"
+    tests = json.dumps({"imagenet-a": str(some)})
+    flags = [*_flags("imagenet1k/rebias", roots), "--dry-run", "--data.other_tests", tests]
+    with pytest.raises(SystemExit) as left:
+        cli(flags)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "its 200 classes are not the 1000 of the training data" in line
+    assert f"'rebias-evaluate RUN --on {some}'" in line

@@ -146,7 +146,7 @@ def test_shipped_sweeps_are_valid_and_are_not_listed_as_configurations():
     for path in shipped:
         found = read_sweep(str(path))
         cells = plan_cells(found, path.name, None, None)
-        counts = {"demo": 3, "results": 15, "table": 120, "imagenet9-table": 15}
+        counts = {"demo": 3, "results": 45, "table": 120, "imagenet9-table": 15}
         assert len(cells) == counts[found.name]
     assert not [name for name, _ in list_configs() if "sweep" in name]
 

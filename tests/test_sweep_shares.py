@@ -12,11 +12,12 @@ import yaml
 
 from rebias_dist import sweep
 from rebias_dist.cell_runner import shares
-from rebias_dist.config_files import configs_folder
+from rebias_dist.config_files import configs_folder, validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.sweep import plan_cells, read_sweep
 from rebias_dist.sweep_array import array_of
-from rebias_dist.sweep_table import git_commit
+from rebias_dist.sweep_table import Row, git_commit, write_table
+from tests.test_report import write_run
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,21 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
 
     assert sweep.main([*flags, "--table"]) == 1
     assert "not finished: s-vanilla-seed4" in capsys.readouterr().err
+
+
+def test_what_test_data_chose_is_an_oracle_in_the_table(tmp_path):
+    rows = []
+    for name, selection in (("chosen", 0.1), ("oracle", "none")):
+        values = {"method": {"name": "vanilla"}, "data": {"selection": selection}}
+        counts = ({"unbiased": {"f": 900}}, {"unbiased": {"f": 500}})
+        folder = write_run(tmp_path / name, values, counts[0], last=counts[1])
+        rows.append(Row(name, folder, validate({"name": name, **values}), tmp_path / "commits"))
+    write_table(tmp_path / "table.csv", rows, ["data.selection"])
+    with (tmp_path / "table.csv").open(newline="") as file:
+        chosen, oracle = csv.DictReader(file)
+    columns = ("last/unbiased/f", "best/unbiased/f", "oracle/unbiased/f")
+    assert [chosen[column] for column in columns] == ["0.5", "0.9", ""]
+    assert [oracle[column] for column in columns] == ["0.5", "", "0.9"]
 
 
 def test_a_cell_by_its_number(tmp_path, small_run):

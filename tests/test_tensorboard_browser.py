@@ -1,5 +1,6 @@
 """TensorBoard on a real run, in a real browser: what it shows is there, with values."""
 
+import json
 import os
 import re
 import socket
@@ -19,8 +20,8 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def address(few_digits, tmp_path_factory) -> Iterator[str]:
-    """Where TensorBoard shows two short runs."""
+def board(few_digits, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Where TensorBoard shows two short runs, and the folder of the runs."""
     from rebias_dist.train import main  # importing torch takes long
 
     folder = tmp_path_factory.mktemp("tensorboard")
@@ -48,7 +49,7 @@ def address(few_digits, tmp_path_factory) -> Iterator[str]:
         where = f"http://127.0.0.1:{port}"
         try:
             _wait_for(f"{where}/data/plugin/custom_scalars/layout", server, folder / "log")
-            yield where
+            yield where, folder / "runs"
         finally:
             server.terminate()
             server.wait(60)
@@ -99,7 +100,15 @@ def shown(page, tab: str, wanted: list[str], address: str, picture: Path) -> Non
         page.wait_for_timeout(500)
 
 
-def test_layout_hparams_projector_and_texts_are_there_with_values(address, tmp_path):
+def accuracies(runs: Path) -> list[str]:
+    """Return f's last unbiased accuracy of each run with five digits, as TensorBoard writes it."""
+    found = [json.loads((run / "results.json").read_text()) for run in sorted(runs.iterdir())]
+    last = [results["checkpoints"]["last"]["splits"]["unbiased"]["networks"] for results in found]
+    return [f"{networks['f']['accuracy']:#.5g}" for networks in last]
+
+
+def test_layout_hparams_projector_and_texts_are_there_with_values(board, tmp_path):
+    address, runs = board
     complaints: list[str] = []
     with open_browser(complaints) as browser:
         page = browser.new_page()
@@ -108,6 +117,7 @@ def test_layout_hparams_projector_and_texts_are_there_with_values(address, tmp_p
         charts.append(r"(?s)(Matches\s*\(\s*4\s*\).*?){4}")
         shown(page, "custom_scalars", charts, address, tmp_path / "layout.png")
         table = ["run0/tensorboard", "run1/tensorboard", "last_unbiased_f_accuracy"]
+        table += [re.escape(value) for value in accuracies(runs)]
         shown(page, "hparams", table, address, tmp_path / "hparams.png")
         points = [r"Points:\s*120", r"unbiased_f:\d+"]
         shown(page, "projector", points, address, tmp_path / "projector.png")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from data_shards.manifest import load_manifest
 from rebias_dist.config_files import validate
 from rebias_dist.phases import PHASES
+from rebias_dist.results import table
 from rebias_dist.runtime.meter import describe_speed
 
 
@@ -30,6 +32,18 @@ def train(*arguments: str, cwd: Path):
     """Run the training command in a single process."""
     command = [sys.executable, "-m", "rebias_dist.train", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def _documented() -> str:
+    """Return what a scalar may be called by docs/metrics.md, as a regular expression."""
+    page = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    names = [re.escape(name) for row in rows for name in re.findall("`([^`]+)`", row)]
+    networks = [re.sub(r"\b(f|g0)(?=[/_])", r"(f|g\\d+)", name) for name in names]
+    return "|".join(re.sub("<[a-z]+>", r"[\\w.-]+", name) for name in networks)
+
+
+DOCUMENTED = _documented()
 
 
 @pytest.fixture
@@ -93,9 +107,33 @@ def test_the_records_of_a_run(config_file, tmp_path):
     work = [line["speed/tflops"] / line["speed/images_per_s"] for line in steps]
     assert max(work) == pytest.approx(min(work), rel=1e-9)
     assert f", {describe_speed(steps[-1])}" in done.stderr
+    results = json.loads((run / "results.json").read_text())
+    f = results["checkpoints"]["last"]["splits"]["unbiased"]["networks"]["f"]
+    for name, tag in (("accuracy", "accuracy"), ("conflicting", "conflicting_accuracy")):
+        (final,) = events.Scalars(f"hparam/last_unbiased_f_{tag}")
+        assert final.value == pytest.approx(f[name])
+    undocumented = {tag for tag in events.Tags()["scalars"] if not re.fullmatch(DOCUMENTED, tag)}
+    assert undocumented == set()
     images = events.Tags()["images"]
     assert {"data/train", "unbiased/f_confusion", "unbiased/f_accuracy_by_colour"} <= set(images)
     assert validate(yaml.safe_load((run / "config.yaml").read_text())).name == "a"
+
+
+def test_the_closing_table_has_the_means_over_cells_of_texture():
+    def figures(accuracy: float, unbiased: float | None) -> dict:
+        return {"accuracy": accuracy, "standard_error": 0.01, "unbiased": unbiased}
+
+    splits = {
+        "val": {"samples": 2100, "networks": {"f": figures(0.9, 0.875), "g0": figures(0.7, None)}},
+        "far": {"samples": 100, "networks": {"f": figures(0.5, None), "g0": figures(0.4, None)}},
+    }
+    lines = table({"last": {"step": 7, "splits": splits}}, 1 / 9).splitlines()
+    assert lines[0].split("  ")[-1].strip() == "val, unbiased"
+    assert lines[2].split()[-1] == "0.875"
+    assert lines[3].split()[-1] == "–"
+    assert len({len(line) for line in lines[:4]}) == 1
+    del splits["val"]
+    assert "unbiased" not in table({"last": {"step": 7, "splits": splits}}, 1 / 9)
 
 
 def test_evaluate_prints_the_same_figures_from_disk(config_file, tmp_path):

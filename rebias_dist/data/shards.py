@@ -195,9 +195,12 @@ def open_split(
     if classes is not None and tuple(classes) != theirs:
         pairs = zip_longest(theirs, classes, fillvalue="none")
         label, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        cure = ""
+        if set(theirs) <= set(classes):
+            cure = f"; test a run on some of its classes with 'rebias-evaluate RUN --on {folder}'"
         raise ConfigError(
             f"{folder}: its {len(theirs)} classes are not the {len(classes)} of the training "
-            f"data; label {label} is {one}, not {other}"
+            f"data; label {label} is {one}, not {other}{cure}"
         )
     return opened
 

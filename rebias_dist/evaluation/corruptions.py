@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 SEVERITIES = 5
@@ -33,23 +34,41 @@ def corruption_figures(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     """Return the accuracies on corrupted images by network, empty if there are no such splits.
 
     Args:
-        splits: figures of each split, with its own name as ``split``.
+        splits: figures of each split, with its own name as ``split`` and, where it is known, the
+            ``folder`` of its shards.
 
     Returns:
-        For each network ``corruptions``, by name their ``severities`` (by number as text) and
+        For each network (where a corruption and severity is there twice, for each network and
+        folder: 'f on FOLDER') ``corruptions``, by name their ``severities`` (by number as text) and
         their ``mean``; ``severities``, the means over the benchmark's corruptions; ``mean``,
         the mean of these corruptions' means; and ``splits``, how many of the benchmark's 75
         there are. Every mean is over what is there, None where there is nothing; the four extra
         corruptions are in no mean but their own.
     """
+    corrupted = [figures for figures in splits.values() if is_corruption(figures["split"])]
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for figures in splits.values():
-        match = _SPLIT.fullmatch(figures["split"])
-        if match:
-            for network, of_network in figures["networks"].items():
-                by_severity = found.setdefault(network, {}).setdefault(match[1], {})
-                by_severity[match[2]] = of_network["accuracy"]
+    for figures, place in zip(corrupted, _sets(corrupted), strict=True):
+        corruption, _, severity = figures["split"].rpartition("-")
+        for network, of_network in figures["networks"].items():
+            key = f"{network} on {place}" if place else network
+            by_severity = found.setdefault(key, {}).setdefault(corruption, {})
+            by_severity[severity] = of_network["accuracy"]
     return {network: _summary(accuracies) for network, accuracies in found.items()}
+
+
+def is_corruption(split: str) -> bool:
+    """Return whether a split is one of ImageNet-C, by its name."""
+    return _SPLIT.fullmatch(split) is not None
+
+
+def _sets(corrupted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return to which set each split belongs: all to one, as long as none is there twice."""
+    folders = [PurePath(figures.get("folder", "")) for figures in corrupted]
+    places = [[""] * len(folders), [str(f.parent) for f in folders], list(map(str, folders))]
+    for of_splits in places:
+        if len(set(zip(of_splits, (f["split"] for f in corrupted), strict=True))) == len(folders):
+            return of_splits
+    return places[-1]  # one folder under two names: the same figures
 
 
 def _summary(accuracies: Mapping[str, dict[str, float]]) -> dict[str, Any]:

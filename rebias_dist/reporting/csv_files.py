@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from rebias_dist.config import Config
-from rebias_dist.reporting.protocol import departures, rho_of
+from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
 from rebias_dist.run_results import Group, Run, plain
+from rebias_dist.training_data import rho_of, seeds_of
 
 _OF_RUNS = """dataset method setting run seed data_seed checkpoint chosen_on step split network
-samples correct accuracy chance"""
+samples correct accuracy chance unbiased"""
 _OF_SETTINGS = """dataset method setting rho source checkpoint chosen_on measure network seeds
 accuracy standard_deviation low95 high95 departures_from_protocol"""
 
 
 def write_runs(path: Path, groups: Iterable[Group]) -> None:
-    """Write one row for each run, checkpoint, split and network; nothing averaged."""
+    """Write one row for each run, checkpoint, split and network; nothing averaged.
+
+    ``unbiased`` is the mean accuracy over cells of class and texture cluster, empty for a split
+    without clusters.
+    """
     rows = (
         row
         for group in groups
@@ -33,7 +38,7 @@ def write_runs(path: Path, groups: Iterable[Group]) -> None:
 def _run_rows(group: Group, run: Run, config: Config) -> Iterable[list[Any]]:
     results = run.results
     assert results is not None
-    of_run = [results.dataset, results.method, group.label, run.name, config.seed, config.data.seed]
+    of_run = [results.dataset, results.method, group.label, run.name, *seeds_of(config)]
     for name, checkpoint in results.checkpoints.items():
         of_checkpoint = [name, results.chosen_on if name == "best" else "", checkpoint.step]
         for split, part in checkpoint.splits.items():
@@ -47,6 +52,7 @@ def _run_rows(group: Group, run: Run, config: Config) -> Iterable[list[Any]]:
                     score.correct,
                     score.accuracy,
                     1 / len(results.classes),
+                    "" if score.unbiased is None else score.unbiased,
                 ]
 
 
@@ -54,7 +60,9 @@ def write_settings(path: Path, groups: Sequence[Group], splits: Iterable[str]) -
     """Write one row for each setting, checkpoint, split and network, then the published figures.
 
     The interval is Student's over seeds, or Wilson's for the test samples of a single seed, whose
-    standard deviation is empty. Accuracies are in [0, 1], those published too.
+    standard deviation is empty. Accuracies are in [0, 1], those published too. The measure
+    ``<split>/unbiased`` is the mean over cells of class and texture cluster, of which a single
+    seed has no interval.
     """
     names = list(splits)
     rows: list[list[Any]] = []
@@ -78,13 +86,17 @@ def _setting_rows(group: Group, checkpoint: str, splits: Sequence[str]) -> Itera
     of_group = [dataset, method, group.label, "" if rho is None else rho, "here"]
     for split in splits:
         for network in group.networks:
-            figure = group.figure(checkpoint, split, network)
-            if figure is None:
-                continue
-            seeds = len(figure.values)
-            spread = figure.error if seeds > 1 and not math.isnan(figure.error) else ""
-            measured = [seeds, figure.mean, spread, *figure.interval, differs]
-            yield [*of_group, checkpoint, chosen, split, network, *measured]
+            for measure, figure in (
+                (split, group.figure(checkpoint, split, network)),
+                (f"{split}/unbiased", group.unbiased(checkpoint, split, network)),
+            ):
+                if figure is None:
+                    continue
+                seeds = len(figure.values)
+                spread = figure.error if seeds > 1 else ""
+                bounds = ["" if math.isnan(bound) else bound for bound in figure.interval]
+                measured = [seeds, figure.mean, spread, *bounds, differs]
+                yield [*of_group, checkpoint, chosen, measure, network, *measured]
 
 
 def _write(path: Path, columns: str, rows: Iterable[list[Any]]) -> None:

@@ -13,6 +13,7 @@ from rebias_dist.cli import version
 from rebias_dist.config_files import to_yaml
 from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.command import command_of
+from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
@@ -20,6 +21,7 @@ from rebias_dist.reporting.series import judged_split, series_of
 from rebias_dist.reporting.svg import Picture
 from rebias_dist.reporting.tables import Table
 from rebias_dist.run_results import Group, Run, chance_of, plain, splits_of
+from rebias_dist.training_data import seeds_of
 
 _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 
@@ -59,7 +61,7 @@ class DatasetPart:
     """Each with its caption."""
     tables: list[Table]
     protocol: str
-    """Why there is no table of what differs, or nothing."""
+    """Whether the runs are the published experiment."""
     groups: list[GroupPart]
 
 
@@ -102,13 +104,19 @@ def dataset_part(dataset: str, groups: Sequence[Group], stem: str) -> DatasetPar
         pictures.append((picture, caption))
     if dataset == "imagenet9":
         listed.append(tables.nine_table(groups))
-    for table in (tables.contrast_table(groups, judged), tables.measures_table(groups, judged)):
+    for table in (
+        corruption_table(groups),
+        tables.contrast_table(groups, judged),
+        tables.measures_table(groups, judged),
+    ):
         listed += [table] if table else []
     protocol = "No published protocol is known for this data set."
     if dataset in PROTOCOLS:
         departures = tables.departure_table(groups, PROTOCOLS[dataset].source)
-        protocol = "" if departures.rows else "Nothing differs from the published protocol."
-        listed += [departures] if departures.rows else []
+        protocol = "Nothing differs from the published protocol."
+        if departures.rows:
+            protocol = "Not the published experiment: see the table of what differs from it."
+            listed.append(departures)
     listed.insert(0, tables.results_table(groups))
     parts = [_group_part(group, judged, f"{stem}-{i}") for i, group in enumerate(groups)]
     level = "" if chance is None else f"chance is {100 * chance:.1f} %"
@@ -146,7 +154,7 @@ def _run_part(run: Run, group: Group) -> RunPart:
     if run.results:
         status = f"{run.results.steps:,} steps"
     command = command_of(config) or "rebias-train --config CONFIG.yaml   # with the text below"
-    seeds = f"seed {config.seed}, data.seed {config.data.seed}"
+    seeds = "seed {}, data.seed {}".format(*seeds_of(config))
     return RunPart(plain(run.name), status, seeds, command, to_yaml(config))
 
 

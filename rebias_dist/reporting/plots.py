@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from rebias_dist.reporting import svg
 from rebias_dist.reporting.metrics import Curve
 from rebias_dist.reporting.published import Published, published_figures
-from rebias_dist.reporting.series import Series
-from rebias_dist.run_results import Group, chance_of, plain, splits_of
+from rebias_dist.reporting.series import Series, shown_splits
+from rebias_dist.run_results import Group, chance_of, plain
 
 _OF_METHOD = {
     "vanilla": (svg.MUTED, "s"),
@@ -22,6 +22,7 @@ _OF_METHOD = {
     "learned_mixin": (svg.PURPLE, "v"),
     "rebias": (svg.BLUE, "o"),
 }
+_OF_OTHERS = (svg.INK, "P")
 _DASHES = ("-", "--", "-.", ":")
 _MOST_ROWS = 60  # of a picture; the table has them all
 _MOST_G = 8  # biased networks whose curves are drawn
@@ -29,7 +30,7 @@ _MOST_G = 8  # biased networks whose curves are drawn
 
 def splits_picture(groups: Sequence[Group]) -> Drawing:
     """Draw the accuracy of f and g by method, one panel a split."""
-    splits, chance = splits_of(groups), chance_of(groups)
+    splits, chance = shown_splits(groups), chance_of(groups)
     shown = [group for group in groups if group.runs][:_MOST_ROWS]
     height = 1.9 + 0.55 * len(shown)
     figure = svg.canvas(1.8 + 2.6 * len(splits), height)
@@ -130,9 +131,9 @@ def rho_picture(series: Sequence[Series], split: str) -> Drawing:
         svg.percent_axis(panel)
     for panel in panels[::columns]:
         panel.set_ylabel("accuracy, %")
-    keys = [
-        _key(one.label, *_OF_METHOD[one.method], linestyle=_dash(one, series)) for one in series
-    ][:12]
+    keys = [_key(one.label, *_style(one.method), linestyle=_dash(one, series)) for one in series][
+        :12
+    ]
     keys += [
         _key(source, svg.INK, marker, markerfacecolor="none")
         for source, marker in _markers(known).items()
@@ -140,6 +141,11 @@ def rho_picture(series: Sequence[Series], split: str) -> Drawing:
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
+
+
+def _style(method: str) -> tuple[str, str]:
+    """Return the colour and the mark of a method."""
+    return _OF_METHOD.get(method, _OF_OTHERS)
 
 
 def _dash(one: Series, series: Sequence[Series]) -> str:
@@ -161,7 +167,7 @@ def _draw_series(
             points.append((place[rho], 100 * figure.mean, 100 * figure.error))
     if not points:
         return
-    colour, marker = _OF_METHOD[one.method]
+    colour, marker = _style(one.method)
     x, y, error = zip(*sorted(points), strict=True)
     axis.errorbar(
         x, y, yerr=error, color=colour, marker=marker, linestyle=dash, markersize=5, capsize=3
@@ -177,7 +183,7 @@ def _draw_published(
         points = [(place[p.rho], p.percent) for p in known if p.source == source and p.rho]
         if points:
             x, y = zip(*sorted(points), strict=True)
-            style = {"color": _OF_METHOD[method][0], "marker": marker, "linestyle": ":"}
+            style = {"color": _style(method)[0], "marker": marker, "linestyle": ":"}
             axis.plot(x, y, **style, linewidth=0.8, markersize=6, markerfacecolor="none")  # type: ignore[arg-type]
 
 

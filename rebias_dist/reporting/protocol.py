@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_shards.errors import DataShardsError
-from data_shards.files import open_regular
 from rebias_dist.config import Config
 from rebias_dist.config_files import flat
 from rebias_dist.run_results import Group, splits_of
-
-_LARGEST_MANIFEST = 64 << 20  # bytes
+from rebias_dist.training_data import made_with
 
 
 class Protocol(NamedTuple):
@@ -96,7 +91,11 @@ PROTOCOLS = {
             "radius.update": "epoch",
             "radius.fraction": 0.25,
         },
-        {"learned_mixin": {"method.g_pretrain_epochs": 30}},
+        {
+            "learned_mixin": {"method.g_pretrain_epochs": 30},
+            # The public code swaps the radii in g's step, which median radii let matter.
+            "rebias": {"method.swap_inner_bandwidth": True},
+        },
         "val",
         2_100,
     ),
@@ -179,26 +178,3 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         value = value[0] if value[0] is not None else value[-1]
     return "unset" if value is None else str(value)
-
-
-def rho_of(config: Config) -> float | None:
-    """Return the training correlation; None where it is not known."""
-    if config.data.dataset != "biased_mnist":
-        return None
-    if config.data.root is None:
-        return config.data.rho
-    rho = made_with(config).get("rho")
-    return float(rho) if isinstance(rho, (int, float)) else None
-
-
-def made_with(config: Config) -> Mapping[str, Any]:
-    """Return the options that the training shards of a run were made with, if they are at hand."""
-    if config.data.root is None:
-        return {}
-    manifest = Path(config.data.root) / config.data.train_split / "manifest.json"
-    try:
-        with open_regular(manifest) as file:
-            options = json.loads(file.read(_LARGEST_MANIFEST))["options"]
-    except (DataShardsError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return options if isinstance(options, dict) else {}

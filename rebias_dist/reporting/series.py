@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rebias_dist.reporting.protocol import rho_of
-from rebias_dist.run_results import Figure, Group, plain, student
+from rebias_dist.evaluation.corruptions import is_corruption
+from rebias_dist.run_results import Figure, Group, plain, splits_of, student
+from rebias_dist.training_data import rho_of, seeds_of
 
 
 @dataclass
@@ -96,10 +97,20 @@ def _without_method(group: Group) -> str:
 
 def _by_seed(group: Group, split: str) -> dict[tuple[int, int], float]:
     return {
-        (run.config.seed, run.config.data.seed): score.accuracy
+        seeds_of(run.config): score.accuracy
         for run, score, _ in group.scores(group.counting, split, "f")
         if run.config is not None
     }
+
+
+def shown_splits(groups: Sequence[Group]) -> dict[str, list[int]]:
+    """Return the splits with their sizes, as ``splits_of`` does, but for those of ImageNet-C.
+
+    These have a table of their own. Where there are no others, the first stands for all.
+    """
+    splits = splits_of(groups)
+    others = {name: sizes for name, sizes in splits.items() if not is_corruption(name)}
+    return others or dict(list(splits.items())[:1])
 
 
 def judged_split(groups: Sequence[Group], splits: Sequence[str]) -> str | None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import Published, published_figures
-from rebias_dist.reporting.series import Series, contrasts
-from rebias_dist.run_results import Figure, Group, Score, plain, splits_of
+from rebias_dist.reporting.series import Series, contrasts, shown_splits
+from rebias_dist.run_results import Figure, Group, Score, plain
 
 ABSENT = "–"
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells
@@ -64,7 +64,7 @@ def selection_words(group: Group, checkpoint: str) -> tuple[str, str]:
 
 def results_table(groups: Sequence[Group]) -> Table:
     """Return every figure: a row for each setting, checkpoint and network."""
-    splits = splits_of(groups)
+    splits = shown_splits(groups)
     table = Table(
         "Accuracy in percent: last checkpoint, best on selection data, and oracle where so marked",
         ["method and setting", "checkpoint", "net", "seeds"],
@@ -116,10 +116,11 @@ def measures_table(groups: Sequence[Group], split: str) -> Table | None:
     for group in groups:
         for network in group.networks:
             scores = [s for _, s, _ in group.scores(group.counting, split, network)]
-            cells = [_spread([measure(s) for s in scores], 100) for measure in _MEASURES.values()]
+            measured = [[measure(s) for s in scores] for measure in _MEASURES.values()]
+            cells = [spread_cell(values, 100) for values in measured]
             g = int(network[1:]) if network != "f" else None
             hsic = [] if g is None else group.hsic(group.counting, split, g)
-            cells.append(_spread(hsic, 1_000, digits=2))
+            cells.append(spread_cell(hsic, 1_000, digits=2))
             if any(cell.text != ABSENT for cell in cells):
                 name = Cell(plain(group.label, 200), kind="name")
                 table.rows.append([name, Cell(network, kind="text"), *cells])
@@ -134,7 +135,8 @@ _MEASURES: dict[str, Callable[[Score], float | None]] = {
 }
 
 
-def _spread(values: Sequence[float | None], scale: float, digits: int = 1) -> Cell:
+def spread_cell(values: Sequence[float | None], scale: float, digits: int = 1) -> Cell:
+    """Return mean ± standard deviation of the values that are there, times a scale."""
     known = [scale * value for value in values if value is not None]
     if not known:
         return Cell(ABSENT)

@@ -77,6 +77,8 @@ def resume_run(
                 if found.step >= total_steps and folder.has_results:
                     found.finished = results.read(folder.results_file)
             if found.finished is None:
+                # Of a run that goes on with more steps: they would pass for those of its new end.
+                folder.results_file.unlink(missing_ok=True)
                 found.attempts = Attempts(folder.path)
                 found.left_out = found.attempts.left_out
                 held.enter_context(

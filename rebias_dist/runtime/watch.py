@@ -137,10 +137,16 @@ class Watch:
 
     def _of_accuracies(self, split: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         networks, chance = figures["networks"], 1 / self._classes
-        least = chance + _SIGMAS * math.sqrt(chance * (1 - chance) / figures["samples"])
+
+        def at_chance(accuracy: float, samples: int) -> bool:
+            return accuracy <= chance + _SIGMAS * math.sqrt(chance * (1 - chance) / samples)
+
         for network, found in networks.items():
-            accuracy = found["accuracy"]
-            if accuracy <= least:
+            accuracy, aligned = found["accuracy"], found["aligned"]
+            # On a split whose bias is independent of the class, whoever knows the bias alone is
+            # right as often as by chance; that it has learned shows on the aligned images.
+            knows_bias = aligned is not None and not at_chance(aligned, _aligned_of(found))
+            if at_chance(accuracy, figures["samples"]) and not knows_bias:
                 yield (
                     f"chance_{network}",
                     f"{network} is at chance on {split} (accuracy {accuracy:.3f}, chance "
@@ -153,8 +159,7 @@ class Watch:
         self, split: str, network: str, found: Mapping[str, Any], f: Mapping[str, Any] | None
     ) -> Iterator[tuple[str, str]]:
         aligned, conflicting = found["aligned"], found["conflicting"]
-        count = found["bias_count"]
-        both = sum(map(sum, count)) - sum(row[i] for i, row in enumerate(count) if i < len(row))
+        both = sum(map(sum, found["bias_count"])) - _aligned_of(found)
         if aligned is not None and conflicting is not None:
             if both >= _FEWEST and aligned - conflicting < LEAST_GAP:
                 yield (
@@ -169,3 +174,8 @@ class Watch:
                 f"{network} is as good as f on {split} (accuracy {found['accuracy']:.3f} and "
                 f"{f['accuracy']:.3f}): nothing shows that it is the biased one",
             )
+
+
+def _aligned_of(found: Mapping[str, Any]) -> int:
+    """Return the number of images whose bias is their class's."""
+    return sum(row[label] for label, row in enumerate(found["bias_count"]) if label < len(row))

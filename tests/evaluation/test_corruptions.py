@@ -26,6 +26,26 @@ def test_means_are_over_severities_then_over_corruptions():
     assert len(found["corruptions"]) == 16
 
 
+def test_two_sets_do_not_overwrite_each_other():
+    def placed(folder: str, name: str, accuracy: float) -> dict:
+        return {**split(name, accuracy), "folder": f"{folder}/{name}"}
+
+    one = {"fog-1": placed("a", "fog-1", 0.5), "snow-1": placed("a", "snow-1", 0.7)}
+    apart = {"fog-1": placed("a", "fog-1", 0.5), "snow-1": placed("b", "snow-1", 0.7)}
+    for splits in (one, apart):
+        assert corruption_figures(splits)["f"]["mean"] == pytest.approx(0.6)
+    # The second has a corruption that the first has not, and so no prefix of its own.
+    two = {**one, "b/fog-1": placed("b", "fog-1", 0.1), "frost-1": placed("b", "frost-1", 0.3)}
+    found = corruption_figures(two)
+    means = {network: summary["mean"] for network, summary in found.items()}
+    assert means == {"f on a": pytest.approx(0.6), "f on b": pytest.approx(0.2)}
+    copies = {
+        name: {**split("fog-1", accuracy), "folder": f"a/{name}"}
+        for name, accuracy in (("x", 0.5), ("y", 0.1))
+    }
+    assert [s["mean"] for s in corruption_figures(copies).values()] == [0.5, 0.1]
+
+
 def test_what_is_missing_is_in_no_mean():
     splits = {"a": split("fog-1", 0.5), "b": split("snow-1", 0.7), "c": split("fog-2", 0.1)}
     (found,) = corruption_figures(splits).values()

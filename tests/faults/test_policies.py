@@ -178,6 +178,24 @@ def _killed() -> None:
     raise Killed
 
 
+def test_a_finished_run_that_goes_on_has_no_figures_until_its_new_end(small_run, tmp_path):
+    from rebias_dist import load
+    from rebias_dist.evaluation.subjects import named_checkpoints
+
+    values = {**settings(small_run), "name": "a"}
+    run = tmp_path / "runs/a"
+    main(validate({**values, "max_steps": 2}))
+    assert load(run).metrics["steps"] == 2
+    assert named_checkpoints(str(run))[0].finished
+    longer = validate({**values, "max_steps": 4})
+    with pytest.raises(Killed), failpoint("start of the step", 4, _killed):
+        main(longer)
+    assert load(run).metrics is None
+    assert not named_checkpoints(str(run))[0].finished
+    main(longer)
+    assert load(run).metrics["steps"] == 4
+
+
 def test_other_data_are_refused_unless_overridden(small_run, tmp_path):
     import shutil
 

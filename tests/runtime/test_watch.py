@@ -98,6 +98,21 @@ def test_a_radius_that_collapses():
     assert told.all == [("radius_f", 3)]
 
 
+def test_a_network_that_knows_the_bias_alone_is_not_at_chance():
+    """One in ten images has its class's colour: who sees colours alone is right on these."""
+    count = [[10] * 10 for _ in range(10)]
+    unbiased = {"samples": 1000}
+    colours = {**network(0.1, 1.0, 0.0), "bias_count": count}
+    networks = {"f": network(0.8, 0.9, 0.79), "g0": colours}
+    told = Told(data={"selection": "none"})
+    told.watch.evaluated(1, {"unbiased": {**SOUND, **unbiased, "networks": networks}})
+    assert told.all == []
+    # One that is right on no more of the aligned images than by chance has learned nothing.
+    networks["g0"] = {**colours, **network(0.1, 0.12, 0.098), "bias_count": count}
+    told.watch.evaluated(2, {"unbiased": {**SOUND, **unbiased, "networks": networks}})
+    assert told.all == [("chance_g0", 2)]
+
+
 def test_few_conflicting_images_prove_nothing():
     g = network(0.8, 0.85, 0.8)
     g["bias_count"] = [[30, 5], [4, 30]]
