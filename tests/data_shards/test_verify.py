@@ -78,6 +78,25 @@ def test_an_untouched_split_is_clean(made, capsys):
     assert load_split(made)[0].digest in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("also", [[], ["index.npy"]])
+def test_a_split_without_its_manifest_is_named(made, tmp_path, capsys, also):
+    for name in ("train", "val"):
+        shutil.copytree(made, tmp_path / name)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.tar").touch()
+    (tmp_path / "notes").mkdir()
+    for name in ("manifest.json", *also):
+        (tmp_path / "val" / name).unlink()
+    for folder in (tmp_path, tmp_path / "val"):
+        assert cli(["verify", str(folder), "--json"]) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        found = json.loads(line)
+        assert (found["path"], found["reasons"]) == (
+            str(tmp_path / "val" / "manifest.json"),
+            ["missing"],
+        )
+
+
 def _flip(path, byte, bit=0):
     with path.open("r+b") as file:
         file.seek(byte)
