@@ -61,8 +61,8 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-corrupt",
         choices=("quarantine", "fail"),
         default="quarantine",
-        help="leave corrupt and refused images out and list them in the manifest, or stop at "
-        "the first (default %(default)s)",
+        help="leave corrupt and refused images out and list them in the manifest, or stop after "
+        "the first shard that lacks one (default %(default)s)",
     )
     add_limit_arguments(parser)
     parser.add_argument(
