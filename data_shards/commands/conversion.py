@@ -97,8 +97,8 @@ def workers_of(arguments: argparse.Namespace) -> int:
     return workers
 
 
-def parse_limit(text: str | None) -> int | float | None:
-    """Return what ``--max-corrupt`` says: an int, or a float if it is a fraction."""
+def parse_limit(text: str | None, option: str = "--max-corrupt") -> int | float | None:
+    """Return what such an option says: an int, or a float if it is a fraction."""
     if text is None:
         return None
     try:
@@ -109,7 +109,7 @@ def parse_limit(text: str | None) -> int | float | None:
             return fraction
     except ValueError:
         pass
-    raise UsageError(f"--max-corrupt {text}: must be a number or a fraction from 0 to 1")
+    raise UsageError(f"{option} {text}: must be a number or a fraction from 0 to 1")
 
 
 def parse_part(text: str) -> tuple[int, int]:
