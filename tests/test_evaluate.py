@@ -197,6 +197,20 @@ def test_another_data_set_in_place_of_the_runs_own_is_refused(runs, few_digits, 
     assert "is not the one that the run was started with" in err
 
 
+def test_an_index_with_other_labels_is_noticed(runs, few_digits, tmp_path, capsys):
+    """Its images still have their hashes: only the index itself tells that accuracies are wrong."""
+    root = data_root(validate({"data": settings(few_digits, tmp_path)["data"]}))
+    root = shutil.copytree(root, tmp_path / "data")
+    path = root / "unbiased" / "index.npy"
+    index = np.load(path)
+    index["label"] = index["label"][::-1].copy()
+    np.save(path, index)
+    for words in (["--data.root", root], ["--on", root / "unbiased"]):
+        code, out, err = run(capsys, runs / "a", *words)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert "unbiased/index.npy: is not the index" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
