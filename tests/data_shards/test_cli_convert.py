@@ -8,7 +8,15 @@ from data_shards.__main__ import cli
 from data_shards.commands.conversion import parse_limit, parse_part
 from data_shards.errors import UsageError
 from tests.data_shards.tiny import tree
-from tests.data_shards.trees import WNIDS, jpeg, train_images, write_folder
+from tests.data_shards.trees import (
+    WNIDS,
+    jpeg,
+    train_images,
+    val_images,
+    write_devkit,
+    write_folder,
+    write_val_tar,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,23 @@ def test_parts_and_merge(source, tmp_path, capsys):
     assert cli([*merge, "--max-corrupt", "0"]) == 1
     assert cli([*merge, "--max-corrupt", "1"]) == 0
     assert tree(output) == tree(tmp_path / "whole")
+
+
+def test_machines_hear_of_warnings_and_of_another_archive(tmp_path, capsys):
+    images = val_images(each=1)
+    archive = write_val_tar(tmp_path / "in" / "ILSVRC2012_img_val.tar", images)
+    write_devkit(tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz", images)
+    command = ["convert", "imagenet9", "--source", str(archive), "--workers", "1", "--json"]
+    command += ["--output", str(tmp_path / "out")]
+    for more in (["--dry-run"], ["--part", "1/1"]):
+        code = cli([*command, *more])
+        *found, summary = _lines(capsys)
+        assert any("50,000 are published" in line or "md5" in line for line in summary["warnings"])
+        assert any("class folders have no images" in line for line in summary["warnings"])
+    # All of its images are whole: only the md5 says that they may not be the published ones.
+    assert (code, [f["reasons"] for f in found]) == (1, [["md5-mismatch"]])
+    command[-1] = str(tmp_path / "as it is")
+    assert cli([*command, "--no-md5"]) == 0
 
 
 def test_dry_run_estimates_and_writes_nothing(source, tmp_path, capsys):

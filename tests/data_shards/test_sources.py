@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 import tarfile
+from contextlib import contextmanager
 
 import pytest
 
@@ -417,6 +418,26 @@ def test_md5_is_recorded_and_compared(forms, tmp_path):
     assert "archives_md5" not in quick.facts
     assert not quick.findings
     assert quick.items == listing.items
+
+
+def test_a_file_beside_the_splits_is_told_with_the_first_of_them(tmp_path, monkeypatch):
+    """Whatever the order in which the disk gives the folders."""
+    trees.write_folder(tmp_path / "train", trees.train_images(each=1))
+    trees.write_folder(tmp_path / "val", trees.val_images(each=1))
+    os.mkfifo(tmp_path / "pipe.JPEG")
+    scandir = os.scandir
+
+    for backwards in (False, True):
+
+        @contextmanager
+        def ordered(path, backwards=backwards):
+            with scandir(path) as entries:
+                yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        train, val = _list("imagenet9", tmp_path, selection_fraction=0)
+        assert [(f.path, f.reasons) for f in train.findings] == [("pipe.JPEG", ("fifo",))]
+        assert not val.findings
 
 
 def test_facts_tell_two_sources_apart_but_not_two_places(forms, tmp_path):
