@@ -1,12 +1,18 @@
 """convert, merge and verify as commands: exit codes and what they print."""
 
+import dataclasses
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from data_shards.__main__ import cli
 from data_shards.commands.conversion import parse_limit, parse_part
 from data_shards.errors import UsageError
+from data_shards.estimate import estimate
+from data_shards.planning import Conversion, Options
+from tests.data_shards.converted import listing
 from tests.data_shards.tiny import tree
 from tests.data_shards.trees import (
     WNIDS,
@@ -121,6 +127,24 @@ def test_dry_run_estimates_and_writes_nothing(source, tmp_path, capsys):
     print(f"expected {report['bytes']} bytes, written {written}")
     # The rest is the end of each tar, up to 10 KB, which counts when shards are this small.
     assert written / 2 < report["bytes"] < written
+
+
+def test_an_estimate_has_a_workers_memory_alone(tmp_path):
+    """An image that would take this process past 512 MB is counted, and named by no crash."""
+    given = listing(tmp_path / "in", 5)
+    stream = io.BytesIO()
+    Image.new("RGBA", (8000, 8000), (1, 2, 3, 4)).save(stream, "PNG", compress_level=1)
+    path = tmp_path / "in" / "huge.png"
+    path.write_bytes(stream.getvalue())
+    huge = dataclasses.replace(
+        given.items[0], key="huge", source="huge", path=str(path), length=len(stream.getvalue())
+    )
+    conversion = Conversion(
+        dataclasses.replace(given, items=(*given.items, huge)), Options(resize=16)
+    )
+    found = estimate(conversion, 2, range(conversion.shards))
+    assert (found.images, found.sampled, found.damaged) == (6, 6, 1)
+    assert found.seconds > 0
 
 
 def test_estimate_of_resized_images_is_measured(tmp_path, capsys):
