@@ -129,6 +129,7 @@ def test_dry_run_estimates_and_writes_nothing(source, tmp_path, capsys):
     assert written / 2 < report["bytes"] < written
 
 
+@pytest.mark.slow
 def test_an_estimate_has_a_workers_memory_alone(tmp_path):
     """An image that would take this process past 512 MB is counted, and named by no crash."""
     given = listing(tmp_path / "in", 5)
