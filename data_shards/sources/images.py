@@ -132,8 +132,8 @@ class _SourceReader:
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
         # Where no split is said, a finding still belongs somewhere: not where chance would have it.
-        named = self._dataset.order([split for split in self._rows if split is not None])
-        rest = default or next(iter(named), "")
+        splits = self._dataset.order([split for split in self._rows if split is not None])
+        rest = default or next(iter(splits), "")
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
         for split, outside in self._layout.outside.items():
