@@ -78,7 +78,7 @@ def read_clusters(folder: Path, index: NDArray[np.void]) -> NDArray[np.int64]:
     number = len(header) - 1
     if number < 1 or header != ["key", *(f"cluster{n + 1}" for n in range(number))]:
         raise DataShardsError(f"{path}: malformed: the columns are not key, cluster1 …")
-    position = {key.decode(): row for row, key in enumerate(index["key"].tolist())}
+    position = {key.decode(errors="replace"): row for row, key in enumerate(index["key"].tolist())}
     clusters = np.full((number, len(index)), NO_CLUSTER, dtype=np.int64)
     for line, row in enumerate(rows, 2):
         place = position.pop(row[0], None) if row else None

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from data_shards.integrity import examine_item
 from data_shards.ordering import permutation
-from data_shards.planning import Conversion, stored_bytes
+from data_shards.planning import Conversion, Options, stored_bytes
 from data_shards.resizing import smaller
 from data_shards.sources.listing import Item
+from data_shards.workers import Crash, map_surviving
 
 _SAMPLE = 64
 # What writing, reading back and hashing add to reading and examining.
@@ -34,18 +36,23 @@ class Estimate:
 
 
 def estimate(conversion: Conversion, workers: int, shards: Sequence[int]) -> Estimate:
-    """Read and examine a few images of the given shards in this process, and extrapolate."""
+    """Read and examine a few images of the given shards, in a worker, and extrapolate."""
     items = [item for shard in shards for item in conversion.items(shard)]
     chosen = [items[i] for i in permutation(len(items), "estimate")[:_SAMPLE]]
-    begin = time.perf_counter()
-    lengths = [_length(item, conversion) for item in chosen]
-    seconds = time.perf_counter() - begin
-    kept = [length for length in lengths if length is not None]
+    measure = partial(_measure, options=conversion.options)
+    # One that its decoder does not survive would be left out.
+    results = [
+        found
+        for found in map_surviving(measure, chosen, workers=1, chunk=_SAMPLE)
+        if not isinstance(found, Crash)
+    ]
+    seconds = sum(took for _, took in results)
+    kept = [length for length, _ in results if length is not None]
     if conversion.options.resize is None:
         total = sum(stored_bytes(item.length) for item in items)
     else:
         total = round(float(np.mean(kept or [0])) * len(items))
-    per_image = seconds / max(len(chosen), 1) * _WRITING
+    per_image = seconds / max(len(results), 1) * _WRITING
     # A worker writes whole shards, so there is no use in more workers than shards.
     busy = max(1, min(workers, len(shards)))
     return Estimate(
@@ -54,19 +61,27 @@ def estimate(conversion: Conversion, workers: int, shards: Sequence[int]) -> Est
         bytes=total,
         seconds=_START_SECONDS + per_image * len(items) / busy,
         sampled=len(chosen),
-        damaged=len(lengths) - len(kept),
+        damaged=len(chosen) - len(kept),
     )
 
 
-def _length(item: Item, conversion: Conversion) -> int | None:
-    """Do what a worker does with an image; return the bytes to store, None if left out."""
+def _measure(item: Item, options: Options) -> tuple[int | None, float]:
+    """Return what :func:`_length` does, and the seconds that it takes."""
+    begin = time.perf_counter()
+    length = _length(item, options)
+    return length, time.perf_counter() - begin
+
+
+def _length(item: Item, options: Options) -> int | None:
+    """Do what the pipeline does with an image; return the bytes to store, None if left out."""
     found, content = examine_item(item)
     if found.verdict in ("corrupt", "refused"):
         return None
-    options = conversion.options
     if options.resize is not None:
         try:
             small = smaller(content, options.resize, options.quality)
+        except MemoryError:
+            raise
         except Exception:  # as in the pipeline: it would be left out
             return None
         content = small[0] if small else content

@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, and files read without a trap."""
 
+import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -13,6 +15,9 @@ from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
 
+# A host name may have any bytes.
+_HOST = hashlib.sha256(os.fsencode(os.uname().nodename)).hexdigest()[:8]
+
 
 def sync_folder(folder: Path) -> None:
     """Make the names inside ``folder`` survive a power cut."""
@@ -24,8 +29,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then give it its name."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a file under a temporary name, flush it to the disk, then give it its name.
+
+    Several may write one file at once: the last one stays, whole.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -37,19 +45,24 @@ def write_synced(path: Path, content: bytes) -> None:
         raise
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; DataShardsError for anything else, and never blocks.
+def regular_descriptor(path: Path) -> int:
+    """Open a regular file for reading; OSError for anything else, and never blocks.
 
     A device or FIFO is refused, not waited for.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataShardsError(f"{path}: is no regular file")
-    return open(descriptor, "rb")
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Return the same as a file; DataShardsError in place of OSError."""
+    try:
+        return open(regular_descriptor(path), "rb")
+    except OSError as error:
+        raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_regular(path: Path) -> bytes:
@@ -65,8 +78,9 @@ def read_regular(path: Path) -> bytes:
 def temporary_file(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
     """Yield the path and the open file of a new temporary file in ``folder``.
 
-    It is gone when the block ends, unless it was renamed. It is locked as long as it is
-    open, so that :func:`remove_stale` tells it from one whose process was killed.
+    It is gone when the block ends, unless it was renamed. It has the name of this machine and
+    is locked as long as it is open, so that :func:`remove_stale` tells it from one whose process
+    was killed.
     """
     path, file = _create_locked(folder, name)
     try:
@@ -78,7 +92,7 @@ def temporary_file(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
 
 def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     while True:
-        path = folder / f"{name}.{secrets.token_hex(8)}"
+        path = folder / f"{name}.{_HOST}-{secrets.token_hex(8)}"
         file = path.open("w+b")
         # A file system without locks: its stale files stay until the folder goes.
         with suppress(OSError):
@@ -90,8 +104,12 @@ def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files in ``folder`` that killed processes left behind."""
-    for path in folder.iterdir():
+    """Remove the temporary files in ``folder`` that killed processes of this machine left there.
+
+    Some file systems keep locks to the machine that took them: of another one's files nobody
+    here knows whether they are still written.
+    """
+    for path in folder.glob(f"*.{_HOST}-*"):
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

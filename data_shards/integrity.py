@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_shards import jpeg, png
+from data_shards.colours import to_rgb
 from data_shards.errors import DataShardsError
 from data_shards.sources.listing import Item, read_item
 
@@ -237,7 +238,7 @@ def _look_at_png(content: bytes, notes: _Notes) -> None:
         notes.suspect += ("constant",)
         return
     height = max(1, round(image.height * TAIL_FRACTION))
-    tail = image.crop((0, image.height - height, image.width, image.height)).convert("RGB")
+    tail = to_rgb(image.crop((0, image.height - height, image.width, image.height)))
     if all(_GREY[0] <= low and high <= _GREY[1] for low, high in _extrema(tail)):
         notes.suspect += ("grey-tail",)
 

@@ -6,6 +6,7 @@ depends on the plan alone: several processes and machines may work here at once.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -168,14 +169,21 @@ class Work:
         """Return what is being converted; UsageError if there is nothing."""
         if not self._plan.exists():
             raise UsageError(f"{self.folder}: there is no unfinished conversion here")
-        return self._load(self._plan, Head)
+        text = _unsealed(self._plan)
+        if text is None:
+            raise DataShardsError(f"{self._plan}: damaged; remove it and repeat the command")
+        return self._parse(self._plan, text, Head)
 
     def record(self, number: int, recipe: str) -> Record | None:
-        """Return the record of a finished shard whose file is there, else None."""
+        """Return the record of a finished shard whose file is there, else None.
+
+        A record that was damaged, by a disk or a power cut, is none: its shard is written again.
+        """
         path = self._record(number)
-        if not path.exists():
+        text = _unsealed(path) if path.exists() else None
+        if text is None:
             return None
-        record = self._load(path, Record)
+        record = self._parse(path, text, Record)
         if (record.recipe, record.number) != (recipe, number):
             raise DataShardsError(f"{path}: belongs to another conversion; remove it")
         shard = self.shards / shard_name(self.split, number)
@@ -196,7 +204,13 @@ class Work:
         with temporary_file(self.temporary, path.name) as (temporary, file):
             file.write(_sealed(record))
             file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
+        sync_folder(self._journal)
+
+    def forget(self, number: int) -> None:
+        """Remove the record of a shard that is to be written again."""
+        self._record(number).unlink(missing_ok=True)
         sync_folder(self._journal)
 
     @contextmanager
@@ -217,11 +231,7 @@ class Work:
     def _record(self, number: int) -> Path:
         return self._journal / f"{number:06d}.json"
 
-    def _load(self, path: Path, model: type[_M]) -> _M:
-        content = read_regular(path)
-        seal, _, text = content.partition(b"\n")
-        if seal != hashlib.sha256(text).hexdigest().encode():
-            raise DataShardsError(f"{path}: damaged; remove it and repeat the command")
+    def _parse(self, path: Path, text: bytes, model: type[_M]) -> _M:
         try:
             return model.model_validate_json(text)
         except ValidationError as error:
@@ -234,6 +244,12 @@ def _sealed(model: BaseModel) -> bytes:
     """Return JSON under its sha256: a disk that loses bits shall not decide what is converted."""
     text = model.model_dump_json().encode()
     return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def _unsealed(path: Path) -> bytes | None:
+    """Return the JSON of such a file, None if it is not what was written."""
+    seal, _, text = read_regular(path).partition(b"\n")
+    return text if seal == hashlib.sha256(text).hexdigest().encode() else None
 
 
 def _difference(there: Head, given: Head) -> str:

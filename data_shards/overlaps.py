@@ -4,7 +4,7 @@ They are kept, since published counts include them, and listed in ``DIR/duplicat
 in a split's own findings, because they depend on which other splits are there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,21 @@ def write_overlaps(output: Path, workers: int) -> list[Finding]:
     Paths are ``<split>/<key>``. Of images that are the same, the one of the first split by name
     is what the others repeat.
     """
-    splits = _splits(output)
     path = output / DUPLICATES_NAME
-    if len(splits) < 2:
-        path.unlink(missing_ok=True)
-        return []
+    while True:
+        folders = _folders(output)
+        splits = _splits(folders)
+        findings = _compare(splits, workers) if len(splits) > 1 else []
+        if len(splits) > 1:
+            write_synced(path, "".join(finding.to_json() + "\n" for finding in findings).encode())
+        else:
+            path.unlink(missing_ok=True)
+        # Another process may have published a split meanwhile, and written a fuller list before.
+        if _folders(output) == folders:
+            return findings
+
+
+def _compare(splits: Sequence[_Split], workers: int) -> list[Finding]:
     finder = DuplicateFinder()
     for split in splits:
         pixels = map_array(split.folder / PIXELS_NAME)
@@ -86,19 +96,19 @@ def write_overlaps(output: Path, workers: int) -> list[Finding]:
     report(across(finder.same_bytes()), "same-bytes")
     candidates = across(finder.same_pixels())
     report(confirmed(candidates, lambda row: split_of(row).item(row), workers), "same-pixels")
-    findings = [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
-    write_synced(path, "".join(finding.to_json() + "\n" for finding in findings).encode())
-    return findings
+    return [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
 
 
-def _splits(output: Path) -> list[_Split]:
+def _folders(output: Path) -> list[Path]:
+    return sorted(path.parent for path in output.glob(f"[!.]*/{MANIFEST_NAME}"))
+
+
+def _splits(folders: Iterable[Path]) -> list[_Split]:
     splits = []
     first = 0
-    for path in sorted(output.glob(f"*/{MANIFEST_NAME}")):
-        if path.parent.name.startswith("."):
-            continue
-        manifest, index = load_split(path.parent)
+    for folder in folders:
+        manifest, index = load_split(folder)
         if PIXELS_NAME in manifest.files:
-            splits.append(_Split(path.parent, manifest, index, first))
+            splits.append(_Split(folder, manifest, index, first))
             first += len(index)
     return splits

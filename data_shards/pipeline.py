@@ -6,7 +6,7 @@ where another was killed, and the result does not depend on who wrote which shar
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -31,23 +31,29 @@ _SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One shard to write. ``crashed`` says why the images at some positions are not tried."""
+    """One shard to write.
+
+    ``again``: it was written, without some images, which are to be looked at once more.
+    ``crashed`` says why the images at some positions are not tried.
+    """
 
     work: Work
     recipe: str
     number: int
     items: list[Item]
     options: Options
+    again: bool = False
     quarantine: Path | None = None
     crashed: dict[int, Finding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of a shard: the number of its images, and what was found."""
+    """What came of a shard: the number of its images, what was found, whether it is new."""
 
     images: int
     notes: tuple[Note, ...]
+    fresh: bool
 
 
 def convert_listing(
@@ -65,7 +71,8 @@ def convert_listing(
     Of several parts (number from 1, how many) only the shards are written, and None is
     returned: :func:`~data_shards.publish.merge` publishes. Images that are left out are
     copied to ``quarantine``, if given. ``on_shard(images, written)`` follows each shard, with
-    False for one that an earlier run has written.
+    False for one that an earlier run has written. What that run left out is looked at again: it
+    may have been repaired, or could not be read for a moment.
 
     UsageError if something else is in the way, DataShardsError if more images are damaged
     than ``limit`` allows: then nothing is published, but the work is kept.
@@ -85,18 +92,22 @@ def convert_listing(
     if quarantine is not None:
         (quarantine / plan.split).mkdir(parents=True, exist_ok=True)
     try:
-        missing = []
+        missing, again = [], []
         for number in conversion.part(*part):
             record = work.record(number, plan.recipe)
             if record is None:
                 missing.append(number)
                 continue
+            if any(note.left_out for note in record.notes):
+                again.append(number)
+                continue
             tally.add(record.notes)
             limit.check(tally)
             on_shard(record.images, False)
-        for written in _write(_jobs(conversion, work, missing, quarantine), workers):
+        jobs = _jobs(conversion, work, again, missing, quarantine)
+        for written in _write(jobs, workers):
             tally.add(written.notes)
-            on_shard(written.images, True)
+            on_shard(written.images, written.fresh)
             limit.check(tally)
         if part[1] > 1:
             return None
@@ -112,16 +123,22 @@ def convert_listing(
 
 
 def _jobs(
-    conversion: Conversion, work: Work, numbers: Sequence[int], quarantine: Path | None
+    conversion: Conversion,
+    work: Work,
+    again: Sequence[int],
+    missing: Sequence[int],
+    quarantine: Path | None,
 ) -> Iterator[Job]:
     work.clean()
-    for number in numbers:
+    known = set(again)
+    for number in (*again, *missing):
         yield Job(
             work=work,
             recipe=conversion.plan.recipe,
             number=number,
             items=conversion.items(number),
             options=conversion.options,
+            again=number in known,
             quarantine=quarantine / work.split if quarantine else None,
         )
 
@@ -157,15 +174,7 @@ def _without(job: Job, crash: Crash) -> Job:
         raise DataShardsError(f"{name}: the process that writes it dies ({crash.cause})")
     verdict, reason = CRASHES[crash.cause]
     finding = Finding(job.items[crash.position].source, verdict, (reason,))
-    return Job(
-        job.work,
-        job.recipe,
-        job.number,
-        job.items,
-        job.options,
-        job.quarantine,
-        {**job.crashed, crash.position: finding},
-    )
+    return replace(job, crashed={**job.crashed, crash.position: finding})
 
 
 @cache
@@ -175,13 +184,40 @@ def _prepare() -> None:
 
 
 def write_shard(job: Job) -> Written:
-    """Write one shard and its record, in a worker, unless another process did meanwhile."""
+    """Write one shard and its record, in a worker, unless it is there as it would become."""
     _prepare()
     record = job.work.record(job.number, job.recipe)
-    if record is None:
-        record = _write_shard(job)
-        job.work.keep(record)
-    return Written(record.images, record.notes)
+    if record is not None and job.again and _left_out(job, record) != _left_out_notes(record):
+        # First the record: it must never stand beside a shard that it does not describe.
+        job.work.forget(job.number)
+        record = None
+    if record is not None:
+        return Written(record.images, record.notes, fresh=False)
+    record = _write_shard(job)
+    job.work.keep(record)
+    return Written(record.images, record.notes, fresh=True)
+
+
+def _left_out_notes(record: Record) -> list[Note]:
+    return [note for note in record.notes if note.left_out]
+
+
+def _left_out(job: Job, record: Record) -> list[Note]:
+    """Return which of the images that a record left out would be left out now, and why."""
+    sources = {note.path for note in _left_out_notes(record)}
+    notes = []
+    for position, item in enumerate(job.items):
+        if item.source not in sources:
+            continue
+        mark(position)
+        crash = job.crashed.get(position)
+        if crash is not None:
+            notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
+            continue
+        found, _, _ = _examine(item, job.options)
+        if _is_left_out(found, job.options):
+            notes.append(_note(item, found.verdict, found.reasons, left_out=True))
+    return notes
 
 
 def _write_shard(job: Job) -> Record:
@@ -196,16 +232,14 @@ def _write_shard(job: Job) -> Record:
                 notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
                 _copy(item, b"", job)
                 continue
-            found, content = examine_item(item)
+            found, content, small = _examine(item, job.options)
             left_out = _is_left_out(found, job.options)
-            if not left_out:
-                found = _store(writer, item, found, content, job.options)
-                left_out = _is_left_out(found, job.options)
             if found.verdict != "ok":
                 notes.append(_note(item, found.verdict, found.reasons, left_out=left_out))
             if left_out:
                 _copy(item, content, job)
             else:
+                _store(writer, item, found, content, small)
                 originals.append((item.source, found.sha256, found.pixels))
         end = len(job.items)
         mark(end)
@@ -242,10 +276,29 @@ def _note(item: Item, verdict: Verdict, reasons: tuple[str, ...], *, left_out: b
     return Note(path=item.source, verdict=verdict, reasons=reasons, left_out=left_out)
 
 
+def _examine(
+    item: Item, options: Options
+) -> tuple[Examination, bytes, tuple[bytes, tuple[int, int]] | None]:
+    """Return what was found, also of the resizing; the file; a smaller one and its size."""
+    found, content = examine_item(item)
+    if options.resize is None or _is_left_out(found, options):
+        return found, content, None
+    try:
+        return found, content, smaller(content, options.resize, options.quality)
+    except MemoryError:
+        raise
+    except Exception:  # what strict decoders accept, Pillow may not; it raises nearly anything
+        return _refused(found, "cannot-be-resized"), content, None
+
+
 def _store(
-    writer: ShardWriter, item: Item, found: Examination, content: bytes, options: Options
-) -> Examination:
-    """Write an image, resized if need be; return what was found, also of the resizing."""
+    writer: ShardWriter,
+    item: Item,
+    found: Examination,
+    content: bytes,
+    small: tuple[bytes, tuple[int, int]] | None,
+) -> None:
+    """Write an image, or the smaller one that is to stand for it."""
     facts: dict[str, object] = {}
     size = found.size
     sha256: bytes | None = bytes.fromhex(found.sha256)
@@ -253,17 +306,10 @@ def _store(
         facts["wnid"] = item.wnid
     if found.verdict == "suspect":
         facts["suspect"] = list(found.reasons)
-    if options.resize is not None:
-        try:
-            small = smaller(content, options.resize, options.quality)
-        except MemoryError:
-            raise
-        except Exception:  # what strict decoders accept, Pillow may not; it raises nearly anything
-            return _refused(found, "cannot-be-resized")
-        if small is not None:
-            facts["original"] = {"sha256": found.sha256, "size": list(size)}
-            content, size = small
-            sha256 = None
+    if small is not None:
+        facts["original"] = {"sha256": found.sha256, "size": list(size)}
+        content, size = small
+        sha256 = None
     writer.write(
         item.key,
         content,
@@ -274,7 +320,6 @@ def _store(
         sha256=sha256,
         facts=facts,
     )
-    return found
 
 
 def _refused(found: Examination, reason: str) -> Examination:

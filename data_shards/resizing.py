@@ -3,9 +3,10 @@
 import io
 import warnings
 
-import numpy as np
 import PIL
 from PIL import Image, features
+
+from data_shards.colours import to_rgb
 
 
 def encoder() -> str:
@@ -29,10 +30,7 @@ def smaller(content: bytes, short_side: int, quality: int) -> tuple[bytes, tuple
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         # A JPEG may be decoded at a half, a quarter, an eighth: twice the size wanted at least.
         image.draft("RGB", (2 * size[0], 2 * size[1]))
-        if image.mode.startswith("I;16"):
-            # The upper 8 bits, as when it is decoded for training; Pillow would clip.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        image = to_rgb(image).resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return stream.getvalue(), size

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.files import open_regular
-from data_shards.manifest import HASH_BYTES, MANIFEST_NAME, Manifest
+from data_shards.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
 
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
 
@@ -38,6 +39,24 @@ def split_folders(folder: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{folder}: neither it nor a folder in it holds a {MANIFEST_NAME}")
     return found
+
+
+def folders_to_verify(folder: Path) -> list[Path]:
+    """Return what :func:`split_folders` does, and what must have been a split.
+
+    A folder that holds shards or an index has lost its manifest. UsageError if there is neither.
+    """
+    if os.path.lexists(folder / MANIFEST_NAME):
+        return [folder]
+    found = sorted(path for path in folder.glob("[!.]*/") if _was_split(path))
+    if not found and _was_split(folder):
+        return [folder]
+    return found or split_folders(folder)
+
+
+def _was_split(folder: Path) -> bool:
+    names = (MANIFEST_NAME, INDEX_NAME)
+    return any(os.path.lexists(folder / name) for name in names) or any(folder.glob("*.tar"))
 
 
 def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data_shards.colours import to_rgb
 from data_shards.errors import DataShardsError
 
 _GAP = 4  # pixels between pictures
@@ -75,7 +76,7 @@ def _thumbnail(content: bytes, side: int) -> Image.Image:
     """Return the whole image, RGB, inside a square; small ones enlarged by a whole factor."""
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
         opened.draft("RGB", (2 * side, 2 * side))
-        image = opened.convert("RGB")
+        image = to_rgb(opened)
     factor = side // max(image.size)
     if factor >= 1:
         size = (image.width * factor, image.height * factor)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_shards.colours import to_rgb
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.manifest import Manifest, load_split
 from data_shards.processes import end_with_parent
@@ -146,7 +147,7 @@ def prepare(content: bytes) -> NDArray[np.float32]:
     Short side to 256 (bilinear), 224 × 224 from the centre, ImageNet's mean and deviation.
     """
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
-        image = opened.convert("RGB")
+        image = to_rgb(opened)
     short = min(image.size)
     size = tuple(side * RESIZE // short for side in image.size)
     left, top = (round((side - CROP) / 2) for side in size)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.clusters import CLUSTERS_NAME, read_clusters
 from data_shards.errors import DataShardsError
 from data_shards.files import open_regular
 from data_shards.findings import Finding, Verdict
@@ -83,6 +84,7 @@ def verify_split(
         yield _broken(folder / INDEX_NAME, error)
     else:
         yield from _repeated_keys(folder / INDEX_NAME, index)
+        yield from _clusters(folder, index)
     sealed = {INDEX_NAME: manifest.index_sha256, **manifest.files}
     for name, sha256 in sealed.items():
         try:
@@ -132,6 +134,14 @@ def _foreign_shards(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     for name in sorted(os.listdir(folder)):
         if _SHARD.fullmatch(name) and name not in known:
             yield _finding(folder / name, "foreign-shard")
+
+
+def _clusters(folder: Path, index: NDArray[np.void]) -> Iterator[Finding]:
+    if os.path.lexists(folder / CLUSTERS_NAME):
+        try:
+            read_clusters(folder, index)
+        except DataShardsError as error:
+            yield _broken(folder / CLUSTERS_NAME, error)
 
 
 def _repeated_keys(path: Path, index: NDArray[np.void]) -> Iterator[Finding]:

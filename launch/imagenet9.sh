@@ -11,8 +11,10 @@
 #   --gather LIST   first fetch the images of a list (lines 'wnid URL'); one job, for it must ask
 #                   no host too often
 #   --parts N       tasks that convert at a time [8]
+#   --max-failed N  addresses of the list that may fail: a number, or a fraction of all [0.5]
 #   --train CONFIG  the run [imagenet9/rebias]
 #   --convert WORD  a further option of 'convert'; repeat at will: --convert=--max-corrupt=10
+#                   (which the merging gets as well; without it a damaged image ends the chain)
 #   --data WORD     an option of sbatch for all stages but the training: --data=--partition=cpu
 #   --env FILE      what a job needs before it starts [env.sh beside this file]
 #   --python FILE   the interpreter [python]
@@ -21,8 +23,8 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-source='' output='' gather='' parts=8 train=imagenet9/rebias env=$here/env.sh python=python
-convert=() data=() options=()
+source='' output='' gather='' failed=0.5 parts=8 train=imagenet9/rebias env=$here/env.sh python=python
+convert=() merge=() data=() options=()
 
 usage() {
     echo "imagenet9.sh: error: $1 (see the head of $here/imagenet9.sh)" >&2
@@ -41,6 +43,7 @@ while [ "$#" -gt 0 ]; do
         --source) source=$value ;;
         --output) output=$value ;;
         --gather) gather=$value ;;
+        --max-failed) failed=$value ;;
         --parts) parts=$value ;;
         --train) train=$value ;;
         --convert) convert+=("$value") ;;
@@ -56,6 +59,12 @@ done
 [ -f "$env" ] || usage "--env: $env is not a file"
 [ -z "$gather" ] || [ -f "$gather" ] || usage "--gather: $gather is not a file"
 [ -n "$gather" ] || [ -e "$source" ] || usage "--source: $source does not exist"
+for i in "${!convert[@]}"; do
+    case "${convert[i]}" in
+        --max-corrupt=*) merge+=("${convert[i]}") ;;
+        --max-corrupt) merge+=("${convert[@]:i:2}") ;;
+    esac
+done
 command -v sbatch > /dev/null || usage "sbatch: not found; is this a login node of a cluster?"
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
@@ -79,12 +88,14 @@ submit() {
 job=''
 sources=("$source")
 if [ -n "$gather" ]; then
-    job=$(submit gather '' -- -m data_shards gather "$gather" --output "$source" --val-fraction 0.05)
+    job=$(submit gather '' -- -m data_shards gather "$gather" --output "$source" --val-fraction 0.05 \
+        --max-failed "$failed")
 fi
 job=$(submit convert "$job" --array="1-$parts" -- -m data_shards convert imagenet9 \
     --source "${sources[@]}" --output "$output" "${convert[@]}" --part "%i/$parts")
 for split in train selection val; do
-    job=$(submit "merge-$split" "$job" -- -m data_shards merge "$output" --split "$split")
+    job=$(submit "merge-$split" "$job" -- -m data_shards merge "$output" --split "$split" \
+        "${merge[@]}")
 done
 job=$(submit verify "$job" -- -m data_shards verify "$output")
 "$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "${options[@]}" \

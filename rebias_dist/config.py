@@ -149,8 +149,8 @@ class DataConfig(Section):
     selection: Literal["none"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training set that is held out to choose the best checkpoint; with root, any
     number stands for the shards' own split 'selection'. 'none' is the published protocol: nothing
-    is held out (with root: the split is not looked at), and 'best' is chosen on test data and
-    marked so."""
+    is held out, and 'best' is chosen on test data and marked so. With root, the split is not looked
+    at, but its images are in no other: make shards with 'convert --selection-fraction 0'."""
     train_split: str = "train"
     """Folder of the training shards below root."""
     test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]

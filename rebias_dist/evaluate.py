@@ -121,6 +121,9 @@ def _evaluate(
         subject = load_subject(named, config, device)
         splits = open_splits(subject, on, root)
         columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
+        if consensus.rank == 0:
+            for dataset in splits.values():
+                dataset.check_files()
     if len(set(consensus.gather(subject.step))) > 1:
         raise ConfigError(
             f"{named.source}: the ranks see different checkpoints; is the run still going on?"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import yaml
 from rebias_dist import evaluate
 from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
 from rebias_dist.config_files import validate
+from rebias_dist.reporting.disagreements import Disagreements, disagreements
+from rebias_dist.run_results import group_runs, read_run
 from rebias_dist.runtime.consensus import Consensus
 from rebias_dist.runtime.evaluation import evaluate_splits
 from rebias_dist.runtime.precision import Precision
@@ -195,6 +198,25 @@ def test_another_data_set_in_place_of_the_runs_own_is_refused(runs, few_digits, 
     code, out, err = run(capsys, runs / "a", "--data.root", other)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "is not the one that the run was started with" in err
+
+
+def test_an_index_with_other_labels_is_noticed(runs, few_digits, tmp_path, monkeypatch, capsys):
+    """Its images still have their hashes: only the index itself tells that accuracies are wrong."""
+    kept = data_root(validate({"data": settings(few_digits, tmp_path)["data"]}))
+    cache = Path(os.environ["REBIAS_CACHE"])
+    root = shutil.copytree(kept, tmp_path / "cache" / kept.relative_to(cache))
+    monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
+    ((group,), _) = group_runs([read_run(runs / "a")])
+    assert isinstance(disagreements(group, "unbiased"), Disagreements)
+    path = root / "unbiased" / "index.npy"
+    index = np.load(path)
+    index["label"] = index["label"][::-1].copy()
+    np.save(path, index)
+    assert "unbiased/index.npy: is not the index" in disagreements(group, "unbiased")
+    for words in ([], ["--data.root", root], ["--on", root / "unbiased"]):
+        code, out, err = run(capsys, runs / "a", *words)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert "unbiased/index.npy: is not the index" in err
 
 
 @pytest.mark.parametrize(

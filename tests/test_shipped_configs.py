@@ -38,7 +38,7 @@ def _jpeg(rng, label: int) -> tuple[bytes, tuple[int, int]]:
     return buffer.getvalue(), size
 
 
-def _write(root, name, **splits):
+def _write(root, name, *, stylised=False, **splits):
     rng = np.random.default_rng(0)
     classes = dataset(name).class_map.classes
     for split, count in splits.items():
@@ -54,7 +54,10 @@ def _write(root, name, **splits):
             for i in range(count):
                 label = i % len(classes)
                 image, size = _jpeg(rng, label)
-                writer.write(f"{split}-{i:05}", image, label, source=f"{i}.JPEG", size=size)
+                key, flags = f"{split}-{i:05}", ()
+                if stylised and split == "train" and i % 2:  # as convert --stylised writes them
+                    key, flags = f"stylised_{key}", ("stylised",)
+                writer.write(key, image, label, source=f"{i}.JPEG", size=size, flags=flags)
     return root
 
 
@@ -64,13 +67,16 @@ def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     return {
         "imagenet9": _write(folder / "nine", "imagenet9", train=130, selection=9, val=13),
+        "imagenet9/stylised": _write(
+            folder / "both", "imagenet9", stylised=True, train=130, selection=9, val=13
+        ),
         "imagenet1k": _write(folder / "all", "imagenet1k", train=257, selection=9, val=13),
         "imagenet9-a": _write(folder / "adversarial", "imagenet9-a", test=8),
     }
 
 
 def _flags(name, roots):
-    return ["--config", name, "--data.root", str(roots[name.split("/")[0]])]
+    return ["--config", name, "--data.root", str(roots.get(name) or roots[name.split("/")[0]])]
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "biased_mnist/demo"])
@@ -129,12 +135,35 @@ def test_two_steps(roots, tmp_path, name):
         assert np.isfinite(figures["hsic"][0])
     if name == "imagenet9/vanilla":
         assert splits["imagenet-a"]["samples"] == 8
-    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    _check_losses(tmp_path / "a/metrics.jsonl", config)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("biased_mnist")])
+def test_two_steps_on_digits(few_digits, tmp_path, name):
+    flags = ["--config", name, "--data.source", str(few_digits), "--data.image_size", "14"]
+    flags += ["--name", "a", "--runs-dir", str(tmp_path), "--log.every_steps", "1"]
+    flags += ["--global-batch", "48", "--micro-batch", "24", "--max-steps", "2"]
+    if name == "biased_mnist/learned_mixin":
+        epoch = 432 // 48  # a tenth of the digits is held out
+        flags += ["--method.g_pretrain_epochs", "1", "--max-steps", str(epoch + 2)]
+    config = parse_train(flags).config
+    splits = main(config)["checkpoints"]["last"]["splits"]
+    assert set(splits) >= {"biased", "unbiased", "rho0"}
+    for figures in splits.values():
+        assert set(figures["networks"]) == set(["f"] * config.has_f + ["g0"] * config.has_g)
+        for network in figures["networks"].values():
+            assert np.sum(network["confusion"]) == figures["samples"]
+            assert np.sum(network["bias_count"]) == figures["samples"]
+    _check_losses(tmp_path / "a/metrics.jsonl", config)
+
+
+def _check_losses(metrics, config):
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     player = "f" if config.has_f else "g0"
     losses = [line[f"{player}/loss"] for line in lines if f"{player}/loss" in line]
     assert len(losses) >= 2
     assert np.isfinite(losses).all()
-    if method == "rebias":
+    if config.method.name == "rebias":
         assert all(line["f/sigma"] > 0 for line in lines if "f/loss" in line)
 
 

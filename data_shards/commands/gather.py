@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from data_shards.commands.conversion import parse_limit
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
 
 EXAMPLE = """
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, type=kind, default=default, metavar=unit, help=f"{text} (default %(default)s)"
         )
     parser.add_argument(
+        "--max-failed",
+        metavar="N",
+        help="how many lines may fail with the exit code still 0: a number, or a fraction of all "
+        "such as 0.2 (default 0)",
+    )
+    parser.add_argument(
         "--allow-private",
         action="store_true",
         help="also ask hosts with private or loopback addresses; only for a list you trust",
@@ -75,8 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     from data_shards.gather.journal import Record
     from data_shards.gather.run import FAILURES_NAME, Options, findings, gather
     from data_shards.gather.urls import read_list
+    from data_shards.publish import Limit
 
     _check(arguments)
+    limit = Limit(parse_limit(arguments.max_failed, "--max-failed"))
     tasks, malformed = read_list(arguments.list)
     options = Options(
         split=arguments.split,
@@ -143,7 +152,9 @@ def run(arguments: argparse.Namespace) -> int:
                 f"next run, {len(malformed)} malformed lines ({why}); "
                 f"see {arguments.output / FAILURES_NAME}"
             )
-    return EXIT_FINDINGS if reasons or malformed else EXIT_CLEAN
+    lost = len(records) - states["kept"] + len(malformed)
+    holds = limit.holds(lost, len(records) + len(malformed))
+    return EXIT_CLEAN if holds else EXIT_FINDINGS
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Find whatever changed in shards since they were written, and say which part.
 
-DIR is a split (the folder of a manifest.json) or a folder of splits. Every byte is read: a
+DIR is a split (the folder of a manifest.json) or a folder of splits; a folder with shards or an
+index, but no manifest, has lost it. Every byte is read: a
 flipped bit, a missing, short, repeated or foreign member or shard, an altered index or
 manifest gives a finding with its path. What nobody can notice from the files alone is a change
 by somebody who computes all hashes anew; compare the digest that is printed with one that you
@@ -33,13 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify each split and print the findings as they come."""
     from tqdm import tqdm
 
-    from data_shards.samples import split_folders
+    from data_shards.samples import folders_to_verify
     from data_shards.verify import Verified, verify_split
 
     workers = workers_of(arguments)
     hidden = arguments.json or not sys.stderr.isatty()
     total = 0
-    for folder in split_folders(arguments.folder):
+    for folder in folders_to_verify(arguments.folder):
         begin = time.monotonic()
         told: list[Verified] = []
         count = 0

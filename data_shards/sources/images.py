@@ -131,8 +131,9 @@ class _SourceReader:
                 f"{self._source}: holds {default} images in a folder of that name and elsewhere "
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
-        # Where no split is said and none has images, a finding still belongs somewhere.
-        rest = default or next((s for s in self._rows if s is not None), "")
+        # Where no split is said, a finding still belongs somewhere: not where chance would have it.
+        splits = self._dataset.order([split for split in self._rows if split is not None])
+        rest = default or next(iter(splits), "")
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
         for split, outside in self._layout.outside.items():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data_shards.colours import to_rgb
 from data_shards.integrity import MOST_PIXELS
 from rebias_dist.errors import ConfigError
 
@@ -115,10 +116,7 @@ def _by_pillow(content: bytes) -> NDArray[np.uint8]:
         Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image,
     ):
         _check_size(*image.size)
-        if image.mode.startswith("I;16"):  # Pillow would clip, and keep the lower 8 bits
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return np.array(to_rgb(image))
 
 
 def _check_size(width: int, height: int) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.errors import DataShardsError
+from data_shards.files import open_regular, regular_descriptor
 from data_shards.manifest import HASH_BYTES, INDEX_NAME, Manifest, load_split
 from data_shards.sources.datasets import SUMMARIES
 from rebias_dist.data.decode import (
@@ -137,25 +138,29 @@ class ShardDataset:
         for shard in self.manifest.shards:
             path = self.folder / shard.name
             try:
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     size = os.fstat(file.fileno()).st_size
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+            except DataShardsError as error:
+                raise DataError(str(error)) from None
             if size != shard.bytes:
                 raise DataError(
                     f"{path}: has {size} bytes, its manifest says {shard.bytes}; "
                     f"remove {self.folder} and make it again"
                 )
         path = self.folder / INDEX_NAME
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.index_sha256:
-                raise DataError(f"{path}: is not the index its manifest was written with")
+        try:
+            with open_regular(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except DataShardsError as error:
+            raise DataError(str(error)) from None
+        if digest != self.manifest.index_sha256:
+            raise DataError(f"{path}: is not the index its manifest was written with")
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.pop(shard, None)
         if descriptor is None:
             path = self.folder / self.manifest.shards[shard].name
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = regular_descriptor(path)
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files[shard] = descriptor

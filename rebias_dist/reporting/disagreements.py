@@ -85,6 +85,7 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
     data.check_digests(loaded.digests)
     if split not in data.tests:
         raise ConfigError(f"the run has no test split {split}")
+    data.tests[split].check_files()
     precision = Precision(config.precision, torch.device("cpu"))
     normalise = Normalise(data.train, precision)
     assert loaded.f is not None

@@ -138,6 +138,17 @@ def test_truncated_shard_is_named(split):
         dataset.image(len(dataset) - 1)
 
 
+def test_a_fifo_in_place_of_a_shard_is_refused_without_waiting(split):
+    dataset = ShardDataset(split)
+    path = split / "train-000006.tar"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"train-000006.tar: cannot be read .*no regular file"):
+        dataset.check_files()
+    with pytest.raises(DataError, match=r"train-000006.tar: sample .*: cannot be read .*no regul"):
+        dataset.image(len(dataset) - 1)
+
+
 def test_one_flipped_bit_is_noticed(split):
     dataset = ShardDataset(split)
     path = split / "train-000000.tar"

@@ -1,5 +1,6 @@
 """A listing of small real files, and its conversion, for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data_shards.manifest import Manifest
@@ -44,6 +45,7 @@ def converted(
     limit: Limit = Limit(),  # noqa: B008  # frozen
     part: tuple[int, int] = (1, 1),
     quarantine: Path | None = None,
+    on_shard: Callable[[int, bool], object] = lambda images, written: None,
     **options: object,
 ) -> Manifest | None:
     """Convert in shards of 7 unless ``options`` say otherwise."""
@@ -55,4 +57,5 @@ def converted(
         limit=limit,
         part=part,
         quarantine=quarantine,
+        on_shard=on_shard,
     )

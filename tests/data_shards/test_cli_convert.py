@@ -1,14 +1,28 @@
 """convert, merge and verify as commands: exit codes and what they print."""
 
+import dataclasses
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from data_shards.__main__ import cli
 from data_shards.commands.conversion import parse_limit, parse_part
 from data_shards.errors import UsageError
+from data_shards.estimate import estimate
+from data_shards.planning import Conversion, Options
+from tests.data_shards.converted import listing
 from tests.data_shards.tiny import tree
-from tests.data_shards.trees import WNIDS, jpeg, train_images, write_folder
+from tests.data_shards.trees import (
+    WNIDS,
+    jpeg,
+    train_images,
+    val_images,
+    write_devkit,
+    write_folder,
+    write_val_tar,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +97,23 @@ def test_parts_and_merge(source, tmp_path, capsys):
     assert tree(output) == tree(tmp_path / "whole")
 
 
+def test_machines_hear_of_warnings_and_of_another_archive(tmp_path, capsys):
+    images = val_images(each=1)
+    archive = write_val_tar(tmp_path / "in" / "ILSVRC2012_img_val.tar", images)
+    write_devkit(tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz", images)
+    command = ["convert", "imagenet9", "--source", str(archive), "--workers", "1", "--json"]
+    command += ["--output", str(tmp_path / "out")]
+    for more in (["--dry-run"], ["--part", "1/1"]):
+        code = cli([*command, *more])
+        *found, summary = _lines(capsys)
+        assert any("50,000 are published" in line or "md5" in line for line in summary["warnings"])
+        assert any("class folders have no images" in line for line in summary["warnings"])
+    # All of its images are whole: only the md5 says that they may not be the published ones.
+    assert (code, [f["reasons"] for f in found]) == (1, [["md5-mismatch"]])
+    command[-1] = str(tmp_path / "as it is")
+    assert cli([*command, "--no-md5"]) == 0
+
+
 def test_dry_run_estimates_and_writes_nothing(source, tmp_path, capsys):
     output = tmp_path / "out"
     assert cli(_command(source, output, "--dry-run", "--json")) == 0
@@ -96,6 +127,25 @@ def test_dry_run_estimates_and_writes_nothing(source, tmp_path, capsys):
     print(f"expected {report['bytes']} bytes, written {written}")
     # The rest is the end of each tar, up to 10 KB, which counts when shards are this small.
     assert written / 2 < report["bytes"] < written
+
+
+@pytest.mark.slow
+def test_an_estimate_has_a_workers_memory_alone(tmp_path):
+    """An image that would take this process past 512 MB is counted, and named by no crash."""
+    given = listing(tmp_path / "in", 5)
+    stream = io.BytesIO()
+    Image.new("RGBA", (8000, 8000), (1, 2, 3, 4)).save(stream, "PNG", compress_level=1)
+    path = tmp_path / "in" / "huge.png"
+    path.write_bytes(stream.getvalue())
+    huge = dataclasses.replace(
+        given.items[0], key="huge", source="huge", path=str(path), length=len(stream.getvalue())
+    )
+    conversion = Conversion(
+        dataclasses.replace(given, items=(*given.items, huge)), Options(resize=16)
+    )
+    found = estimate(conversion, 2, range(conversion.shards))
+    assert (found.images, found.sampled, found.damaged) == (6, 6, 1)
+    assert found.seconds > 0
 
 
 def test_estimate_of_resized_images_is_measured(tmp_path, capsys):

@@ -125,6 +125,23 @@ def test_every_way_to_misbehave_is_named_and_the_rest_is_kept(server, tmp_path, 
     assert asked == {p.split("/")[0] for p, (state, _) in BAD.items() if state == "unreachable"}
 
 
+def test_as_many_as_one_allows_may_fail(server, tmp_path, capsys):
+    paths = ["image/1.jpg", "image/2.jpg", "image/3.jpg", "missing"]
+    urls = [server.url(path) for path in paths]
+    told = {
+        limit: _gather(capsys, tmp_path, urls, "--max-failed", limit)[:2]
+        for limit in ("0", "1", "0.24", "0.25")
+    }
+    assert {limit: code for limit, (code, _) in told.items()} == {
+        "0": 1, "1": 0, "0.24": 1, "0.25": 0,
+    }  # fmt: skip
+    assert all(summary["failed"] == 1 for _, summary in told.values())
+    listed = str(tmp_path / "urls.txt")
+    command = ["gather", listed, "--output", str(tmp_path / "out"), "--max-failed", "few"]
+    assert cli(command) == 2
+    assert "--max-failed few: must be a number or a fraction" in capsys.readouterr().err
+
+
 def test_without_allow_private_no_loopback_address_is_connected(server, tmp_path, capsys):
     hosts = ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0.0.0.0"]
     urls = [server.url("image/1.jpg", host) for host in hosts]

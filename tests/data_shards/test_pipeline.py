@@ -242,10 +242,9 @@ def test_lost_shards_and_damaged_records_are_made_again_or_named(source, whole, 
     (work.folder / "temporary" / "left-by-a-kill").write_bytes(b"x")
     record = work.folder / "journal" / "000004.json"
     record.write_bytes(record.read_bytes().replace(b"train/", b"trash/"))
-    with pytest.raises(DataShardsError, match=r"000004.json: damaged; remove it"):
-        converted(source, tmp_path)
-    record.unlink()
-    converted(source, tmp_path)
+    seen = {}
+    converted(source, tmp_path, on_shard=lambda images, written: seen.update({written: images}))
+    assert set(seen) == {True, False}
     assert tree(tmp_path) == tree(whole)
 
 
@@ -258,6 +257,46 @@ def test_limits_stop_early_and_the_work_is_kept(source, whole, tmp_path):
     assert not (tmp_path / "train").exists()
     converted(source, tmp_path, limit=Limit(0.05, "--max-corrupt 0.05"))
     assert tree(tmp_path) == tree(whole)
+
+
+def test_an_image_that_was_repaired_is_taken(tmp_path):
+    """Of the same size, for a source of another size is another source."""
+    given = listing(tmp_path / "in", 15, damaged=(3, 9))
+    paths = [tmp_path / "in" / f"{number}.jpg" for number in (3, 9)]
+    for number, path in zip((3, 9), paths, strict=True):
+        path.write_bytes(jpeg(number)[:-40] + bytes(40))
+    lengths = {str(path): path.stat().st_size for path in paths}
+    items = [dataclasses.replace(i, length=lengths.get(i.path, i.length)) for i in given.items]
+    given = dataclasses.replace(given, items=tuple(items))
+    out = tmp_path / "out"
+    for number in (1, 2):
+        converted(given, out, part=(number, 2), resize=16, samples_per_shard=2)
+    with pytest.raises(DataShardsError, match="2 of 15 images are left out"):
+        converted(given, out, limit=Limit(1, "-"), resize=16, samples_per_shard=2)
+    work = Work(out, "train")
+    stamps = {path.name: path.stat().st_mtime_ns for path in work.shards.iterdir()}
+    paths[0].write_bytes(jpeg(3))
+    found = converted(given, out, limit=Limit(1, "-"), resize=16, samples_per_shard=2)
+    assert [e.source for e in found.excluded] == ["train/9.jpg"]
+    # All but the shard of that image stay as they were written.
+    written = out / "train"
+    changed = {n for n, stamp in stamps.items() if (written / n).stat().st_mtime_ns != stamp}
+    assert len(stamps) == 8
+    assert len(changed) == 1
+    converted(given, tmp_path / "anew", resize=16, samples_per_shard=2)
+    assert tree(out) == tree(tmp_path / "anew")
+
+
+def test_a_part_repeated_takes_what_was_repaired(tmp_path):
+    given = listing(tmp_path / "in", 9)
+    path = tmp_path / "in" / "4.jpg"
+    path.write_bytes(jpeg(4)[:-40] + bytes(40))
+    for content in (path.read_bytes(), jpeg(4)):
+        path.write_bytes(content)
+        for number in (1, 2):
+            converted(given, tmp_path / "out", part=(number, 2))
+    merged = merge(tmp_path / "out", "train", limit=Limit(0, "-"), workers=1)
+    assert merged.samples == 9
 
 
 def test_nothing_is_published_without_an_image(tmp_path):

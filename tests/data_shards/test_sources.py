@@ -419,6 +419,32 @@ def test_md5_is_recorded_and_compared(forms, tmp_path):
     assert quick.items == listing.items
 
 
+def test_a_file_beside_the_splits_is_told_with_the_first_of_them(tmp_path, monkeypatch):
+    """Whatever the order in which the disk gives the folders."""
+    trees.write_folder(tmp_path / "train", trees.train_images(each=1))
+    trees.write_folder(tmp_path / "val", trees.val_images(each=1))
+    os.mkfifo(tmp_path / "pipe.JPEG")
+    scandir = os.scandir
+
+    class Entries(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    for backwards in (False, True):
+
+        def ordered(path, backwards=backwards):
+            with scandir(path) as entries:
+                return Entries(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        train, val = _list("imagenet9", tmp_path, selection_fraction=0)
+        assert [(f.path, f.reasons) for f in train.findings] == [("pipe.JPEG", ("fifo",))]
+        assert not val.findings
+
+
 def test_facts_tell_two_sources_apart_but_not_two_places(forms, tmp_path):
     moved = trees.write_folder(tmp_path / "val", trees.val_images())
     here = _one("imagenet9", *forms["split folder"]["val"])

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from data_shards.__main__ import cli
 from data_shards.clusters import read_clusters
 from data_shards.manifest import load_split
+from data_shards.sheets import Strip, sheet
 from data_shards.textures import Layer, Textures, cluster, prepare
 from tests.data_shards.small_split import encoded, noise, write_split
 
@@ -57,11 +58,16 @@ def textures(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("mode", "size"), [("RGB", (300, 200)), ("L", (31, 257)), ("CMYK", (256, 256)), ("P", (28, 28))]
+    ("mode", "size"),
+    [
+        *(("RGB", (300, 200)), ("L", (31, 257)), ("CMYK", (256, 256)), ("P", (28, 28))),
+        ("I;16", (60, 50)),
+    ],
 )
 def test_images_are_prepared_as_torchvision_would(mode, size):
-    image = noise(3, size).convert(mode)
-    content = encoded(image, "PNG" if mode == "P" else "JPEG")
+    kind = "PNG" if mode in ("P", "I;16") else "JPEG"
+    image = noise(3, size).convert("L" if mode == "I;16" else mode)
+    content = encoded(_deep(image) if mode == "I;16" else image, kind)
     reference = v2.Compose(
         [
             v2.Resize(256),
@@ -70,8 +76,19 @@ def test_images_are_prepared_as_torchvision_would(mode, size):
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
-    )(Image.open(io.BytesIO(content)).convert("RGB"))
+    )((image if mode == "I;16" else Image.open(io.BytesIO(content))).convert("RGB"))
     np.testing.assert_allclose(prepare(content), reference.numpy(), atol=1e-5)
+
+
+def _deep(grey: Image.Image) -> Image.Image:
+    """The same in 16 bits."""
+    return Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 77)
+
+
+def test_the_sheet_shows_16_bits_as_it_shows_8():
+    grey = noise(5, (40, 30)).convert("L")
+    pages = [sheet("t", [Strip("s", [encoded(i, "PNG")])], 1) for i in (grey, _deep(grey))]
+    assert pages[0] == pages[1]
 
 
 def test_rows_are_normalised_gram_matrices_before_the_relu(weights):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_shards.__main__ import cli
+from data_shards.clusters import write_clusters
 from data_shards.manifest import load_split
 from data_shards.tars import header
 from data_shards.verify import verify_split
@@ -76,6 +77,45 @@ def test_an_untouched_split_is_clean(made, capsys):
     assert capsys.readouterr().out == ""
     assert cli(["verify", str(made)]) == 0
     assert load_split(made)[0].digest in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("also", [[], ["index.npy"]])
+def test_a_split_without_its_manifest_is_named(made, tmp_path, capsys, also):
+    for name in ("train", "val"):
+        shutil.copytree(made, tmp_path / name)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.tar").touch()
+    (tmp_path / "notes").mkdir()
+    for name in ("manifest.json", *also):
+        (tmp_path / "val" / name).unlink()
+    for folder in (tmp_path, tmp_path / "val"):
+        assert cli(["verify", str(folder), "--json"]) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        found = json.loads(line)
+        assert (found["path"], found["reasons"]) == (
+            str(tmp_path / "val" / "manifest.json"),
+            ["missing"],
+        )
+
+
+def test_clusters_of_other_samples_are_noticed(split):
+    _, index = load_split(split)
+    keys = [key.decode() for key in index["key"]]
+    write_clusters(split, {key: (n, 1) for n, key in enumerate(keys[2:])})
+    assert _reasons(split) == set()
+    path = split / "clusters.csv"
+    content = path.read_text()
+    for wrong in (
+        content.replace(keys[3], "another"),
+        content + content.splitlines()[-1] + "\n",
+        content.replace(f"{keys[2]},0,1", f"{keys[2]},0"),
+        content.partition("\n")[2],
+    ):
+        path.write_text(wrong)
+        assert _reasons(split) == {("clusters.csv", "malformed")}
+    path.unlink()
+    os.mkfifo(path)
+    assert _reasons(split) == {("clusters.csv", "not-a-file")}
 
 
 def _flip(path, byte, bit=0):

@@ -50,6 +50,28 @@ def test_the_other_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
 
 
+@pytest.mark.parametrize("words", [["--max-corrupt=3"], ["--max-corrupt", "3"]])
+def test_imagenet9_hands_limits_to_the_stages_that_they_are_for(tmp_path, words):
+    """Or one dead address or one damaged image would cancel all that follows."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        f'#!/bin/sh\nprintf "%s " "$@" >> {tmp_path}/said\necho >> {tmp_path}/said\necho 7\n'
+    )
+    sbatch.chmod(0o755)
+    (tmp_path / "list").touch()
+    command = ["bash", str(ROOT / "launch" / "imagenet9.sh"), f"--gather={tmp_path / 'list'}"]
+    command += [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--python=true"]
+    command += ["--max-failed=0.3", "--convert=--resize=64"]
+    command += [f"--convert={word}" for word in words]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(command, check=True, env={**os.environ, "PATH": path}, capture_output=True)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert sum("data_shards gather" in line and "--max-failed 0.3" in line for line in said) == 1
+    given = {line.split("data_shards ")[1].split()[0] for line in said if " ".join(words) in line}
+    assert given == {"convert", "merge"}
+    assert sum("--resize" in line for line in said) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

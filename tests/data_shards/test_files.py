@@ -1,0 +1,61 @@
+"""Files that appear whole, whoever else is at work."""
+
+import os
+
+from data_shards import overlaps
+from data_shards.files import remove_stale, temporary_file, write_synced
+from data_shards.overlaps import write_overlaps
+from tests.data_shards.converted import converted, listing
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    begun = []
+
+    def fsync(descriptor):
+        if not begun:  # another writer comes and goes before this one ends
+            begun.append(descriptor)
+            write_synced(path, b"other")
+            assert path.read_bytes() == b"other"
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_synced(path, b"one")
+    assert begun
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_this_machines_dead_files_are_removed(tmp_path):
+    with temporary_file(tmp_path, "a.tar") as (alive, _):
+        host, _, token = alive.name.rpartition(".")[2].partition("-")
+        dead = tmp_path / f"b.tar.{host}-{token}"
+        # Locks of another machine are not seen on every file system.
+        elsewhere = tmp_path / f"b.tar.{'0' * len(host)}-{token}"
+        for path in (dead, elsewhere):
+            path.touch()
+        remove_stale(tmp_path)
+        assert set(tmp_path.iterdir()) == {alive, elsewhere}
+
+
+def test_a_split_that_appears_meanwhile_is_compared(tmp_path, monkeypatch):
+    """The slower of two commands must not write the list without it over the fuller one."""
+    for split in ("test", "train"):
+        converted(listing(tmp_path / f"in-{split}", 3, split=split), tmp_path / "out")
+    told = []
+
+    def write(path, content):
+        if not told:
+            told.append(content)
+            converted(listing(tmp_path / "in-val", 3, split="val"), tmp_path / "out")
+            told.append(write_overlaps(tmp_path / "out", 1))
+        write_synced(path, content)
+
+    monkeypatch.setattr(overlaps, "write_synced", write)
+    found = write_overlaps(tmp_path / "out", 1)
+    assert found == told[1]
+    assert sorted(finding.path for finding in found) == [
+        *("train/k0", "train/k1", "train/k2"),
+        *("val/k0", "val/k1", "val/k2"),
+    ]
+    lines = (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()
+    assert lines == [finding.to_json() for finding in found]
