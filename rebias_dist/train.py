@@ -105,7 +105,7 @@ def _train(
     started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import dashboard, flops, radius
+    from rebias_dist.runtime import checkpoint, dashboard, flops, radius
     from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
     from rebias_dist.runtime.faults import origin
     from rebias_dist.runtime.meter import Meter, describe_speed
@@ -226,7 +226,10 @@ def _train(
     try:
         telemetry.state("starting", step=run.step, epoch=run.epoch)
         for line in found_run.damaged:
-            log.warning("passed over a damaged checkpoint: %s", line)
+            log.warning(
+                "passed over a damaged checkpoint: %s; its folder is %s… now",
+                *(line, checkpoint.DAMAGED),
+            )
         facts = assemble.facts(config, data, networks, method, device)
         for line in plan.describe(config, layout, {**facts, "started by": started_by}):
             log.info("%s", line)

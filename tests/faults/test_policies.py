@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.attempt import newest_checkpoint
 from rebias_dist.config_files import parse_yaml, validate
 from rebias_dist.errors import (
     ConfigError,
@@ -243,3 +244,35 @@ def test_no_run_starts_from_zero_over_damaged_checkpoints(small_run, tmp_path):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="none of 2 checkpoints is intact"):
         main(validate(values))
+
+
+def test_damaged_checkpoints_do_not_displace_intact_ones(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 2}}
+    main(validate({**values, "name": "whole"}))
+    folder = tmp_path / "runs/a/checkpoints"
+    main(validate({**values, "max_steps": 6, "checkpoint": {"every_steps": 2, "keep": 3}}))
+    assert checkpoint.steps(folder) == [2, 4, 6]
+    for step in (4, 6):
+        path = folder / f"step-{step:09d}/state.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def told() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        pytest.raises(InterruptedRun, match="saved at step 3"),
+        failpoint("start of the step", 3, told),
+    ):
+        main(validate(values))
+    assert checkpoint.steps(folder) == [2, 3]
+    assert newest_checkpoint(tmp_path / "runs/a") == 3
+    assert {path.name for path in folder.glob("damaged-*")} == {
+        "damaged-step-000000004",
+        "damaged-step-000000006",
+    }
+    log = (tmp_path / "runs/a/logs/rank0.log").read_text()
+    assert log.count("passed over a damaged checkpoint") == 2
+    main(validate(values))
+    assert fingerprint(tmp_path / "runs/a") == fingerprint(tmp_path / "runs/whole")
