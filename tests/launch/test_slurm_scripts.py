@@ -109,3 +109,65 @@ def test_without_slurm(tmp_path):
 )
 def test_what_follows_when_the_ranks_have_ended(codes, launcher, began, expected):
     assert judge(codes, launcher, began) == expected
+
+
+# ---------------------------------------------------------------- the stages of imagenet9.sh
+
+# Notes its words and counts the jobs; refuses the one whose name is in REFUSED.
+SBATCH = r"""#!/usr/bin/env bash
+printf '%s\n' "$*" >> "$CALLS"
+for word in "$@"; do
+    if [ "$word" = "--job-name=$REFUSED" ]; then
+        echo "sbatch: error: invalid partition specified" >&2
+        exit 1
+    fi
+done
+wc -l < "$CALLS" | tr -d ' '
+"""
+
+
+def stages(tmp_path: Path, *words: str, refused: str = "") -> tuple[int, str, list[str]]:
+    """Run the script with a stub of sbatch; return its exit code, stderr, and sbatch's words."""
+    programs, calls = tmp_path / "programs", tmp_path / "calls"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH)
+    (programs / "sbatch").chmod(0o755)
+    (tmp_path / "source").mkdir()
+    done = subprocess.run(
+        [
+            *("bash", str(ROOT / "launch/imagenet9.sh"), "--source", str(tmp_path / "source")),
+            *("--output", str(tmp_path / "shards"), f"--python={sys.executable}"),
+            *("--", f"--runs-dir={tmp_path / 'runs'}", "--name=a", *words),
+        ],
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "CALLS": str(calls),
+            "REFUSED": refused,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return done.returncode, done.stderr, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("stage", ["convert", "merge-selection", "verify"])
+def test_a_stage_that_is_refused_is_the_last(tmp_path, stage):
+    code, said, calls = stages(tmp_path, refused=stage)
+    assert code == 2, said
+    assert said.splitlines()[-1].startswith(f"imagenet9.sh: error: {stage}: sbatch submitted no")
+    assert f"--job-name={stage} " in calls[-1]
+
+
+@pytest.mark.parametrize("words", [[], ["--nodes=2", "--", "--mem=0"]])
+def test_every_stage_waits_for_the_one_before_it(tmp_path, words):
+    code, said, calls = stages(tmp_path, *words)
+    assert (code, len(calls)) == (0, 6), said
+    for number, call in enumerate(calls[1:], 1):
+        assert f"--dependency=afterok:{number} " in call
+    assert "--dependency" not in calls[0]
+    assert ("--mem=0" in calls[-1].split()) == bool(words)
+    assert "--" not in calls[-1].split()
