@@ -168,7 +168,8 @@ class Supervisor:
             return EXIT_FINISHED
         if self._stop.asked:
             # What had not begun to train yet has nothing to save.
-            return EXIT_FAILED if outcome.hang else EXIT_INTERRUPTED
+            saved = EXIT_INTERRUPTED in codes or not outcome.began
+            return EXIT_INTERRUPTED if saved and not outcome.hang else EXIT_FAILED
         return None
 
     def _interrupted_within(self, seconds: float) -> bool:

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -424,8 +424,15 @@ def _fetch(
 # ---------------------------------------------------------------------------- command
 
 
-def cli(argv: Sequence[str] | None = None) -> None:
-    """Run ``rebias-train``."""
+def cli(
+    argv: Sequence[str] | None = None, leaving: Callable[[int], None] = lambda code: None
+) -> None:
+    """Run ``rebias-train``.
+
+    Args:
+        argv: its arguments; None for those of the process.
+        leaving: called with the exit code before the process ends at once, without SystemExit.
+    """
 
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
@@ -440,6 +447,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
         try:
             main(request.config, request.resume, request.overrides)
         except RankError as error:
+            leaving(error.exit_code)
             leave_at_once("rebias-train", error)
 
     run_cli("rebias-train", command)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -185,6 +186,21 @@ def test_ctrl_c_twice_kills_at_once_and_one_rank_alone_is_no_reason_to_leave(lon
     ended = run.end()
     assert (ended.code, ended.left) == (1, []), ended.out
     assert "killed at the second request" in ended.out
+
+
+def test_a_stop_whose_save_fails_is_no_interruption_after_a_save(small_run, tmp_path):
+    values = {**small_run, "epochs": 100_000, "evaluate": {"every_epochs": 100_000}}
+    config = write_config(tmp_path / "unsaved.yaml", values)
+    folder = tmp_path / "runs/a"
+    run = started("local", config, "--name", "a", cwd=tmp_path)
+    wait_for_step(run, folder, 2)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").write_text("a file where the folder should be")
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.end()
+    assert (ended.code, ended.left) == (1, []), ended.out
+    assert "a checkpoint could not be saved" in ended.out
+    assert "resume' goes on" not in ended.out
 
 
 def test_two_runs_at_a_time(short, tmp_path):
