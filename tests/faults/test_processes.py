@@ -211,8 +211,9 @@ def test_a_busy_port(config, tmp_path):
     assert "Traceback" not in ended.out
 
 
-def test_a_rank_without_a_world(config, tmp_path):
-    given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": "0"}
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_without_a_world(config, tmp_path, rank):
+    given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": rank}
     command = [sys.executable, "-m", "rebias_dist.train", "--config", config]
     done = subprocess.run(
         command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=240
