@@ -16,6 +16,7 @@ from tests.faults.failpoints import TRAINING, WRITING, plant
 from tests.faults.processes import (
     Ended,
     Started,
+    listening,
     outliving,
     torchrun,
     torchrun_command,
@@ -134,33 +135,22 @@ def _only_torchrun_listens_to_the_outside(run: Started) -> None:
     """torchrun's store does, whatever its arguments; no socket of ours."""
     ranks = run.ranks()
     assert len(ranks) == 2
-    for process in outliving(run.mark):
-        for address in _listening(process):
-            if process in ranks:
-                assert address.startswith("127."), address
+    for rank in ranks:
+        found = listening([rank])
+        assert found, "a rank has its connections"
+        assert all(address.startswith("127.") for address in found), found
 
 
-def _listening(process: int) -> list[str]:
-    """The addresses at which a process listens."""
-    own = set()
-    for handle in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            target = os.readlink(handle)
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            own.add(target[8:-1])
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in own:
-                number = bytes.fromhex(fields[1].partition(":")[0])
-                if table == "tcp":
-                    found.append(socket.inet_ntoa(number[::-1]))
-                else:
-                    found.append("::" if not any(number) else number.hex())
-    return found
+def test_a_single_process_listens_nowhere(small_run, tmp_path):
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    long = write_config(tmp_path / "long.yaml", values)
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
+    run = Started(command, tmp_path)
+    run.wait_for("images/s")
+    assert listening(outliving(run.mark)) == []
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.end()
+    assert (ended.code, ended.left) == (75, []), ended.out
 
 
 # ---------------------------------------------------------------------------- data, start

@@ -2,17 +2,15 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.failpoints import TRAINING, WRITING
-from tests.faults.processes import Started, outliving, write_config
+from tests.faults.processes import Started, listening, outliving, write_config
 from tests.faults.test_resume_exactly import fingerprint, losses, settings
 from tests.launch.launched import (
     agents,
@@ -113,21 +111,9 @@ def test_a_stopped_rank_and_a_killed_torchrun_lead_to_a_restart(long, tmp_path):
 
 
 def _listens_on_loopback_alone(run: Started) -> None:
-    own = set()
-    processes = outliving(run.mark)
-    for pid in processes:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(handle))
-            own |= {match[1]} if match else set()
-    found = []
-    for table, reverse in (("tcp", True), ("tcp6", False)):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in own:
-                address = bytes.fromhex(fields[1].partition(":")[0])
-                found.append(socket.inet_ntoa(address[::-1]) if reverse else address.hex())
+    found = listening(outliving(run.mark))
     # torchrun's store and the connections of two ranks.
-    assert len(found) >= 3, processes
+    assert len(found) >= 3, found
     assert all(address.startswith("127.") for address in found), found
 
 
