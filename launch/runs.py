@@ -81,6 +81,22 @@ def run_folder(runs_dir: str, name: str) -> Path:
     return folder
 
 
+def refuse_if_active(folder: Path) -> None:
+    """Refuse a run that somebody is at work on, here or as a job; it need not exist yet.
+
+    Raises:
+        ConfigError: names who it is.
+    """
+    (found,) = look_at([folder])
+    if found.status in ACTIVE:
+        holder = found.launcher_pid or found.trainer_pid
+        who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
+        raise ConfigError(
+            f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
+            "another name"
+        )
+
+
 def _is_run(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.jobs import job_states
-from launch.record import Record, read_record, write_record
+from launch.record import Record, write_record
+from launch.runs import refuse_if_active
 from launch.sbatch import check_words, render, resource_lines, safe_path, submit
 from rebias_dist.cli import parse_train
 from rebias_dist.config import Config
@@ -143,7 +143,7 @@ def _ranks_per_node(arguments: argparse.Namespace) -> int:
 
 
 def _check_run(config: Config, folder: Path) -> None:
-    """Refuse a name that another configuration has, or that is in the queue already."""
+    """Refuse a name that another configuration has, or that somebody is at work on."""
     existing = RunFolder(folder)
     if existing.config_file.exists():
         changed = differences(existing.read_config().identity(), config.identity())
@@ -152,12 +152,7 @@ def _check_run(config: Config, folder: Path) -> None:
                 f"name: the run {folder} was created with another configuration "
                 f"({'; '.join(changed)}); choose another name"
             )
-    record = read_record(folder)
-    if record is not None and record.job is not None and job_states([record.job]):
-        raise ConfigError(
-            f"name: job {record.job} of the run {folder} is in the queue; cancel it, or choose "
-            "another name"
-        )
+    refuse_if_active(folder)
 
 
 def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -121,11 +122,14 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     folder = tmp_path / "runs/a"
     run = started("local", long, "--ranks", "2", "--name", "a", cwd=tmp_path)
     wait_for_step(run, folder, 6)
-    # One owner: a second launcher is told who the first is; so is resume.
-    for words in (("local", long, "--name", "a"), ("resume", "a")):
+    # One owner: a second launcher is told who the first is; so is resume, and so are jobs.
+    record = (folder / "launcher/record.json").read_bytes()
+    job = ("slurm", long, "--name", "a", "--cpu")
+    for words in (("local", long, "--name", "a"), ("resume", "a"), job):
         second = launch(*words, cwd=tmp_path)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1), second.stderr
         assert str(run.process.pid) in second.stderr
+    assert (folder / "launcher/record.json").read_bytes() == record
     shown = json.loads(launch("status", "a", "--json", cwd=tmp_path).stdout)
     assert (shown["status"], shown["launcher_pid"]) == ("running", run.process.pid)
     assert shown["trainer_pid"] == ranks(run)[0]
@@ -197,6 +201,20 @@ def test_two_runs_at_a_time(short, tmp_path):
     again = launch("local", short, "--ranks", "2", "--name", "a", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "finished already" in again.stderr
+
+
+def test_a_refused_launch_does_not_change_how_a_run_by_hand_is_resumed(small_run, tmp_path):
+    values = {**small_run, "max_steps": 2}
+    command = [sys.executable, "-m", "rebias_dist.train", "--config"]
+    command += [write_config(tmp_path / "hand.yaml", values), "--name", "a"]
+    assert Started(command, tmp_path).end().code == 0
+    other = write_config(tmp_path / "other.yaml", {**values, "seed": 5})
+    refused = launch("local", other, "--name", "a", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "seed: 0 → 5" in refused.stderr
+    resumed = launch("resume", "a", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "finished already" in resumed.stderr
 
 
 def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
