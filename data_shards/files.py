@@ -24,7 +24,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then give it its name."""
+    """Write a file under a temporary name, flush it to the disk, then give it its name.
+
+    An OSError names the file, also where the system does not say which one it is.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -32,7 +35,9 @@ def write_synced(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
 
