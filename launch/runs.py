@@ -98,18 +98,27 @@ def refuse_if_active(folder: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
-        return False
     signs = ("config.yaml", "state.json", "launcher/record.json")
-    return any((folder / sign).is_file() for sign in signs)
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        return any((folder / sign).is_file() for sign in signs)
+    except OSError:  # somebody else's folder that this user may not enter
+        return False
 
 
 def find_runs(runs_dir: str) -> list[Path]:
-    """Return the folders of all runs, by name; an absent folder has none."""
+    """Return the folders of all runs, by name; an absent folder has none.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
     try:
         names = sorted(os.listdir(runs_dir))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise ConfigError(f"--runs-dir: {runs_dir} cannot be read: {error.strerror}") from None
     folders = (Path(runs_dir) / name for name in names if RUN_NAME.fullmatch(name))
     return [folder for folder in folders if _is_run(folder)]
 
@@ -153,7 +162,7 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -
             status = str(said)
         else:
             status = "silent" if hearsay else "dead"
-    elif path.exists() or path.is_symlink():
+    elif os.path.lexists(path):
         status = "damaged"
     else:
         status = "new"

@@ -263,6 +263,8 @@ def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
         (("logs", "a\nb"), r"'a\nb'"),
         (("resume", "absent"), "'absent'"),
         (("tensorboard", "absent"), "'absent'"),
+        (("list", "--", "--active"), "'--active'"),
+        (("resume", "absent", "--", "--optimizer.lr", "1"), "'--optimizer.lr 1'"),
         (("start", "a"), "start"),
         ((), "COMMAND"),
     ],
