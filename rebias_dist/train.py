@@ -368,7 +368,7 @@ def _train(
             if asked_to_leave():
                 leave()
 
-        tested = evaluate_checkpoints(
+        tested, lost = evaluate_checkpoints(
             run,
             folder.checkpoints,
             networks,
@@ -377,7 +377,9 @@ def _train(
             consensus,
             before_each=leave_unsaved_if_asked,
         )
-        final = results.assemble(config, data.classes, tested, run.step)
+        for choice, why in lost.items():
+            log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
+        final = results.assemble(config, data.classes, tested, run.step, lost)
         with consensus.on_rank_zero() as leader:
             if leader:
                 results.write(folder.results_file, final)

@@ -59,8 +59,7 @@ def _rows(group: Group, checkpoint: str, splits: Sequence[str]) -> Iterable[list
     if not group.runs:
         yield [f"{label}: no results", *[""] * (2 + len(splits))]
         return
-    seeds = str(len(group.runs))
-    seeds += f" of {len(group.runs) + group.missing}" if group.missing else ""
+    seeds = group.seeds(checkpoint)
     # f and g0 have a line in every method, so that the lines of methods compare.
     for network in dict.fromkeys(["f", "g0", *group.networks]):
         figures = [group.figure(checkpoint, split, network) for split in splits]

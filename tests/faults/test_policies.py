@@ -228,6 +228,33 @@ def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, 
     assert sorted(found["checkpoints"]["last"]["splits"]) == ["biased", "rho0", "unbiased"]
 
 
+def test_a_damaged_best_checkpoint_does_not_take_the_last_one_with_it(
+    small_run, monkeypatch, tmp_path, capsys
+):
+    from rebias_dist import report, results
+    from rebias_dist.runtime import evaluation
+
+    best = tmp_path / "runs/a/checkpoints/step-000000008/state.pt"
+    figures = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr(results, "chosen_figure", lambda config, splits: next(figures))
+    one = evaluation.evaluate_split
+
+    def damaging(networks, dataset, **more):
+        if dataset.manifest.split == "rho0":  # only tested, after training
+            best.write_bytes(best.read_bytes()[:-1])
+        return one(networks, dataset, **more)
+
+    monkeypatch.setattr(evaluation, "evaluate_split", damaging)
+    config = validate({**settings(small_run), "name": "a"})
+    found = main(config)
+    assert list(found["checkpoints"]) == ["last"]
+    assert str(best) in found["lost"]["best"]
+    assert "the best checkpoint is damaged" in (tmp_path / "runs/a/logs/rank0.log").read_text()
+    assert main(config) == found  # finished, and not done again
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "0 of 1" in capsys.readouterr().out
+
+
 def test_a_micro_batch_of_one_needs_maps_of_more_than_one_pixel(small_run):
     network = {"name": "bagnet18"}
     values = {**settings(small_run), "micro_batch": 1, "max_steps": 1, "f": network}
