@@ -185,7 +185,7 @@ def test_a_rank_that_does_not_come(config, tmp_path):
     assert ended.code == 1
     assert len(ended.errors) == 1, ended.out
     assert f"rank 0, start: the 2 ranks did not come together at 127.0.0.1:{port}" in ended.out
-    assert "within 0.1 minutes" in ended.out
+    assert "within 0.1 minutes (rank 1 is missing)" in ended.out
     assert "Traceback" not in ended.out
 
 
