@@ -1,6 +1,7 @@
 """Batch scripts: what is in them, what is refused, and what follows when the ranks have ended."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.slurm_verdict import judge
+from rebias_dist.cli import parse_train
+from rebias_dist.config_files import to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +48,26 @@ def test_the_script_can_be_read_and_is_bash(tmp_path, by):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by):
+    folder = tmp_path / "runs/first"
+    folder.mkdir(parents=True)
+    demo = parse_train(["--config=biased_mnist/demo"]).config
+    (folder / "config.yaml").write_text(to_yaml(demo))
+    words = ["biased_mnist/demo", f"--by={by}", "--name=first", f"--runs-dir={tmp_path / 'runs'}"]
+    words += ["--dry-run", "--set=optimizer.lr=0.5", "--set=seed=8"]
+    for overrides in ([], ["--resume-override=seed"]):
+        refused = slurm(*words, *overrides)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "--resume-override optimizer.lr" in refused.stderr
+        assert ("--resume-override seed" in refused.stderr) == (not overrides)
+    both = ["--resume-override=seed", "--resume-override=optimizer.lr"]
+    shown = slurm(*words, *both)
+    assert shown.returncode == 0, shown.stderr
+    last = shown.stdout.partition("-m launch.slurm_rank ")[2].splitlines()[0]
+    assert shlex.split(last)[2:] == both
+
+
 @pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
 def test_the_other_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
@@ -70,6 +93,8 @@ def test_the_other_scripts_are_bash(script):
         (["--ranks-per-node=2"], "--ranks-per-node"),
         (["--set=optimizer.lr"], "--set"),
         (["--set=name=other"], "--set"),
+        (["--resume-override=$(id)"], "--resume-override"),
+        (["--resume-override=optimizer.lt"], "did you mean optimizer.lr?"),
         (["--set=optimizer.lr=-1"], "optimizer.lr"),
         (["--", "--wrap=id"], "--wrap=id"),
         (["--", "other.sbatch"], "other.sbatch"),
