@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from launch.agent import AGENT_PID
-from launch.processes import die_with_parent
 from rebias_dist import train
+from rebias_dist.runtime.parent import die_with_parent
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Real processes that are killed, stopped, signalled and damaged."""
 
+import contextlib
 import json
 import os
 import signal
@@ -106,6 +107,25 @@ def test_killed_and_resumed_with_clocks_a_year_off(config, tmp_path, point, step
     attempts = json.loads((runs / "a/attempts.json").read_text())["attempts"]
     assert [a["outcome"] for a in attempts][-1] == "finished"
     assert attempts[0]["outcome"] in ("running", "failed")
+
+
+def test_the_workers_of_a_killed_rank_end_with_it(small_run, tmp_path):
+    """They share its lock on the run. Stopped, they could not even notice."""
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    values["data"] = {**small_run["data"], "workers": 2}
+    config = write_config(tmp_path / "long.yaml", values)
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", config, "--name", "a"]
+    run = Started(command, tmp_path)
+    run.wait_for("images/s")
+    stopped: list[int] = []
+    while not stopped:  # each epoch has workers of its own
+        for worker in outliving(run.mark).keys() - {run.process.pid}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)
+                stopped.append(worker)
+    run.process.kill()
+    ended = run.end()
+    assert (ended.code, ended.left) == (-signal.SIGKILL, [])
 
 
 # ---------------------------------------------------------------------------- signals
