@@ -95,7 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
         grace=arguments.grace,
     )
     rest = [*arguments.rest, *([] if request.resume == "auto" else ["--resume=auto"])]
-    refuse_if_active(folder)
+    # Processes of this machine are told by their locks, which those that have just been killed
+    # may hold for another moment.
+    refuse_if_active(folder, here=False)
     is_new = not folder.exists()
     with ownership(folder):
         earlier = read_record(folder)

@@ -81,15 +81,19 @@ def run_folder(runs_dir: str, name: str) -> Path:
     return folder
 
 
-def refuse_if_active(folder: Path) -> None:
-    """Refuse a run that somebody is at work on, here or as a job; it need not exist yet.
+def refuse_if_active(folder: Path, *, here: bool = True) -> None:
+    """Refuse a run that somebody is at work on; it need not exist yet.
+
+    Args:
+        folder: of the run.
+        here: look at processes of this machine too, not only at jobs and other machines.
 
     Raises:
         ConfigError: names who it is.
     """
     (found,) = look_at([folder])
-    if found.status in ACTIVE:
-        holder = found.launcher_pid or found.trainer_pid
+    holder = found.launcher_pid or found.trainer_pid
+    if found.status in ACTIVE and (here or holder is None):
         who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
         raise ConfigError(
             f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
