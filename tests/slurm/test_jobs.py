@@ -103,6 +103,7 @@ while not (folder / "end").exists():
 """
 
 
+@pytest.mark.slow
 def test_a_task_of_an_array_queues_again_alone(cluster, tmp_path):
     """One of the tasks has the number of the array, so each of them is told in its turn."""
 

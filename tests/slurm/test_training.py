@@ -77,6 +77,7 @@ def test_two_nodes_train_as_one_process(undisturbed, by):
     assert not list(undisturbed[by].glob("launcher/attempt-*"))
 
 
+@pytest.mark.slow
 def test_torchruns_that_find_each_other_by_c10d(cluster, folder, undisturbed):
     """The lines of the README."""
     file = folder / "c10d.yaml"
