@@ -31,7 +31,8 @@ def sync_folder(folder: Path) -> None:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then give it its name.
 
-    Several may write one file at once: the last one stays, whole.
+    Several may write one file at once: the last one stays, whole. An OSError names the file, also
+    where the system does not say which one it is.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -40,7 +41,9 @@ def write_synced(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from rebias_dist.cli import OneLineParser, run_cli, version
+from rebias_dist.errors import ConfigError
 
 # Subcommand -> what it does. Its module ``launch.<name>`` has a docstring, EXAMPLES (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
@@ -22,6 +23,8 @@ _COMMANDS = {
     "resume": "start a run again, as it was started",
     "tensorboard": "serve TensorBoard for some or all runs, on loopback",
 }
+# Those for which something may follow '--'.
+_HANDING_ON = ("local", "slurm")
 
 _EXIT_CODES = """exit codes: 0 finished, 1 failed (worth a retry), 2 wrong use or configuration,
             3 given up (crash loop, non-finite, damaged data), 75 interrupted, to be resumed"""
@@ -63,7 +66,10 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run a command by its command line and return its exit code.
 
-    What follows ``--`` is left in ``arguments.rest``, a list, for the command to hand on.
+    What follows ``--`` is left in ``arguments.rest``, a list, for the commands that hand it on.
+
+    Raises:
+        ConfigError: the command is not one of them.
     """
     words = list(argv)
     rest: list[str] = []
@@ -76,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
         known = [word for word in os.environ.get("COMP_LINE", "").split() if word in _COMMANDS]
     chosen = next((word for word in known if not word.startswith("-")), None)
     arguments = _parser(chosen if chosen in _COMMANDS else None).parse_args(words)
+    if rest and chosen not in _HANDING_ON:
+        raise ConfigError(f"{chosen}: takes nothing after '--'; remove {' '.join(rest)!r}")
     arguments.rest = rest
     code: int = arguments.run(arguments)
     return code

@@ -38,6 +38,8 @@ class Outcome:
     """torchrun's exit code, negative for a signal."""
     ranks: dict[int, int] = field(default_factory=dict)
     """Exit codes of the ranks; a rank that was killed is not in it."""
+    began: bool = True
+    """Whether the run has noted this attempt; before that it has nothing to save."""
     hang: str = ""
     """Why the launcher killed it, if it did."""
     detected: float = 0.0
@@ -66,11 +68,13 @@ class Attempt:
 
     def __init__(self, run_folder: Path, ranks: int, training: Sequence[str], log: Path) -> None:
         self._state = run_folder / "state.json"
+        self._attempts = run_folder / "attempts.json"
         self._codes = run_folder / "launcher" / "codes"
         self._log = log
         self._ranks = ranks
         shutil.rmtree(self._codes, ignore_errors=True)
         self._codes.mkdir(parents=True)
+        self._noted = _version(self._attempts)
         torchrun = [f"--nproc-per-node={ranks}", "-m", "launch.rank", str(self._codes.absolute())]
         with log.open("ab") as output:
             self._shown = output.tell()
@@ -124,7 +128,8 @@ class Attempt:
         if left:
             hang = f"processes {', '.join(map(str, left))} cannot be killed"
         code = self._torchrun.returncode
-        return Outcome(1 if code is None else code, self._exit_codes(), hang, detected)
+        began = _version(self._attempts) != self._noted
+        return Outcome(1 if code is None else code, self._exit_codes(), began, hang, detected)
 
     def _kill(self) -> list[int]:
         """Kill what is left of the attempt; return what cannot be killed."""

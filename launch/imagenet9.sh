@@ -79,8 +79,14 @@ submit() {
     shift
     [ -z "$before" ] || own+=("--dependency=afterok:$before")
     job=$(sbatch --parsable --kill-on-invalid-dep=yes --job-name="$stage" "${data[@]}" \
-        --output="$logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@")
+        --output="$logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@") \
+        || job="exit code $?"
     job=${job%%;*}
+    # In a subshell -e does not hold, and a stage without a number would let the next ones run.
+    if [[ ! "$job" =~ ^[0-9]+$ ]]; then
+        echo "imagenet9.sh: error: $stage: sbatch submitted no job ($job)" >&2
+        return 2
+    fi
     echo "$stage: job $job" >&2
     echo "$job"
 }
@@ -98,5 +104,7 @@ for split in train selection val; do
         "${merge[@]}")
 done
 job=$(submit verify "$job" -- -m data_shards verify "$output")
+# What the user has for sbatch follows a '--' of its own.
+[[ " ${options[*]} " == *' -- '* ]] || options+=(--)
 "$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "${options[@]}" \
-    -- --dependency="afterok:$job" --kill-on-invalid-dep=yes
+    --dependency="afterok:$job" --kill-on-invalid-dep=yes

@@ -15,7 +15,8 @@ import re
 import shutil
 from pathlib import Path
 
-from launch.record import Record, read_record, write_record
+from launch.record import Record, read_record, record_path, write_record
+from launch.runs import refuse_if_active
 from launch.supervisor import Limits, Supervisor, ownership
 from rebias_dist.cli import parse_train
 from rebias_dist.errors import EXIT_USAGE, ConfigError
@@ -94,6 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
         grace=arguments.grace,
     )
     rest = [*arguments.rest, *([] if request.resume == "auto" else ["--resume=auto"])]
+    # Processes of this machine are told by their locks, which those that have just been killed
+    # may hold for another moment.
+    refuse_if_active(folder, here=False)
     is_new = not folder.exists()
     with ownership(folder):
         earlier = read_record(folder)
@@ -105,6 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
             write_record(folder, earlier)
         elif code == EXIT_USAGE and is_new and not (folder / "config.yaml").exists():
             shutil.rmtree(folder, ignore_errors=True)
+        elif code == EXIT_USAGE and not is_new:
+            record_path(folder).unlink(missing_ok=True)
     return code
 
 

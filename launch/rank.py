@@ -12,21 +12,24 @@ import sys
 from pathlib import Path
 
 from launch.agent import AGENT_PID
-from launch.processes import die_with_parent
 from rebias_dist import train
+from rebias_dist.runtime.parent import die_with_parent
 
 
 def main() -> None:
     """Train, as ``python -m rebias_dist.train`` does."""
     die_with_parent(int(os.environ[AGENT_PID]))
     path = Path(sys.argv[1]) / os.environ["RANK"]
-    try:
-        train.cli(sys.argv[2:])
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+    def note(code: int) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(f"{code}\n", encoding="ascii")
         temporary.replace(path)
+
+    try:
+        train.cli(sys.argv[2:], note)
+    except SystemExit as leaving:
+        note(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
         raise
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from launch.common import add_name
 from launch.files import read_json
 from launch.record import Record, read_record
-from launch.runs import ACTIVE, look_at, run_folder
+from launch.runs import refuse_if_active, run_folder
 from rebias_dist.errors import ConfigError
 
 EXAMPLES = """
@@ -33,11 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from launch.__main__ import main
 
     folder = run_folder(arguments.runs_dir, arguments.name).absolute()
-    (found,) = look_at([folder])
-    if found.status in ACTIVE:
-        holder = found.launcher_pid or found.trainer_pid
-        who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
-        raise ConfigError(f"{found.name}: {who} is at work on it ({found.status})")
+    refuse_if_active(folder)
     record = read_record(folder) or _by_hand(folder)
     # Relative paths of the command line, such as that of a configuration, start there.
     with contextlib.suppress(OSError):

@@ -81,19 +81,48 @@ def run_folder(runs_dir: str, name: str) -> Path:
     return folder
 
 
+def refuse_if_active(folder: Path, *, here: bool = True) -> None:
+    """Refuse a run that somebody is at work on; it need not exist yet.
+
+    Args:
+        folder: of the run.
+        here: look at processes of this machine too, not only at jobs and other machines.
+
+    Raises:
+        ConfigError: names who it is.
+    """
+    (found,) = look_at([folder])
+    holder = found.launcher_pid or found.trainer_pid
+    if found.status in ACTIVE and (here or holder is None):
+        who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
+        raise ConfigError(
+            f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
+            "another name"
+        )
+
+
 def _is_run(folder: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
-        return False
     signs = ("config.yaml", "state.json", "launcher/record.json")
-    return any((folder / sign).is_file() for sign in signs)
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        return any((folder / sign).is_file() for sign in signs)
+    except OSError:  # somebody else's folder that this user may not enter
+        return False
 
 
 def find_runs(runs_dir: str) -> list[Path]:
-    """Return the folders of all runs, by name; an absent folder has none."""
+    """Return the folders of all runs, by name; an absent folder has none.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
     try:
         names = sorted(os.listdir(runs_dir))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise ConfigError(f"--runs-dir: {runs_dir} cannot be read: {error.strerror}") from None
     folders = (Path(runs_dir) / name for name in names if RUN_NAME.fullmatch(name))
     return [folder for folder in folders if _is_run(folder)]
 
@@ -137,7 +166,7 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -
             status = str(said)
         else:
             status = "silent" if hearsay else "dead"
-    elif path.exists() or path.is_symlink():
+    elif os.path.lexists(path):
         status = "damaged"
     else:
         status = "new"

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.jobs import job_states
-from launch.record import Record, read_record, write_record
+from launch.record import Record, write_record
+from launch.runs import refuse_if_active
 from launch.sbatch import check_words, render, resource_lines, safe_path, submit
 from rebias_dist.cli import parse_train
 from rebias_dist.config import Config
 from rebias_dist.config_files import differences, to_yaml
 from rebias_dist.errors import EXIT_FINISHED, ConfigError
 from rebias_dist.plan import check_world
-from rebias_dist.runtime.run_folder import RunFolder, fresh_name
+from rebias_dist.runtime.run_folder import RunFolder, fresh_name, refuse_changes
 
 EXAMPLES = """
 rebias-launch slurm imagenet9/rebias --nodes 4 --gpus-per-node 8 --time 12:00:00 --partition gpu
@@ -31,7 +31,7 @@ rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exc
 
 _SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.:,+-]{1,200}")
 _SHORTEST = 60  # seconds that a job must have before its warning
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="a field of the configuration, such as optimizer.lr=0.01; repeat at will",
+    )
+    parser.add_argument(
+        "--resume-override",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let a resumed run differ in this key, such as optimizer.lr; repeat at will",
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="[1]")
     ranks = parser.add_mutually_exclusive_group()
@@ -87,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Submit a run."""
     config = _resolve(arguments)
     folder = Path(config.runs_dir) / str(config.name)
-    _check_run(config, folder)
+    _check_run(config, folder, arguments.resume_override)
     script = _script(arguments, config, folder)
     rest = check_words(arguments.rest)
     if arguments.dry_run:
@@ -125,6 +132,10 @@ def _resolve(arguments: argparse.Namespace) -> Config:
         if not equals or not _KEY.fullmatch(key) or key in ("name", "runs_dir", "config"):
             raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
         words.append(f"--{setting}")
+    for key in arguments.resume_override:
+        if not _KEY.fullmatch(key):
+            raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
+        words.append(f"--resume-override={key}")
     config = parse_train(words, program="rebias-launch slurm").config
     check_world(config, arguments.nodes * _ranks_per_node(arguments))
     runs_dir = safe_path(Path(config.runs_dir), "runs_dir")
@@ -142,22 +153,13 @@ def _ranks_per_node(arguments: argparse.Namespace) -> int:
     return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node)
 
 
-def _check_run(config: Config, folder: Path) -> None:
-    """Refuse a name that another configuration has, or that is in the queue already."""
+def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
+    """Refuse a name that another configuration has, or that somebody is at work on."""
     existing = RunFolder(folder)
     if existing.config_file.exists():
         changed = differences(existing.read_config().identity(), config.identity())
-        if changed:
-            raise ConfigError(
-                f"name: the run {folder} was created with another configuration "
-                f"({'; '.join(changed)}); choose another name"
-            )
-    record = read_record(folder)
-    if record is not None and record.job is not None and job_states([record.job]):
-        raise ConfigError(
-            f"name: job {record.job} of the run {folder} is in the queue; cancel it, or choose "
-            "another name"
-        )
+        refuse_changes(folder, {line.partition(": ")[0]: line for line in changed}, overrides)
+    refuse_if_active(folder)
 
 
 def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
@@ -198,6 +200,7 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
         LOGS=str(folder / "logs"),
         PYTHON=str(safe_path(Path(sys.executable), "the interpreter", resolve=False)),
         ENV=str(safe_path(env, "--env")),
+        OVERRIDES="".join(f" --resume-override={key}" for key in arguments.resume_override),
     )
 
 
@@ -222,6 +225,7 @@ def _seconds(limit: str | None) -> int | None:
 def _options(arguments: argparse.Namespace) -> Sequence[str]:
     """Return the flags that were given, but for the name and the folder of the runs."""
     words = [f"--set={setting}" for setting in arguments.set]
+    words += [f"--resume-override={key}" for key in arguments.resume_override]
     words += [f"--nodes={arguments.nodes}", f"--by={arguments.by}"]
     if arguments.cpu:
         words += ["--cpu", f"--ranks-per-node={arguments.ranks_per_node}"]

@@ -23,11 +23,14 @@ def main() -> None:
         rank = str(resolve_placement().rank)
     except ConfigError:
         rank = "unplaced"  # the trainer says why
-    try:
-        train.cli(sys.argv[2:])
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+    def note(code: int) -> None:
         write_synced(folder / rank, f"{code}\n".encode())
+
+    try:
+        train.cli(sys.argv[2:], note)
+    except SystemExit as leaving:
+        note(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
         raise
 
 

@@ -50,9 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     if found.job is not None and found.job in (job_states([found.job]) or {}):
         # Ranks that were only asked to leave would let the job queue again.
         _stop_job(found.name, found.job, arguments.timeout)
-        # It may leave the queue before the last of its processes, if they are here.
-        _is_free(folder, _KILLED)
-        return EXIT_FINISHED
+        # It may leave the queue before the last of its processes, if they are here. Who is still
+        # at work then was not started by the job.
+        if _is_free(folder, _KILLED):
+            return EXIT_FINISHED
+        (found,) = look_at([folder])
     if found.launcher_pid is None and found.trainer_pid is None:
         raise ConfigError(f"{found.name}: runs on {found.host}; stop it there")
     # The launcher tells the ranks, and does not start them again; a run without one is told by

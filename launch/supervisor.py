@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Any
 
 from launch.attempt import Attempt, Outcome, Stop, newest_checkpoint
-from launch.processes import adopt_orphans
 from rebias_dist.errors import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -32,6 +31,7 @@ from rebias_dist.errors import (
     ConfigError,
     RebiasError,
 )
+from rebias_dist.runtime.parent import adopt_orphans
 
 _LONGEST_PAUSE = 60.0  # seconds
 # What asks the launcher to stop. A closed terminal (SIGHUP) does too.
@@ -168,7 +168,8 @@ class Supervisor:
             return EXIT_FINISHED
         if self._stop.asked:
             # What had not begun to train yet has nothing to save.
-            return EXIT_FAILED if outcome.hang else EXIT_INTERRUPTED
+            saved = EXIT_INTERRUPTED in codes or not outcome.began
+            return EXIT_INTERRUPTED if saved and not outcome.hang else EXIT_FAILED
         return None
 
     def _interrupted_within(self, seconds: float) -> bool:

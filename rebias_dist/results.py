@@ -39,9 +39,21 @@ def chosen_figure(config: Config, splits: Mapping[str, Any]) -> float:
 
 
 def assemble(
-    config: Config, classes: Sequence[str], checkpoints: Mapping[str, Any], steps: int
+    config: Config,
+    classes: Sequence[str],
+    checkpoints: Mapping[str, Any],
+    steps: int,
+    lost: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the content of results.json."""
+    """Return the content of results.json.
+
+    Args:
+        config: of the run.
+        classes: names, by label.
+        checkpoints: figures of ``last`` and ``best``.
+        steps: optimizer steps taken.
+        lost: a checkpoint that has no figures because it is damaged, and what is wrong with it.
+    """
     return {
         "format": FORMAT,
         "run": config.name,
@@ -51,6 +63,7 @@ def assemble(
         "chosen_on": "oracle" if config.data.selection == "none" else "selection",
         "steps": steps,
         "checkpoints": dict(checkpoints),
+        "lost": dict(lost),
     }
 
 

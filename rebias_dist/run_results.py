@@ -169,6 +169,12 @@ class Group:
         """Return the number of runs without results."""
         return len(self.without)
 
+    def seeds(self, checkpoint: str) -> str:
+        """Return how many runs have figures of a checkpoint, as ``3``, or ``2 of 3``."""
+        there = sum(checkpoint in run.results.checkpoints for run in self.runs if run.results)
+        total = len(self.runs) + self.missing
+        return str(there) if there == total else f"{there} of {total}"
+
     @property
     def networks(self) -> list[str]:
         """Return the networks of the method: 'f', 'g0', …"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
@@ -118,10 +119,24 @@ class Cell:
 
     @property
     def command(self) -> list[str]:
-        """Return the command that starts the run, or continues it."""
-        launcher = ["--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={self.ranks}"]
+        """Return a command by which anybody can start the run, or continue it."""
         train = ["-m", "rebias_dist.train", *self.arguments]
+        if self.ranks == 1:
+            return [sys.executable, *train]
+        launcher = ["--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={self.ranks}"]
         return [sys.executable, "-m", "torch.distributed.run", *launcher, *train]
+
+    @property
+    def bound_command(self) -> list[str]:
+        """Return what the sweep itself starts: the same, but it dies with this process.
+
+        And its ranks meet on loopback, where torchrun would listen on all interfaces.
+        """
+        parent = str(os.getpid())
+        if self.ranks == 1:
+            return [sys.executable, "-m", "launch.cell", parent, *self.arguments]
+        agent = ["-m", "launch.agent", parent, f"--nproc-per-node={self.ranks}"]
+        return [sys.executable, *agent, "-m", "launch.cell", "agent", *self.arguments]
 
     def is_finished(self) -> bool:
         """Return whether the run's folder says that it is complete."""
@@ -237,7 +252,7 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
                 print(f"{title} finished before", flush=True)
                 continue
             note_commit(cell.code)
-            code = runner.run(cell.command, cell.ranks, cell.log, title)
+            code = runner.run(cell.bound_command, cell.ranks, cell.log, title)
             # The folder decides, not the exit code, so that a repeated sweep judges alike.
             if not runner.stopping and not cell.is_finished():
                 failed[index] = f"{cell.name}: exit code {code}, not finished; see {cell.log}"

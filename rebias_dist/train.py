@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -105,7 +105,7 @@ def _train(
     started_by: str,
 ) -> dict[str, Any]:
     from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import dashboard, flops, radius
+    from rebias_dist.runtime import checkpoint, dashboard, flops, radius
     from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
     from rebias_dist.runtime.faults import origin
     from rebias_dist.runtime.meter import Meter, describe_speed
@@ -226,7 +226,10 @@ def _train(
     try:
         telemetry.state("starting", step=run.step, epoch=run.epoch)
         for line in found_run.damaged:
-            log.warning("passed over a damaged checkpoint: %s", line)
+            log.warning(
+                "passed over a damaged checkpoint: %s; its folder is %s… now",
+                *(line, checkpoint.DAMAGED),
+            )
         facts = assemble.facts(config, data, networks, method, device)
         for line in plan.describe(config, layout, {**facts, "started by": started_by}):
             log.info("%s", line)
@@ -365,7 +368,7 @@ def _train(
             if asked_to_leave():
                 leave()
 
-        tested = evaluate_checkpoints(
+        tested, lost = evaluate_checkpoints(
             run,
             folder.checkpoints,
             networks,
@@ -374,7 +377,9 @@ def _train(
             consensus,
             before_each=leave_unsaved_if_asked,
         )
-        final = results.assemble(config, data.classes, tested, run.step)
+        for choice, why in lost.items():
+            log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
+        final = results.assemble(config, data.classes, tested, run.step, lost)
         with consensus.on_rank_zero() as leader:
             if leader:
                 results.write(folder.results_file, final)
@@ -421,8 +426,15 @@ def _fetch(
 # ---------------------------------------------------------------------------- command
 
 
-def cli(argv: Sequence[str] | None = None) -> None:
-    """Run ``rebias-train``."""
+def cli(
+    argv: Sequence[str] | None = None, leaving: Callable[[int], None] = lambda code: None
+) -> None:
+    """Run ``rebias-train``.
+
+    Args:
+        argv: its arguments; None for those of the process.
+        leaving: called with the exit code before the process ends at once, without SystemExit.
+    """
 
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
@@ -437,6 +449,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
         try:
             main(request.config, request.resume, request.overrides)
         except RankError as error:
+            leaving(error.exit_code)
             leave_at_once("rebias-train", error)
 
     run_cli("rebias-train", command)

@@ -18,6 +18,8 @@ from rebias_dist.cell_runner import CellRunner
 from rebias_dist.config_files import configs_folder, list_configs, to_yaml, validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.sweep import Cell, plan_cells, read_sweep, run_cells
+from tests.faults.processes import Started, listening, outliving
+from tests.launch.launched import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -155,7 +157,7 @@ class ScriptCell(Cell):
     """A cell whose process is a few lines of Python instead of a training."""
 
     @property
-    def command(self) -> list[str]:
+    def bound_command(self) -> list[str]:
         return [sys.executable, "-c", self.arguments[0], str(self.folder)]
 
 
@@ -351,6 +353,25 @@ def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert row_count(capsys.readouterr().out, "vanilla") == 4  # best and last, f and g0
     assert (tmp_path / "out/results.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(tmp_path, ranks):
+    values = {**SMALL, "ranks": ranks, "set": {**SMALL["set"], "epochs": 1000}}
+    command = [sys.executable, "-m", "rebias_dist.sweep", written(tmp_path, **values)]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    folder, seen = tmp_path / "runs/s-vanilla", 0
+    for _ in range(2):  # the same command goes on where the killed one was
+        run = Started(command, tmp_path, PYTHONPATH=str(ROOT))
+        wait_until(lambda: status(folder)[1] > seen, f"step {seen + 1}", run)  # noqa: B023
+        found = listening(outliving(run.mark))
+        assert all(address.startswith("127.") for address in found), found
+        # torchrun's store, and each rank.
+        assert len(found) >= ranks + 1 if ranks > 1 else found == []
+        seen = status(folder)[1]
+        run.process.kill()
+        ended = run.end()
+        assert (ended.code, ended.left) == (-signal.SIGKILL, []), ended.left
 
 
 def row_count(text: str, label: str) -> int:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.runtime.parent import die_with_parent
 
 # Other samples that can take the place of damaged ones in a micro-batch. More damage than that
 # is no accident of a few samples.
@@ -186,7 +188,7 @@ def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Ite
         num_workers=workers,
         # Python 3.14 would start them anew, each with its own copy of torch in memory.
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_shield_worker if workers else None,
+        worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
         # DataLoader draws a number from its generator; the global one is not ours to advance.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
@@ -197,18 +199,22 @@ def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Ite
         yield fetched
 
 
-def _shield_worker(worker_id: int) -> None:
-    """Let only the parent end this worker.
+def _shield_worker(parent: int, worker_id: int) -> None:
+    """Let only the parent end this worker, and let it end with the parent.
 
     Schedulers and terminals signal a whole process group. The parent then finishes its step
     and saves, for which it still needs its workers. SIGTERM cannot just be ignored: it is how
     the parent ends its workers when it exits. A blocked signal can be waited for, and then
     tells who sent it.
+
+    A worker shares the parent's open files, among them the lock on the run: one that outlived a
+    killed parent would keep the run from being resumed.
     """
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
 
 
 def _leave_with_parent(parent: int) -> None:

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -210,6 +211,14 @@ class _HSIC(torch.autograd.Function):
 def _as_features(
     x: Tensor | Features, y: Tensor | Features, group: Group
 ) -> tuple[Features, Features]:
+    for name, given in (("x", x), ("y", y)):
+        if group is not None and isinstance(given, Features):
+            # None is another name of the default group.
+            own = dist.group.WORLD if given.group is None else given.group
+            if group is not own:
+                raise ValueError(
+                    f"{name} was gathered in another group than group={group}; omit it"
+                )
     if isinstance(x, Features) and isinstance(y, Features):
         if x.group is not y.group:
             raise ValueError("x and y were gathered in different groups; gather both in one")
@@ -290,7 +299,8 @@ def hsic(
         y: the same rows' other variable, ``(n, d_y)``, or :class:`Features`.
         sigma_x: σ of x's kernel ``exp(-|a-b|² / (2σ²))``, in the units of the rows.
         sigma_y: σ of y's kernel.
-        group: process group; see :func:`gather_features`. Features bring their own.
+        group: process group; see :func:`gather_features`. Features bring their own, which it
+            must not contradict.
         tile: side of the square tiles in which kernels are computed.
         estimator: ``"unbiased"`` or ``"biased"``.
         check: raise on non-finite rows; this waits for the device. Without it the value and

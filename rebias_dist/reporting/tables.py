@@ -85,8 +85,6 @@ def results_table(groups: Sequence[Group]) -> Table:
             row = [name, Cell("no results", why, "text"), Cell(ABSENT, kind="text"), Cell("0")]
             table.rows.append([*row, *blank])
             continue
-        count = str(len(group.runs))
-        count += f" of {len(group.runs) + group.missing}" if group.missing else ""
         for checkpoint in ("last", "best"):
             words, kind = selection_words(group, checkpoint)
             for network in dict.fromkeys(["f", "g0", *group.networks]):
@@ -97,7 +95,8 @@ def results_table(groups: Sequence[Group]) -> Table:
                     )
                     for split in splits
                 ]
-                row = [name, Cell(words, kind=kind), Cell(network, kind="text"), Cell(count)]
+                row = [name, Cell(words, kind=kind), Cell(network, kind="text")]
+                row.append(Cell(group.seeds(checkpoint)))
                 table.rows.append([*row, *figures])
     return table
 

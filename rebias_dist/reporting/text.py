@@ -92,8 +92,7 @@ def _rows(
     if not group.runs:
         yield [f"{label}: no results", *[""] * (2 + len(columns))]
         return
-    seeds = str(len(group.runs))
-    seeds += f" of {len(group.runs) + group.missing}" if group.missing else ""
+    seeds = group.seeds(checkpoint)
     # f and g0 have a line in every method, so that the lines of methods compare.
     for network in dict.fromkeys(["f", "g0", *group.networks]):
         figures = [

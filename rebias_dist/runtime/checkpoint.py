@@ -28,6 +28,8 @@ from rebias_dist.errors import ConfigError, DataError, RebiasError
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})$")
 _REPLACED = ".replaced"
+DAMAGED = "damaged-"
+"""Opens the name of a folder that was passed over as damaged, which is no checkpoint any more."""
 _STATE, _RECORD = "state.pt", "checkpoint.json"
 # Beside the tensors themselves: what the archive adds to each, and plain values and the record.
 _OVERHEAD_EACH, _OVERHEAD = 1024, 1 << 18
@@ -237,6 +239,24 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             "restore one, or start under another name"
         )
     return None, damaged
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints beyond a step, which were passed over as damaged.
+
+    As checkpoints they would count among the newest, and intact ones would be removed for them.
+    For the owner of the run alone.
+
+    Raises:
+        OSError: a folder cannot be renamed.
+    """
+    for beyond in steps(folder):
+        if beyond > step:
+            damaged = folder / f"step-{beyond:09d}"
+            aside = folder / f"{DAMAGED}{damaged.name}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            damaged.rename(aside)
+    sync_folder(folder)
 
 
 def choose(folder: Path, choice: str) -> int:

@@ -107,12 +107,18 @@ class Consensus:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; if it fails with a known error on any, it fails on all."""
+        """Run a block on every rank; if it fails with a known error on any, it fails on all.
+
+        So does what the system refuses, such as a write to a full disk.
+        """
         fault: RebiasError | None = None
         try:
             yield
         except RebiasError as error:
             fault = error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            fault = RebiasError(f"{where}{error.strerror or error}")
         self.agree(fault)
 
     @contextmanager

@@ -149,10 +149,17 @@ def evaluate_checkpoints(
     precision: Precision,
     consensus: Consensus,
     before_each: Callable[[], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Evaluate a run's last and best checkpoint on its test splits; a collective.
 
     The networks are those of the best checkpoint afterwards, and may be at any time on the way.
+
+    Returns:
+        What was found, by ``last`` and ``best``; and what is wrong with the best, if it is damaged:
+        it cannot be made again, and must not take the last one with it.
+
+    Raises:
+        DataError: on all ranks; the last checkpoint or a split is damaged.
     """
     tested: dict[str, Any] = {}
     for choice in ("last", "best"):
@@ -164,8 +171,14 @@ def evaluate_checkpoints(
         if choice == "best" and step == tested["last"]["step"]:
             tested["best"] = tested["last"]
             continue
+        try:
+            with consensus.together():
+                state = checkpoint.load(folder, step)
+        except DataError as error:
+            if choice == "last":
+                raise
+            return tested, {choice: str(error)}
         with consensus.together():
-            state = checkpoint.load(folder, step)
             run.restore_networks(state)
         figures = evaluate_splits(
             networks,
@@ -179,4 +192,4 @@ def evaluate_checkpoints(
             with_intervals=True,
         )
         tested[choice] = {"step": step, "splits": figures}
-    return tested
+    return tested, {}

@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import PlacementError
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SRUN = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
@@ -50,7 +50,7 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     """Return the place that the environment gives this process.
 
     Raises:
-        ConfigError: variables are missing, contradict each other or are no numbers.
+        PlacementError: variables are missing, contradict each other or are no numbers.
     """
     # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
     if any(name in environment for name in _TORCHRUN[:3]):
@@ -81,12 +81,12 @@ def _of_torchrun(environment: Mapping[str, str]) -> Placement:
     _complete(environment, _TORCHRUN, "start with torchrun, or unset them all for a single process")
     rank, world, local = _numbers(environment, _TORCHRUN[:3])
     if not 0 <= rank < world:
-        raise ConfigError(f"RANK={rank} lies outside WORLD_SIZE={world}")
+        raise PlacementError(f"RANK={rank} lies outside WORLD_SIZE={world}")
     local_world = world
     if "LOCAL_WORLD_SIZE" in environment:
         (local_world,) = _numbers(environment, ["LOCAL_WORLD_SIZE"])
     if not 0 <= local < local_world <= world:
-        raise ConfigError(
+        raise PlacementError(
             f"LOCAL_RANK={local}, LOCAL_WORLD_SIZE={local_world} and WORLD_SIZE={world} "
             "contradict each other"
         )
@@ -106,12 +106,12 @@ def _check_torchrun_in_step(environment: Mapping[str, str], rank: int, world: in
     tasks, task = _numbers(environment, ["SLURM_NTASKS", "SLURM_PROCID"])
     agents = environment.get("GROUP_WORLD_SIZE")
     if agents is not None and agents != str(tasks):
-        raise ConfigError(
+        raise PlacementError(
             f"srun started {tasks} tasks (SLURM_NTASKS), but torchrun counts {agents} nodes: give "
             "it --nnodes=$SLURM_NNODES with one task a node, or start one task"
         )
     if world < tasks or (agents is None and world == tasks and rank != task):
-        raise ConfigError(
+        raise PlacementError(
             f"RANK={rank} of WORLD_SIZE={world} contradicts SLURM_PROCID={task} of "
             f"SLURM_NTASKS={tasks}; unset one or the other"
         )
@@ -136,19 +136,19 @@ def _of_srun(environment: Mapping[str, str]) -> Placement:
     assert node_list is not None
     job, step, rank, world, local = _numbers(environment, _SRUN)
     if not 0 <= rank < world:
-        raise ConfigError(f"SLURM_PROCID={rank} lies outside SLURM_NTASKS={world}")
+        raise PlacementError(f"SLURM_PROCID={rank} lies outside SLURM_NTASKS={world}")
     if not 0 <= local <= rank:
-        raise ConfigError(f"SLURM_LOCALID={local} contradicts SLURM_PROCID={rank}")
+        raise PlacementError(f"SLURM_LOCALID={local} contradicts SLURM_PROCID={rank}")
     of_step = environment.get("SLURM_STEP_NUM_TASKS", str(world))
     if of_step != str(world):
-        raise ConfigError(f"SLURM_NTASKS={world} contradicts SLURM_STEP_NUM_TASKS={of_step}")
+        raise PlacementError(f"SLURM_NTASKS={world} contradicts SLURM_STEP_NUM_TASKS={of_step}")
     ranks = f"{world} rank{'s' if world > 1 else ''}"
     origin = f"srun, {ranks} on {node_list} in SLURM job {job}{_restarts(environment)}"
     if world == 1:
         return Placement(0, 1, 0, origin, bound=True)
     address = environment.get("MASTER_ADDR") or None
     if address in _LOOPBACK and environment.get("SLURM_STEP_NUM_NODES", "1") != "1":
-        raise ConfigError(
+        raise PlacementError(
             f"MASTER_ADDR={address} cannot be reached from the other nodes of {node_list}; unset it"
         )
     port = _FIRST_PORT + (job + 1009 * step) % _PORTS
@@ -167,10 +167,10 @@ def first_host(node_list: str) -> str:
     """Return the first host of a list in SLURM's short form: rack2n04 of ``rack[2-3]n[04,07-09]``.
 
     Raises:
-        ConfigError: it is no such list.
+        PlacementError: it is no such list.
     """
     if not re.fullmatch(r"(?:[\w.-]+|\[[\d,-]+\])(?:[\w.-]+|\[[\d,-]+\]|,)*", node_list):
-        raise ConfigError(f"SLURM_JOB_NODELIST={node_list!r} is no list of nodes")
+        raise PlacementError(f"SLURM_JOB_NODELIST={node_list!r} is no list of nodes")
     opened = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", node_list)
     return opened.partition(",")[0]
 
@@ -186,7 +186,7 @@ def _reachable(host: str) -> str:
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(
+        raise PlacementError(
             f"{host}, the first node, has no address here and scontrol knows none ({error}); "
             "set MASTER_ADDR"
         ) from None
@@ -201,7 +201,7 @@ def _complete(environment: Mapping[str, str], names: Sequence[str], cure: str) -
     missing = [name for name in names if name not in environment]
     if missing:
         given = [name for name in names if name in environment]
-        raise ConfigError(
+        raise PlacementError(
             f"{', '.join(missing)} missing from the environment beside {', '.join(given)}; {cure}"
         )
 
@@ -211,10 +211,10 @@ def _numbers(environment: Mapping[str, str], names: Sequence[str]) -> list[int]:
         return [int(environment[name]) for name in names]
     except ValueError:
         values = ", ".join(f"{name}={environment[name]!r}" for name in names)
-        raise ConfigError(f"{values}: whole numbers are needed") from None
+        raise PlacementError(f"{values}: whole numbers are needed") from None
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise ConfigError(f"MASTER_PORT={text!r} is no port; use a number from 1 to 65535")
+        raise PlacementError(f"MASTER_PORT={text!r} is no port; use a number from 1 to 65535")
     return int(text)

@@ -129,17 +129,19 @@ def process_group(
 
 
 def _meeting_point(place: Placement, patience: timedelta) -> Store:
-    """Return the store in which the ranks meet; rank 0 of srun's opens it, torchrun has its own."""
-    if place.address is None or place.port is None:
+    """Return the store in which the ranks meet; torchrun has its own, else rank 0 opens it."""
+    if place.address is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
         return store
     return TCPStore(
-        place.address,
-        place.port,
+        place.address or os.environ["MASTER_ADDR"],
+        place.port or int(os.environ["MASTER_PORT"]),
         place.world_size,
         is_master=place.rank == 0,
         timeout=patience,
+        # Waiting is for the roll call, which can tell who is missing.
         wait_for_workers=False,
+        multi_tenant=True,
     )
 
 

@@ -71,9 +71,11 @@ def resume_run(
             held.enter_context(open_run(config, resume, overrides))
             state, found.damaged = checkpoint.load_newest(folder.checkpoints)
             if state is not None:
-                found.step = state["step"]
+                found.step = int(state["step"])
                 found.changes = run.changes(state)
                 refuse_changes(folder.path, found.changes, overrides)
+                if found.damaged:
+                    checkpoint.set_aside(folder.checkpoints, found.step)
                 if found.step >= total_steps and folder.has_results:
                     found.finished = results.read(folder.results_file)
             if found.finished is None:

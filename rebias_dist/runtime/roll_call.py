@@ -25,6 +25,7 @@ from rebias_dist.runtime.placement import Placement
 
 _PACKAGES = ("torchvision", "numpy", "webdataset", "rebias-dist")
 _SHOWN = 3  # differences of a rank that are named
+_NAMED = 8  # ranks that are named as missing
 _FAREWELL = timedelta(seconds=20)
 
 
@@ -95,6 +96,15 @@ def verdict(ranks: Sequence[Mapping[str, Any]], world_size: int) -> str | None:
     return None
 
 
+def _missing(came: Sequence[int], world_size: int) -> str:
+    absent = sorted(set(range(world_size)) - set(came))
+    if not absent:  # they came while this was found out
+        return "the last of them came too late"
+    names = ", ".join(map(str, absent[:_NAMED]))
+    more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    return f"rank {names} is missing" if len(absent) == 1 else f"ranks {names}{more} are missing"
+
+
 def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> None:
     """Wait until all ranks came, and compare them.
 
@@ -106,7 +116,7 @@ def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> No
     Raises:
         ConfigError: the ranks differ; alike on all of them.
         PlacementError: this process is one too many.
-        DistError: not all of them came.
+        DistError: not all of them came; on rank 0 it names those that did not.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"roll-call/{attempt}", store)
@@ -121,7 +131,11 @@ def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> No
     speaks = facts["rank"] == 0 and store.add("speakers", 1) == 1
     if speaks:
         keys = [f"facts/{n}" for n in range(1, world_size + 1)]
-        store.wait(keys)
+        try:
+            store.wait(keys)
+        except DistError:
+            came = [json.loads(store.get(key))["rank"] for key in keys if store.check([key])]
+            raise DistError(_missing(came, world_size)) from None
         found = verdict([json.loads(store.get(key)) for key in keys], world_size)
         store.set("verdict", json.dumps(found))
     found = json.loads(store.get("verdict"))

@@ -184,6 +184,15 @@ def test_wrong_use_is_one_line(source, tmp_path, capsys, more, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["pipe:touch {}", "file:{}", "http://127.0.0.1:9/{}"])
+def test_a_source_is_a_path_and_no_address_that_is_opened(tmp_path, monkeypatch, capsys, address):
+    monkeypatch.chdir(tmp_path)
+    sentinel = tmp_path / "sentinel"
+    assert cli(_command(address.format(sentinel), tmp_path / "out")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_limits_and_parts_are_parsed():
     assert parse_limit(None) is None
     assert parse_limit("0") == 0

@@ -90,6 +90,13 @@ def test_manifest_round_trip_and_digest(split):
             ),
             "malformed at shards.0.name",
         ),
+        (
+            lambda f: _edit_manifest(
+                f,
+                shards=[{"name": "pipe:touch x", "bytes": 1, "sha256": "0" * 64, "count": 50}],
+            ),
+            "malformed at shards.0.name",
+        ),
         (lambda f: (f / "index.npy").unlink(), "cannot be read"),
         (lambda f: (f / "index.npy").write_bytes(b"no"), "malformed"),
         (lambda f: (f / "index.npy").write_bytes(b""), "malformed"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,28 @@ def outliving(mark: str) -> dict[int, str]:
                 found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
+    return found
+
+
+def listening(processes: Iterable[int]) -> list[str]:
+    """The addresses at which processes listen; one that has ended meanwhile has none."""
+    own = set()
+    for process in processes:
+        try:
+            handles = [os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()]
+        except OSError:
+            continue
+        own |= {handle[8:-1] for handle in handles if handle.startswith("socket:[")}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in own:
+                number = bytes.fromhex(fields[1].partition(":")[0])
+                if table == "tcp":
+                    found.append(socket.inet_ntoa(number[::-1]))
+                else:
+                    found.append("::" if not any(number) else number.hex())
     return found
 
 

@@ -142,6 +142,15 @@ def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(
     assert full.code == 1, full.out
     assert len(full.errors) == 1, full.out
     assert "MB are missing; the checkpoints before are whole" in full.errors[0]
+    # Not even the small files fit any more.
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "more.bin").write_bytes(bytes(2**20))
+    fuller = Started(command, tmp_path).end()
+    assert (fuller.code, fuller.errors) == (
+        *(1, [f"rebias-train: error: {small_disk}/a/attempts.json: No space left on device"]),
+    ), fuller.out
+    assert "Traceback" not in fuller.out
+    (small_disk / "more.bin").unlink()
     (small_disk / "other.bin").unlink()
     state, damaged = checkpoint.load_newest(small_disk / "a/checkpoints")
     assert state is not None

@@ -12,8 +12,9 @@ import torch
 
 from rebias_dist.cli import parse_train
 from rebias_dist.config_files import parse_yaml, read_config_file, validate
-from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.runtime import checkpoint
+from rebias_dist.train import main
 
 
 @pytest.fixture
@@ -103,6 +104,16 @@ def test_flags_are_yaml_under_the_same_rules(sentinel):
 def test_an_override_that_is_no_key(flag):
     with pytest.raises(ConfigError, match=r"did you mean optimizer.lr\?"):
         parse_train([flag, "optimizer.lt"])
+
+
+@pytest.mark.parametrize("field", ["root", "source"])
+@pytest.mark.parametrize("address", ["pipe:touch {}", "pipe:cat /dev/null; touch {}", "file:{}"])
+def test_addresses_in_place_of_a_folder_are_not_opened(sentinel, small_run, field, address):
+    data = {**small_run["data"], field: address.format(sentinel)}
+    with pytest.raises(RebiasError) as refused:
+        main(validate({**small_run, "data": data, "max_steps": 1}))
+    assert refused.value.exit_code in (2, 3)
+    assert "\n" not in str(refused.value)
 
 
 # ---------------------------------------------------------------------------- checkpoints

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.attempt import newest_checkpoint
 from rebias_dist.config_files import parse_yaml, validate
 from rebias_dist.errors import (
     ConfigError,
@@ -245,6 +246,33 @@ def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, 
     assert sorted(found["checkpoints"]["last"]["splits"]) == ["biased", "rho0", "unbiased"]
 
 
+def test_a_damaged_best_checkpoint_does_not_take_the_last_one_with_it(
+    small_run, monkeypatch, tmp_path, capsys
+):
+    from rebias_dist import report, results
+    from rebias_dist.runtime import evaluation
+
+    best = tmp_path / "runs/a/checkpoints/step-000000008/state.pt"
+    figures = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr(results, "chosen_figure", lambda config, splits: next(figures))
+    one = evaluation.evaluate_split
+
+    def damaging(networks, dataset, **more):
+        if dataset.manifest.split == "rho0":  # only tested, after training
+            best.write_bytes(best.read_bytes()[:-1])
+        return one(networks, dataset, **more)
+
+    monkeypatch.setattr(evaluation, "evaluate_split", damaging)
+    config = validate({**settings(small_run), "name": "a"})
+    found = main(config)
+    assert list(found["checkpoints"]) == ["last"]
+    assert str(best) in found["lost"]["best"]
+    assert "the best checkpoint is damaged" in (tmp_path / "runs/a/logs/rank0.log").read_text()
+    assert main(config) == found  # finished, and not done again
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "0 of 1" in capsys.readouterr().out
+
+
 def test_a_micro_batch_of_one_needs_maps_of_more_than_one_pixel(small_run):
     network = {"name": "bagnet18"}
     values = {**settings(small_run), "micro_batch": 1, "max_steps": 1, "f": network}
@@ -261,3 +289,35 @@ def test_no_run_starts_from_zero_over_damaged_checkpoints(small_run, tmp_path):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="none of 2 checkpoints is intact"):
         main(validate(values))
+
+
+def test_damaged_checkpoints_do_not_displace_intact_ones(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 2}}
+    main(validate({**values, "name": "whole"}))
+    folder = tmp_path / "runs/a/checkpoints"
+    main(validate({**values, "max_steps": 6, "checkpoint": {"every_steps": 2, "keep": 3}}))
+    assert checkpoint.steps(folder) == [2, 4, 6]
+    for step in (4, 6):
+        path = folder / f"step-{step:09d}/state.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def told() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        pytest.raises(InterruptedRun, match="saved at step 3"),
+        failpoint("start of the step", 3, told),
+    ):
+        main(validate(values))
+    assert checkpoint.steps(folder) == [2, 3]
+    assert newest_checkpoint(tmp_path / "runs/a") == 3
+    assert {path.name for path in folder.glob("damaged-*")} == {
+        "damaged-step-000000004",
+        "damaged-step-000000006",
+    }
+    log = (tmp_path / "runs/a/logs/rank0.log").read_text()
+    assert log.count("passed over a damaged checkpoint") == 2
+    main(validate(values))
+    assert fingerprint(tmp_path / "runs/a") == fingerprint(tmp_path / "runs/whole")

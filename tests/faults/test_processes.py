@@ -1,5 +1,6 @@
 """Real processes that are killed, stopped, signalled and damaged."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from tests.faults.failpoints import TRAINING, WRITING, plant
 from tests.faults.processes import (
     Ended,
     Started,
+    listening,
     outliving,
     torchrun,
     torchrun_command,
@@ -107,6 +109,25 @@ def test_killed_and_resumed_with_clocks_a_year_off(config, tmp_path, point, step
     assert attempts[0]["outcome"] in ("running", "failed")
 
 
+def test_the_workers_of_a_killed_rank_end_with_it(small_run, tmp_path):
+    """They share its lock on the run. Stopped, they could not even notice."""
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    values["data"] = {**small_run["data"], "workers": 2}
+    config = write_config(tmp_path / "long.yaml", values)
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", config, "--name", "a"]
+    run = Started(command, tmp_path)
+    run.wait_for("images/s")
+    stopped: list[int] = []
+    while not stopped:  # each epoch has workers of its own
+        for worker in outliving(run.mark).keys() - {run.process.pid}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)
+                stopped.append(worker)
+    run.process.kill()
+    ended = run.end()
+    assert (ended.code, ended.left) == (-signal.SIGKILL, [])
+
+
 # ---------------------------------------------------------------------------- signals
 
 
@@ -134,33 +155,22 @@ def _only_torchrun_listens_to_the_outside(run: Started) -> None:
     """torchrun's store does, whatever its arguments; no socket of ours."""
     ranks = run.ranks()
     assert len(ranks) == 2
-    for process in outliving(run.mark):
-        for address in _listening(process):
-            if process in ranks:
-                assert address.startswith("127."), address
+    for rank in ranks:
+        found = listening([rank])
+        assert found, "a rank has its connections"
+        assert all(address.startswith("127.") for address in found), found
 
 
-def _listening(process: int) -> list[str]:
-    """The addresses at which a process listens."""
-    own = set()
-    for handle in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            target = os.readlink(handle)
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            own.add(target[8:-1])
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in own:
-                number = bytes.fromhex(fields[1].partition(":")[0])
-                if table == "tcp":
-                    found.append(socket.inet_ntoa(number[::-1]))
-                else:
-                    found.append("::" if not any(number) else number.hex())
-    return found
+def test_a_single_process_listens_nowhere(small_run, tmp_path):
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    long = write_config(tmp_path / "long.yaml", values)
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
+    run = Started(command, tmp_path)
+    run.wait_for("images/s")
+    assert listening(outliving(run.mark)) == []
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.end()
+    assert (ended.code, ended.left) == (75, []), ended.out
 
 
 # ---------------------------------------------------------------------------- data, start
@@ -195,7 +205,7 @@ def test_a_rank_that_does_not_come(config, tmp_path):
     assert ended.code == 1
     assert len(ended.errors) == 1, ended.out
     assert f"rank 0, start: the 2 ranks did not come together at 127.0.0.1:{port}" in ended.out
-    assert "within 0.1 minutes" in ended.out
+    assert "within 0.1 minutes (rank 1 is missing)" in ended.out
     assert "Traceback" not in ended.out
 
 
@@ -211,8 +221,9 @@ def test_a_busy_port(config, tmp_path):
     assert "Traceback" not in ended.out
 
 
-def test_a_rank_without_a_world(config, tmp_path):
-    given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": "0"}
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_without_a_world(config, tmp_path, rank):
+    given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": rank}
     command = [sys.executable, "-m", "rebias_dist.train", "--config", config]
     done = subprocess.run(
         command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=240

@@ -2,16 +2,16 @@
 
 import json
 import os
-import re
+import shutil
 import signal
-import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.failpoints import TRAINING, WRITING
-from tests.faults.processes import Started, outliving, write_config
+from tests.faults.processes import Started, listening, outliving, write_config
 from tests.faults.test_resume_exactly import fingerprint, losses, settings
 from tests.launch.launched import (
     agents,
@@ -112,21 +112,9 @@ def test_a_stopped_rank_and_a_killed_torchrun_lead_to_a_restart(long, tmp_path):
 
 
 def _listens_on_loopback_alone(run: Started) -> None:
-    own = set()
-    processes = outliving(run.mark)
-    for pid in processes:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(handle))
-            own |= {match[1]} if match else set()
-    found = []
-    for table, reverse in (("tcp", True), ("tcp6", False)):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in own:
-                address = bytes.fromhex(fields[1].partition(":")[0])
-                found.append(socket.inet_ntoa(address[::-1]) if reverse else address.hex())
+    found = listening(outliving(run.mark))
     # torchrun's store and the connections of two ranks.
-    assert len(found) >= 3, processes
+    assert len(found) >= 3, found
     assert all(address.startswith("127.") for address in found), found
 
 
@@ -134,11 +122,14 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     folder = tmp_path / "runs/a"
     run = started("local", long, "--ranks", "2", "--name", "a", cwd=tmp_path)
     wait_for_step(run, folder, 6)
-    # One owner: a second launcher is told who the first is; so is resume.
-    for words in (("local", long, "--name", "a"), ("resume", "a")):
+    # One owner: a second launcher is told who the first is; so is resume, and so are jobs.
+    record = (folder / "launcher/record.json").read_bytes()
+    job = ("slurm", long, "--name", "a", "--cpu")
+    for words in (("local", long, "--name", "a"), ("resume", "a"), job):
         second = launch(*words, cwd=tmp_path)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1), second.stderr
         assert str(run.process.pid) in second.stderr
+    assert (folder / "launcher/record.json").read_bytes() == record
     shown = json.loads(launch("status", "a", "--json", cwd=tmp_path).stdout)
     assert (shown["status"], shown["launcher_pid"]) == ("running", run.process.pid)
     assert shown["trainer_pid"] == ranks(run)[0]
@@ -187,6 +178,21 @@ def test_ctrl_c_twice_kills_at_once_and_one_rank_alone_is_no_reason_to_leave(lon
     assert "killed at the second request" in ended.out
 
 
+def test_a_stop_whose_save_fails_is_no_interruption_after_a_save(small_run, tmp_path):
+    values = {**small_run, "epochs": 100_000, "evaluate": {"every_epochs": 100_000}}
+    config = write_config(tmp_path / "unsaved.yaml", values)
+    folder = tmp_path / "runs/a"
+    run = started("local", config, "--name", "a", cwd=tmp_path)
+    wait_for_step(run, folder, 2)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").write_text("a file where the folder should be")
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.end()
+    assert (ended.code, ended.left) == (1, []), ended.out
+    assert "a checkpoint could not be saved" in ended.out
+    assert "resume' goes on" not in ended.out
+
+
 def test_two_runs_at_a_time(short, tmp_path):
     runs = [started("local", short, "--ranks", "2", "--name", name, cwd=tmp_path) for name in "ab"]
     ended = [run.end() for run in runs]
@@ -195,6 +201,20 @@ def test_two_runs_at_a_time(short, tmp_path):
     again = launch("local", short, "--ranks", "2", "--name", "a", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "finished already" in again.stderr
+
+
+def test_a_refused_launch_does_not_change_how_a_run_by_hand_is_resumed(small_run, tmp_path):
+    values = {**small_run, "max_steps": 2}
+    command = [sys.executable, "-m", "rebias_dist.train", "--config"]
+    command += [write_config(tmp_path / "hand.yaml", values), "--name", "a"]
+    assert Started(command, tmp_path).end().code == 0
+    other = write_config(tmp_path / "other.yaml", {**values, "seed": 5})
+    refused = launch("local", other, "--name", "a", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "seed: 0 → 5" in refused.stderr
+    resumed = launch("resume", "a", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "finished already" in resumed.stderr
 
 
 def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
@@ -243,6 +263,8 @@ def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
         (("logs", "a\nb"), r"'a\nb'"),
         (("resume", "absent"), "'absent'"),
         (("tensorboard", "absent"), "'absent'"),
+        (("list", "--", "--active"), "'--active'"),
+        (("resume", "absent", "--", "--optimizer.lr", "1"), "'--optimizer.lr 1'"),
         (("start", "a"), "start"),
         ((), "COMMAND"),
     ],

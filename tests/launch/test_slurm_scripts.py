@@ -1,6 +1,7 @@
 """Batch scripts: what is in them, what is refused, and what follows when the ranks have ended."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.slurm_verdict import judge
+from rebias_dist.cli import parse_train
+from rebias_dist.config_files import to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +46,26 @@ def test_the_script_can_be_read_and_is_bash(tmp_path, by):
     assert (checked.returncode, checked.stderr) == (0, "")
     # Nothing was submitted, nothing written.
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by):
+    folder = tmp_path / "runs/first"
+    folder.mkdir(parents=True)
+    demo = parse_train(["--config=biased_mnist/demo"]).config
+    (folder / "config.yaml").write_text(to_yaml(demo))
+    words = ["biased_mnist/demo", f"--by={by}", "--name=first", f"--runs-dir={tmp_path / 'runs'}"]
+    words += ["--dry-run", "--set=optimizer.lr=0.5", "--set=seed=8"]
+    for overrides in ([], ["--resume-override=seed"]):
+        refused = slurm(*words, *overrides)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "--resume-override optimizer.lr" in refused.stderr
+        assert ("--resume-override seed" in refused.stderr) == (not overrides)
+    both = ["--resume-override=seed", "--resume-override=optimizer.lr"]
+    shown = slurm(*words, *both)
+    assert shown.returncode == 0, shown.stderr
+    last = shown.stdout.partition("-m launch.slurm_rank ")[2].splitlines()[0]
+    assert shlex.split(last)[2:] == both
 
 
 @pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
@@ -92,6 +115,8 @@ def test_imagenet9_hands_limits_to_the_stages_that_they_are_for(tmp_path, words)
         (["--ranks-per-node=2"], "--ranks-per-node"),
         (["--set=optimizer.lr"], "--set"),
         (["--set=name=other"], "--set"),
+        (["--resume-override=$(id)"], "--resume-override"),
+        (["--resume-override=optimizer.lt"], "did you mean optimizer.lr?"),
         (["--set=optimizer.lr=-1"], "optimizer.lr"),
         (["--", "--wrap=id"], "--wrap=id"),
         (["--", "other.sbatch"], "other.sbatch"),
@@ -131,3 +156,65 @@ def test_without_slurm(tmp_path):
 )
 def test_what_follows_when_the_ranks_have_ended(codes, launcher, began, expected):
     assert judge(codes, launcher, began) == expected
+
+
+# ---------------------------------------------------------------- the stages of imagenet9.sh
+
+# Notes its words and counts the jobs; refuses the one whose name is in REFUSED.
+SBATCH = r"""#!/usr/bin/env bash
+printf '%s\n' "$*" >> "$CALLS"
+for word in "$@"; do
+    if [ "$word" = "--job-name=$REFUSED" ]; then
+        echo "sbatch: error: invalid partition specified" >&2
+        exit 1
+    fi
+done
+wc -l < "$CALLS" | tr -d ' '
+"""
+
+
+def stages(tmp_path: Path, *words: str, refused: str = "") -> tuple[int, str, list[str]]:
+    """Run the script with a stub of sbatch; return its exit code, stderr, and sbatch's words."""
+    programs, calls = tmp_path / "programs", tmp_path / "calls"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH)
+    (programs / "sbatch").chmod(0o755)
+    (tmp_path / "source").mkdir()
+    done = subprocess.run(
+        [
+            *("bash", str(ROOT / "launch/imagenet9.sh"), "--source", str(tmp_path / "source")),
+            *("--output", str(tmp_path / "shards"), f"--python={sys.executable}"),
+            *("--", f"--runs-dir={tmp_path / 'runs'}", "--name=a", *words),
+        ],
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "CALLS": str(calls),
+            "REFUSED": refused,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return done.returncode, done.stderr, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("stage", ["convert", "merge-selection", "verify"])
+def test_a_stage_that_is_refused_is_the_last(tmp_path, stage):
+    code, said, calls = stages(tmp_path, refused=stage)
+    assert code == 2, said
+    assert said.splitlines()[-1].startswith(f"imagenet9.sh: error: {stage}: sbatch submitted no")
+    assert f"--job-name={stage} " in calls[-1]
+
+
+@pytest.mark.parametrize("words", [[], ["--nodes=2", "--", "--mem=0"]])
+def test_every_stage_waits_for_the_one_before_it(tmp_path, words):
+    code, said, calls = stages(tmp_path, *words)
+    assert (code, len(calls)) == (0, 6), said
+    for number, call in enumerate(calls[1:], 1):
+        assert f"--dependency=afterok:{number} " in call
+    assert "--dependency" not in calls[0]
+    assert ("--mem=0" in calls[-1].split()) == bool(words)
+    assert "--" not in calls[-1].split()

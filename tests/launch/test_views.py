@@ -7,6 +7,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,9 +105,40 @@ def test_damaged_states(tmp_path, content):
     (folder / "launcher").mkdir()
     (folder / "launcher/record.json").write_bytes(content)
     assert status_of(folder) == "damaged"
-    shown = launch("list", "--runs-dir", str(tmp_path), cwd=tmp_path)
+    shown = launch("list", "--json", "--runs-dir", str(tmp_path), cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "damaged" in shown.stdout
+    assert json.loads(shown.stdout)["status"] == "damaged"
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Be a user whom the permissions of files hold back, as root is not."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_folder_that_may_not_be_entered_hides_no_other_run(tmp_path, monkeypatch):
+    # Relative paths, for the folders above belong to this user alone.
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    runs = Path("runs")
+    closed = make_run(runs, "closed")
+    open_one = make_run(runs, "open")
+    assert status_of(open_one) == "dead"
+    closed.chmod(0)
+    with without_privileges():
+        assert find_runs("runs") == [open_one]
+        assert status_of(closed) == "new"
+    runs.chmod(0)
+    with without_privileges(), pytest.raises(ConfigError, match="runs cannot be read: Permission"):
+        find_runs("runs")
+    runs.chmod(0o755)
+    closed.chmod(0o755)
 
 
 def test_values_that_no_run_writes_are_unknown(tmp_path):

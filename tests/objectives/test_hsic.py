@@ -261,6 +261,12 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             hsic(left, right, 1.0, 1.0)
+    gathered = gather_features(x)
+    for left, right in ((gathered, y), (y, gathered), (gathered, gather_features(y))):
+        with pytest.raises(ValueError, match="gathered in another group than group="):
+            hsic(left, right, 1.0, 1.0, group=LOCAL)
+    local = gather_features(x, group=LOCAL)
+    assert hsic(local, y, 1.0, 1.0, group=LOCAL) == hsic(x, y, 1.0, 1.0)
     with pytest.raises(ValueError, match="counts must list the rows of 1 ranks"):
         gather_features(x, counts=[4, 4])
 

@@ -1,5 +1,7 @@
 """Decisions that the ranks take together, on real ranks."""
 
+from pathlib import Path
+
 import pytest
 
 from rebias_dist.errors import ConfigError, DataError, RebiasError
@@ -25,6 +27,13 @@ def _decide() -> list:
                 raise RebiasError("disk full")
     except RebiasError as raised:
         found.append(str(raised))
+    for path in ("/dev/full", "/nowhere/a"):
+        try:
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    Path(path).write_text("x")
+        except RebiasError as raised:
+            found.append(str(raised))
     found.append(consensus.gather(rank))
     return found
 
@@ -40,6 +49,8 @@ def test_all_ranks_hear_and_raise_the_same():
         ["DataError", "rank 1: a bad sample", 3],
         ["ConfigError", "no data", 2],
         "rank 0: disk full",
+        "rank 0: No space left on device",
+        "rank 0: /nowhere/a: No such file or directory",
         [0, 1, 2],
     ]
 

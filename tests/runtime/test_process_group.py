@@ -11,7 +11,7 @@ import pytest
 from rebias_dist.errors import ConfigError
 from rebias_dist.runtime.placement import first_host, is_rank_zero
 from rebias_dist.runtime.process_group import choose_device, resolve_placement
-from rebias_dist.runtime.roll_call import verdict
+from rebias_dist.runtime.roll_call import _missing, verdict
 
 TORCHRUN = {
     "RANK": "3",
@@ -185,6 +185,14 @@ def of_rank(rank: int, *, gpu: str | None = None, **same: str) -> dict[str, obje
 def test_verdicts_on_the_ranks(ranks, named):
     found = verdict(ranks, 3)
     assert (found is None) if named is None else (named in found)
+
+
+def test_the_missing_are_named():
+    assert _missing([2, 0], 4) == "ranks 1, 3 are missing"
+    assert _missing([0], 2) == "rank 1 is missing"
+    assert (
+        _missing(range(0, 64, 2), 64) == "ranks 1, 3, 5, 7, 9, 11, 13, 15 and 24 more are missing"
+    )
 
 
 _RANK = """

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.data_shards.trees import NINE, train_images, val_images
+from tests.slurm.cluster import wait_until
 from tests.slurm.runs import ROOT, configuration, state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
@@ -88,6 +89,39 @@ def test_parts_of_a_conversion_as_an_array(cluster, tmp_path):
         names = sorted(path.name for path in (whole / split).iterdir())
         same, other, missing = filecmp.cmpfiles(whole / split, parts / split, names, shallow=False)
         assert (sorted(same), other, missing) == (names, [], [])
+
+
+# Ends when its file is there, and leaves with 75 when it is told to save.
+WAITING = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(75))
+folder, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+with (folder / f"starts{number}").open("a") as file:
+    file.write("x")
+while not (folder / "end").exists():
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_a_task_of_an_array_queues_again_alone(cluster, tmp_path):
+    """One of the tasks has the number of the array, so each of them is told in its turn."""
+
+    def starts():
+        return [len(p.read_text()) if p.exists() else 0 for p in (tmp_path / "starts1", second)]
+
+    second = tmp_path / "starts2"
+    words = ["sbatch", "--parsable", "--array=1-2", f"--output={tmp_path}/%a.out", *ARRAY]
+    job = cluster.run(*words, "-c", WAITING, str(tmp_path), "%i", cwd=ROOT)
+    wait_until(lambda: starts() == [1, 1], "both tasks are at work")
+    for number, expected in ((1, [2, 1]), (2, [2, 2])):
+        cluster.run("scancel", "--signal=USR2", f"{job}_{number}")
+        wait_until(lambda: starts()[number - 1] == 2, "the task has started again")  # noqa: B023
+        assert starts() == expected
+    (tmp_path / "end").touch()
+    for number in (1, 2):
+        assert cluster.wait(f"{job}_{number}") == "COMPLETED"
+        assert "Restarts=1 " in cluster.show(f"{job}_{number}")
 
 
 def imagenet9(cluster, tmp_path, *words):

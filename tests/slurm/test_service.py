@@ -1,6 +1,7 @@
 """list, stop and resume of a run on a real SLURM."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,39 @@ def test_a_job_is_listed_stopped_and_resumed(cluster, tmp_path, small_run):
     cluster.run("scontrol", "release", again)
     assert cluster.wait(again) == "COMPLETED"
     assert listed()["status"] == "finished"
+
+
+@pytest.mark.slow  # stop gives the job half a minute
+def test_a_run_has_one_owner_here_or_in_the_queue(cluster, tmp_path, small_run):
+    config = configuration(small_run, 0.3, max_steps=10_000, epochs=10_000)
+    job, folder = launch(cluster, tmp_path, "a", config, "--", "--hold")
+    file, place = str(tmp_path / "a.yaml"), ["--name=a", f"--runs-dir={tmp_path / 'runs'}"]
+    refused = subprocess.run(
+        [sys.executable, "-m", "launch", "local", file, *place],
+        env=cluster.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert f"job {job}" in refused.stderr
+    # The training itself knows nothing of the queue; stop then finds both.
+    training = subprocess.Popen(
+        [sys.executable, "-m", "rebias_dist.train", f"--config={file}", *place],
+        env=cluster.environment,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_step(folder, 1)
+        said = cluster.run(sys.executable, "-m", "launch", "stop", "a", place[1], cwd=ROOT)
+        assert training.wait(60) == 75
+    finally:
+        training.kill()
+        training.wait()
+    assert "a: interrupted" in said
+    assert cluster.state(job) == "CANCELLED"
 
 
 def resumed(said: str) -> str:

@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+from socket import gethostname
 
 import pytest
+import yaml
 
 from rebias_dist.runtime.placement import first_host
 from tests.slurm.cluster import wait_until
@@ -73,6 +75,24 @@ def test_two_nodes_train_as_one_process(undisturbed, by):
     said = output(undisturbed[by])
     assert re.search(rf"started by +{by}, 2 ranks.* SLURM job \d+$", said, re.MULTILINE)
     assert not list(undisturbed[by].glob("launcher/attempt-*"))
+
+
+@pytest.mark.slow
+def test_torchruns_that_find_each_other_by_c10d(cluster, folder, undisturbed):
+    """The lines of the README."""
+    file = folder / "c10d.yaml"
+    file.write_text(yaml.safe_dump(undisturbed["config"]))
+    python = f"{sys.executable} -m torch.distributed.run --nnodes=$SLURM_NNODES --nproc_per_node=1"
+    meeting = f"--rdzv_backend=c10d --rdzv_id=$SLURM_JOB_ID --rdzv_endpoint={gethostname()}:29517"
+    train = f"-m rebias_dist.train --config={file} --name=c10d --runs-dir={folder / 'runs'}"
+    nodes = ["--nodes=2", "--ntasks-per-node=1"]
+    cluster.run("srun", *nodes, "bash", "-c", f"{python} {meeting} {train}", cwd=ROOT)
+    run = folder / "runs/c10d"
+    assert state(run)["world_size"] == 2
+    expected, found = losses(undisturbed["alone"]), losses(run)
+    assert found.keys() == expected.keys()
+    for step, values in found.items():
+        assert values == pytest.approx(expected[step], rel=1e-10, abs=1e-10)
 
 
 def test_the_warning_ahead_of_the_time_limit_saves_and_requeues(cluster, folder, undisturbed):
