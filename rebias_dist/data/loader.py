@@ -86,8 +86,8 @@ def _received(
     index: int,
     skipped: tuple[str, ...],
 ) -> MicroBatch:
-    small = map(torch.from_numpy, (labels, bias, samples))
-    return MicroBatch(images, *small, index, skipped)
+    numbers = (torch.from_numpy(labels), torch.from_numpy(bias), torch.from_numpy(samples))
+    return MicroBatch(images, *numbers, index, skipped)
 
 
 @dataclass(frozen=True)
