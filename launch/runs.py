@@ -91,10 +91,14 @@ def refuse_if_active(folder: Path, *, here: bool = True) -> None:
     Raises:
         ConfigError: names who it is.
     """
+    from launch.jobs import job_states
+
     (found,) = look_at([folder])
     holder = found.launcher_pid or found.trainer_pid
     if found.status in ACTIVE and (here or holder is None):
-        who = f"process {holder}" if holder else f"job {found.job}" if found.job else found.host
+        # A process may be the job's; the job of a run that goes on by hand is gone from the queue.
+        queued = found.job is not None and found.job in (job_states([found.job]) or {})
+        who = f"job {found.job}" if queued else f"process {holder}" if holder else found.host or "somebody"
         raise ConfigError(
             f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
             "another name"

@@ -128,7 +128,7 @@ def test_a_cancelled_run_can_be_resumed(cluster, folder, undisturbed):
         timeout=240,
     )
     assert refused.returncode == 2
-    assert f"job {job} of the run" in refused.stderr
+    assert f"job {job} is at work on the run" in refused.stderr
     cluster.run("scancel", job)
     assert cluster.wait(job) == "CANCELLED"
     assert state(run)["status"] == "interrupted"
