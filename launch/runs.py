@@ -98,7 +98,8 @@ def refuse_if_active(folder: Path, *, here: bool = True) -> None:
     if found.status in ACTIVE and (here or holder is None):
         # A process may be the job's; the job of a run that goes on by hand is gone from the queue.
         queued = found.job is not None and found.job in (job_states([found.job]) or {})
-        who = f"job {found.job}" if queued else f"process {holder}" if holder else found.host or "somebody"
+        place = f"process {holder}" if holder else found.host or "somebody"
+        who = f"job {found.job}" if queued else place
         raise ConfigError(
             f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
             "another name"
