@@ -165,9 +165,17 @@ class Cluster:
 
     def wait(self, job: str, seconds: float = 500) -> str:
         """Wait until a job has ended and return its state."""
-        running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
-        wait_until(lambda: self.state(job) not in running, f"job {job} has ended", seconds)
-        return self.state(job)
+        # What the controller says in between is no end: nothing at all, while it is busy, too.
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        last = ""
+
+        def has_ended() -> bool:
+            nonlocal last
+            last = self.state(job)
+            return last in ends
+
+        wait_until(has_ended, f"job {job} has ended", seconds)
+        return last
 
     def processes(self) -> list[int]:
         """Return the processes that belong to this cluster, daemons and jobs."""
