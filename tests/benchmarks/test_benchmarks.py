@@ -36,7 +36,7 @@ def record(folder: Path, name: str, **changes) -> str:
     "name",
     [
         *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
-        *("memory_format", "loader", "startup", "step_memory"),
+        *("memory_format", "loader", "startup", "step_memory", "convert"),
     ],
 )
 def test_each_runs_in_small(name):
