@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.files import write_synced
 from launch.agent import AGENT_PID
 from rebias_dist import train
 from rebias_dist.runtime.parent import die_with_parent
 
 
-def main() -> None:
-    """Train, as ``python -m rebias_dist.train`` does."""
-    die_with_parent(int(os.environ[AGENT_PID]))
-    path = Path(sys.argv[1]) / os.environ["RANK"]
+def train_and_note(arguments: Sequence[str], path: Path) -> None:
+    """Train, as ``python -m rebias_dist.train`` does, and write the exit code to a file."""
 
     def note(code: int) -> None:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(f"{code}\n", encoding="ascii")
-        temporary.replace(path)
+        write_synced(path, f"{code}\n".encode())
 
     try:
-        train.cli(sys.argv[2:], note)
+        train.cli(arguments, note)
     except SystemExit as leaving:
         note(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
         raise
+
+
+def main() -> None:
+    """Train, bound to torchrun."""
+    die_with_parent(int(os.environ[AGENT_PID]))
+    train_and_note(sys.argv[2:], Path(sys.argv[1]) / os.environ["RANK"])
 
 
 if __name__ == "__main__":

@@ -10,28 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from data_shards.files import write_synced
-from rebias_dist import train
+from launch.rank import train_and_note
 from rebias_dist.errors import ConfigError
 from rebias_dist.runtime.placement import resolve_placement
 
 
 def main() -> None:
-    """Train, as ``python -m rebias_dist.train`` does."""
+    """Train, in the place that the environment gives."""
     folder = Path(sys.argv[1])
     try:
         rank = str(resolve_placement().rank)
     except ConfigError:
         rank = "unplaced"  # the trainer says why
-
-    def note(code: int) -> None:
-        write_synced(folder / rank, f"{code}\n".encode())
-
-    try:
-        train.cli(sys.argv[2:], note)
-    except SystemExit as leaving:
-        note(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
-        raise
+    train_and_note(sys.argv[2:], folder / rank)
 
 
 if __name__ == "__main__":
