@@ -363,7 +363,7 @@ def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(t
     folder, seen = tmp_path / "runs/s-vanilla", 0
     for _ in range(2):  # the same command goes on where the killed one was
         run = Started(command, tmp_path, PYTHONPATH=str(ROOT))
-        wait_until(lambda: status(folder)[1] > seen, f"step {seen + 1}", run)  # noqa: B023
+        wait_until(lambda seen=seen: status(folder)[1] > seen, f"step {seen + 1}", run)
         found = listening(outliving(run.mark))
         assert all(address.startswith("127.") for address in found), found
         # torchrun's store, and each rank.

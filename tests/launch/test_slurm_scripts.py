@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -71,28 +72,6 @@ def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by)
 @pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
 def test_the_other_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
-
-
-@pytest.mark.parametrize("words", [["--max-corrupt=3"], ["--max-corrupt", "3"]])
-def test_imagenet9_hands_limits_to_the_stages_that_they_are_for(tmp_path, words):
-    """Or one dead address or one damaged image would cancel all that follows."""
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text(
-        f'#!/bin/sh\nprintf "%s " "$@" >> {tmp_path}/said\necho >> {tmp_path}/said\necho 7\n'
-    )
-    sbatch.chmod(0o755)
-    (tmp_path / "list").touch()
-    command = ["bash", str(ROOT / "launch" / "imagenet9.sh"), f"--gather={tmp_path / 'list'}"]
-    command += [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--python=true"]
-    command += ["--max-failed=0.3", "--convert=--resize=64"]
-    command += [f"--convert={word}" for word in words]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(command, check=True, env={**os.environ, "PATH": path}, capture_output=True)
-    said = (tmp_path / "said").read_text().splitlines()
-    assert sum("data_shards gather" in line and "--max-failed 0.3" in line for line in said) == 1
-    given = {line.split("data_shards ")[1].split()[0] for line in said if " ".join(words) in line}
-    assert given == {"convert", "merge"}
-    assert sum("--resize" in line for line in said) == 1
 
 
 @pytest.mark.parametrize(
@@ -173,8 +152,13 @@ wc -l < "$CALLS" | tr -d ' '
 """
 
 
-def stages(tmp_path: Path, *words: str, refused: str = "") -> tuple[int, str, list[str]]:
-    """Run the script with a stub of sbatch; return its exit code, stderr, and sbatch's words."""
+def stages(
+    tmp_path: Path, *words: str, refused: str = "", own: Sequence[str] = ()
+) -> tuple[int, str, list[str]]:
+    """Run the script with a stub of sbatch; return its exit code, stderr, and sbatch's words.
+
+    ``words`` are for the training, ``own`` are the script's.
+    """
     programs, calls = tmp_path / "programs", tmp_path / "calls"
     programs.mkdir()
     (programs / "sbatch").write_text(SBATCH)
@@ -184,6 +168,7 @@ def stages(tmp_path: Path, *words: str, refused: str = "") -> tuple[int, str, li
         [
             *("bash", str(ROOT / "launch/imagenet9.sh"), "--source", str(tmp_path / "source")),
             *("--output", str(tmp_path / "shards"), f"--python={sys.executable}"),
+            *own,
             *("--", f"--runs-dir={tmp_path / 'runs'}", "--name=a", *words),
         ],
         env={
@@ -218,3 +203,16 @@ def test_every_stage_waits_for_the_one_before_it(tmp_path, words):
     assert "--dependency" not in calls[0]
     assert ("--mem=0" in calls[-1].split()) == bool(words)
     assert "--" not in calls[-1].split()
+
+
+@pytest.mark.parametrize("words", [["--max-corrupt=3"], ["--max-corrupt", "3"]])
+def test_limits_reach_the_stages_that_they_are_for(tmp_path, words):
+    """Or one dead address or one damaged image would cancel all that follows."""
+    (tmp_path / "list").touch()
+    own = [f"--gather={tmp_path / 'list'}", "--max-failed=0.3", "--convert=--resize=64"]
+    code, said, calls = stages(tmp_path, own=[*own, *(f"--convert={word}" for word in words)])
+    assert code == 0, said
+    assert sum("data_shards gather" in c and "--max-failed 0.3" in c for c in calls) == 1
+    given = {c.split("data_shards ")[1].split()[0] for c in calls if " ".join(words) in c}
+    assert given == {"convert", "merge"}
+    assert sum("--resize" in call for call in calls) == 1

@@ -116,7 +116,7 @@ def test_a_task_of_an_array_queues_again_alone(cluster, tmp_path):
     wait_until(lambda: starts() == [1, 1], "both tasks are at work")
     for number, expected in ((1, [2, 1]), (2, [2, 2])):
         cluster.run("scancel", "--signal=USR2", f"{job}_{number}")
-        wait_until(lambda: starts()[number - 1] == 2, "the task has started again")  # noqa: B023
+        wait_until(lambda n=number: starts()[n - 1] == 2, "the task has started again")
         assert starts() == expected
     (tmp_path / "end").touch()
     for number in (1, 2):
