@@ -1,4 +1,4 @@
-"""Networks behind torch.compile: faster training passes, and the same promises.
+"""Networks behind torch.compile: other kernels for the training passes, and the same promises.
 
 A compiled network is a second way to call the same module. Its weights, buffers and names stay
 those of the module, which checkpoints, evaluation and export use as it is.

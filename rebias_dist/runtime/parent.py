@@ -21,7 +21,8 @@ def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when ``parent`` ends, however that ends.
 
     It holds across exec, and for a stopped process as well. Leaves at once when the parent was
-    faster.
+    faster. Linux goes by the thread that has started this process: when that ends, it counts as
+    the parent's end.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
