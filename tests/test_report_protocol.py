@@ -107,7 +107,7 @@ METHODS = {
 
 
 def test_published_figures_are_those_of_the_tables():
-    """Copied from the papers a second time."""
+    """A second copy of them, so that a slip in the file shows."""
     expected = []
     for dataset, text in (("biased_mnist", BIASED_MNIST), ("imagenet9", IMAGENET9)):
         source = ""
