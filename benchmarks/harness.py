@@ -43,18 +43,22 @@ def in_turn(
     seconds: float = 1.0,
     least: int = 3,
     warm_up: bool = True,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
     """Run the programs in turn until the first has run ``seconds`` and ``least`` times.
 
-    In turn, so that whatever else the machine does falls on all of them alike.
+    In turn, so that whatever else the machine does falls on all of them alike. Before each,
+    ``prepare(name)`` is called, which is not timed.
     """
     if warm_up:
-        for program in programs.values():
+        for name, program in programs.items():
+            prepare(name)
             program()
     taken: dict[str, list[float]] = {name: [] for name in programs}
     first = next(iter(programs))
     while len(taken[first]) < least or sum(taken[first]) < seconds:
         for name, program in programs.items():
+            prepare(name)
             begin = time.perf_counter()
             program()
             taken[name].append(time.perf_counter() - begin)

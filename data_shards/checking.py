@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_shards.duplicates import DuplicateFinder
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.findings import Finding, Verdict
+from data_shards.findings import CRASHES, Finding
 from data_shards.integrity import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
 from data_shards.sources.archives import printable
 from data_shards.sources.folders import File, Folder, Scanner
@@ -25,12 +25,6 @@ R = TypeVar("R")
 
 _CHUNK = 32
 _SECONDS = 60.0  # for one image, from a slow disk too
-# What a crash says of an image.
-CRASHES: dict[str, tuple[Verdict, str]] = {
-    "crashed": ("corrupt", "crashed-decoder"),
-    "timeout": ("corrupt", "decoder-timeout"),
-    "memory": ("refused", "too-large"),
-}
 
 
 class Check:

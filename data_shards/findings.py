@@ -6,6 +6,13 @@ from typing import Literal, TypeAlias
 
 Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "duplicate", "refused"]
 
+# What it says of an image that its worker crashed, by the cause.
+CRASHES: dict[str, tuple[Verdict, str]] = {
+    "crashed": ("corrupt", "crashed-decoder"),
+    "timeout": ("corrupt", "decoder-timeout"),
+    "memory": ("refused", "too-large"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

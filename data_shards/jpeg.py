@@ -5,7 +5,6 @@ the text of the first warning alone. A harmless oddity could thus hide damage be
 the oddity is taken out and the rest has to decode without any warning.
 """
 
-import bisect
 import re
 import struct
 from dataclasses import dataclass, field
@@ -32,9 +31,7 @@ _USUAL_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 # In entropy-coded data FF is followed by 00 (a data byte), a restart marker, or FF: filling
 # before a marker.
-_ENDS_DATA = np.ones(256, dtype=bool)
-_ENDS_DATA[[0x00, 0xFF, *_RESTARTS]] = False
-_BLOCK_BYTES = 2**18
+_ENDS_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TRAILING_ZEROS = re.compile(rb"(?<!\xff)\x00+\xff*\Z")
 
 # The beginnings of warnings that leave the pixels whole, as libjpeg-turbo words them. They
@@ -122,7 +119,6 @@ def parse(data: bytes) -> Structure:
     Never raises: what is malformed ends the walk, and the decoder will have its say.
     """
     found = Structure()
-    data_ends = _DataEnds(data)
     position = 2
     while True:
         if len(found.segments) == MOST_SEGMENTS:
@@ -154,7 +150,7 @@ def parse(data: bytes) -> Structure:
         coded = end
         if marker == _SOS:
             found.scans.append(data[body + 2 : end])
-            end = data_ends.after(coded)
+            end = _data_end(data, coded)
         elif marker in _FRAMES and found.frame is None:
             _read_frame(data, body + 2, end, found)
             found.frame = Segment(marker, start, body + 2, coded, end)
@@ -178,32 +174,15 @@ def _find_marker(data: bytes, position: int) -> int:
         position = code + 1
 
 
-class _DataEnds:
-    """Finds where entropy-coded data end, for positions that grow; memory is one block."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._positions: list[int] = []
-        self._stop = 0  # the positions are all that begin before this one
-
-    def after(self, begin: int) -> int:
-        """Return where the marker behind the data from ``begin`` on begins, or the file's end."""
-        while True:
-            found = bisect.bisect_left(self._positions, begin)
-            if found < len(self._positions):
-                end = self._positions[found]
-                while end > begin and self._data[end - 1] == 0xFF:
-                    end -= 1
-                return end
-            start = max(begin, self._stop)
-            if start >= len(self._data) - 1:
-                return len(self._data)
-            # One byte more than positions: a marker may lie across two blocks.
-            count = min(_BLOCK_BYTES + 1, len(self._data) - start)
-            block = np.frombuffer(self._data, np.uint8, count, start)
-            markers = (block[:-1] == 0xFF).nonzero()[0]
-            self._positions = (start + markers[_ENDS_DATA[block[markers + 1]]]).tolist()
-            self._stop = start + count - 1
+def _data_end(data: bytes, begin: int) -> int:
+    """Return where the marker behind the entropy-coded data begins, or the file's end."""
+    found = _ENDS_DATA.search(data, begin)
+    if found is None:
+        return len(data)
+    end = found.start()
+    while end > begin and data[end - 1] == 0xFF:
+        end -= 1
+    return end
 
 
 def _read_frame(data: bytes, body: int, end: int, found: Structure) -> None:

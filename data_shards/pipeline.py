@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from data_shards.checking import CRASHES
 from data_shards.errors import DataShardsError
 from data_shards.files import write_synced
-from data_shards.findings import Finding, Verdict
+from data_shards.findings import CRASHES, Finding, Verdict
 from data_shards.integrity import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.journal import Head, Note, Record, Sample, Work
 from data_shards.manifest import Manifest

@@ -7,10 +7,9 @@ image takes to be hashed.
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
 
@@ -18,7 +17,8 @@ BLOCK = 512  # a member is a header block and its payload, padded to whole block
 RECORD = 10240  # a tar ends with two blocks of zeros at least, padded to whole records
 LONGEST_NAME = 100  # bytes
 _ZEROS = bytes(BLOCK)
-_STRETCH = 8 * 2**20  # bytes that are written and read back together
+_STRETCH = 4 * 2**20  # bytes that are written and synced together
+_PIECE = 2**18  # bytes that are read back and compared together, while they are in the cache
 
 
 def _template() -> bytes:
@@ -44,9 +44,10 @@ def header(name: str, size: int) -> bytes:
 
     ``name`` has at most 100 bytes, ``size`` is below 8 GiB.
     """
-    name_field = name.encode().ljust(LONGEST_NAME, b"\0")
+    text = name.encode()
+    name_field = text.ljust(LONGEST_NAME, b"\0")
     size_field = b"%011o\0" % size
-    checksum = b"%06o\0 " % (_SUM + sum(name_field) + sum(size_field))
+    checksum = b"%06o\0 " % (_SUM + sum(text) + sum(size_field))
     block = b"".join((name_field, _BEFORE, size_field, _BETWEEN, checksum, _AFTER))
     if len(block) != BLOCK:
         raise ValueError(f"{name}: its name or its size of {size} bytes is too long for a tar")
@@ -58,55 +59,34 @@ def padding(size: int, unit: int = BLOCK) -> int:
     return -size % unit
 
 
-class Member(NamedTuple):
-    """A member of a tar: ``offset`` is where its payload begins."""
-
-    name: bytes
-    offset: int
-    size: int
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """A part of the tar that ends with a sample or with the tar, and its members."""
-
-    begin: int
-    length: int = 0
-    parts: list[bytes] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
-
-    def append(self, part: bytes) -> None:
-        self.parts.append(part)
-        self.length += len(part)
-
-
 class TarStream:
     """Writes a tar to an empty file that is open for reading and writing, and reads it back.
 
     Each stretch is synced, read from the disk and compared with what was written, in a thread,
-    while the next one gathers: the disk works while images are examined, and no more than two
-    stretches are in memory.
+    while the next one gathers: the disk works while images are examined. Two buffers take
+    turns: memory that is used again costs neither page faults nor what the caches hold.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._stretch = _Stretch(0)
+        self._gathering, self._storing = _Buffer(), _Buffer()
+        self._begin = 0  # of the stretch that gathers
         self._whole = hashlib.sha256()
+        self._piece = bytearray(_PIECE)
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def add(self, key: str, contents: Mapping[str, bytes]) -> dict[str, int]:
         """Append a sample: its payloads by extension; return where each begins."""
         offsets = {}
-        stretch = self._stretch
+        buffer = self._gathering
         for extension, payload in sorted(contents.items()):
-            name, size = f"{key}.{extension}", len(payload)
-            stretch.append(header(name, size))
-            offsets[extension] = stretch.begin + stretch.length
-            stretch.members.append(Member(name.encode(), offsets[extension], size))
-            stretch.append(payload)
-            stretch.append(_ZEROS[: padding(size)])
-        if stretch.length >= _STRETCH:
+            size = len(payload)
+            buffer.append(header(f"{key}.{extension}", size))
+            offsets[extension] = self._begin + buffer.length
+            buffer.append(payload)
+            buffer.append(_ZEROS[: padding(size)])
+        if buffer.length >= _STRETCH:
             self._flush()
         return offsets
 
@@ -116,15 +96,14 @@ class TarStream:
         DataShardsError if what comes back is not what was written. ``alive()`` is called
         when a wait ends.
         """
-        stretch = self._stretch
-        stretch.append(bytes(2 * BLOCK))
-        stretch.append(bytes(padding(stretch.begin + stretch.length, RECORD)))
+        self._gathering.append(bytes(2 * BLOCK))
+        self._gathering.append(bytes(padding(self._begin + self._gathering.length, RECORD)))
         self._flush()
         alive()
         self._wait()
         alive()
         os.fsync(self._file.fileno())
-        return self._stretch.begin, self._whole.hexdigest()
+        return self._begin, self._whole.hexdigest()
 
     def close(self) -> None:
         """End the thread, whatever became of its work."""
@@ -132,53 +111,52 @@ class TarStream:
 
     def _flush(self) -> None:
         self._wait()
-        stretch = self._stretch
-        self._pending = self._thread.submit(self._store, stretch)
-        self._stretch = _Stretch(stretch.begin + stretch.length)
+        full = self._gathering
+        self._gathering, self._storing = self._storing, full
+        self._pending = self._thread.submit(self._store, full.content, self._begin)
+        self._begin += full.length
+        self._gathering.length = 0
 
     def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def _store(self, stretch: _Stretch) -> None:
-        content = b"".join(stretch.parts)
+    def _store(self, content: memoryview, begin: int) -> None:
         self._file.write(content)
         self._file.flush()
         descriptor = self._file.fileno()
         os.fdatasync(descriptor)
         # What is synced may leave the memory, so that it is the disk that answers.
-        os.posix_fadvise(descriptor, stretch.begin, len(content), os.POSIX_FADV_DONTNEED)
-        found = os.pread(descriptor, len(content), stretch.begin)
-        if found != content:
-            raise DataShardsError(
-                f"{self._file.name}: read back from the disk it is not what was written; the disk "
-                "or the memory of this machine is at fault"
-            )
-        members = list(read_members(found, stretch.begin))
-        if members != stretch.members:
-            raise AssertionError(f"{self._file.name}: its members are not where they should be")
-        self._whole.update(found)
+        os.posix_fadvise(descriptor, begin, len(content), os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, begin, len(content), os.POSIX_FADV_WILLNEED)
+        for first in range(0, len(content), _PIECE):
+            written = content[first : first + _PIECE]
+            count = os.preadv(descriptor, [self._piece], begin + first)
+            if count < len(written) or not self._piece.startswith(written):
+                raise DataShardsError(
+                    f"{self._file.name}: read back from the disk it is not what was written; "
+                    "the disk or the memory of this machine is at fault"
+                )
+            self._whole.update(written)
 
 
-def read_members(content: bytes, begin: int) -> Iterator[Member]:
-    """Yield the members of a stretch of a tar that begins at ``begin`` with a header.
+class _Buffer:
+    """Bytes that gather in memory that is kept: ``content`` is the first ``length`` of it."""
 
-    It reads headers by the POSIX standard and knows nothing of what the writer does. Ends at
-    the first without a name; ValueError for a header that is damaged or is no regular file's.
-    """
-    position = 0
-    while position < len(content):
-        block = content[position : position + BLOCK]
-        if block[0] == 0:  # no name: the end
-            return
-        checksum = int(block[148:156].strip(b"\0 "), 8)
-        if sum(block) - sum(block[148:156]) + 8 * 32 != checksum:
-            raise ValueError(f"damaged header at {begin + position}")
-        if block[156:157] not in b"0\0" or block[257:262] != b"ustar":
-            raise ValueError(f"no regular file at {begin + position}")
-        name = block[:100].rstrip(b"\0")
-        size = int(block[124:136].strip(b"\0 "), 8)
-        position += BLOCK
-        yield Member(name, begin + position, size)
-        position += size + padding(size)
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(_STRETCH + 2**20))
+        self.length = 0
+
+    @property
+    def content(self) -> memoryview:
+        return self._memory[: self.length]
+
+    def append(self, part: bytes) -> None:
+        end = self.length + len(part)
+        if end > len(self._memory):
+            larger = memoryview(bytearray(end))
+            larger[: self.length] = self.content
+            self._memory = larger
+        self._memory[self.length : end] = part
+        self.length = end

@@ -35,6 +35,7 @@ from data_shards.manifest import (
 from data_shards.tars import TarStream
 
 _LONGEST_KEY = 90  # bytes; with its extension a name still fits one ustar header block
+_JSON = json.JSONEncoder(sort_keys=True)  # made once: dumps() would make one a sample
 _MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
 
@@ -118,7 +119,7 @@ class ShardWriter:
         contents = {
             "cls": str(label).encode(),
             extension: image,
-            "json": json.dumps(told, sort_keys=True).encode(),
+            "json": _JSON.encode(told).encode(),
         }
         offsets = self._tar.add(key, contents)
         self.rows.append(Row(key, offsets[extension], len(image), label, bias, sha256))
