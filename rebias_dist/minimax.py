@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.data.loader import MicroBatch
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Method, Output, wide
 from rebias_dist.objectives import Features, gather_features, hsic

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
-from rebias_dist.data.loader import MicroBatch
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.objectives import hsic
 from rebias_dist.runtime.player import Player

@@ -1,7 +1,8 @@
 """Samples: indexed shards, keyed order and augmentation, and loaders that any layout can share."""
 
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.data.embedded import prepare_biased_mnist
-from rebias_dist.data.loader import EvalLoader, MicroBatch, TrainLoader
+from rebias_dist.data.loader import EvalLoader, TrainLoader
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import ShardDataset, open_split
 from rebias_dist.data.transforms import EvalTransform, TrainTransform, Transform, identity

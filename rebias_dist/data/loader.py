@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_shards.ordering import derive
+from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
@@ -31,63 +32,12 @@ from rebias_dist.runtime.parent import die_with_parent
 # is no accident of a few samples.
 _SPARES = 16
 
+# Micro-batches that a worker may be ahead of the one that was asked for. One more piece of memory
+# than that is never filled before it was emptied: DataLoader asks a worker for another when it
+# has taken one from it, which we copy before we take the next.
+_PREFETCHED = 2
+
 _log = logging.getLogger("rebias_dist")
-
-
-@dataclass
-class MicroBatch:
-    """Samples of one forward pass.
-
-    ``images`` uint8 [b, 3, H, W]; ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
-    int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
-    ``skipped`` says of each damaged sample that has been replaced what is wrong with it.
-    """
-
-    images: Tensor
-    labels: Tensor
-    bias: Tensor
-    samples: Tensor
-    index: int
-    skipped: tuple[str, ...] = ()
-
-    def to(self, device: torch.device | str) -> "MicroBatch":
-        """Return the micro-batch on ``device``; from pinned memory the copy is asynchronous."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "MicroBatch":
-        """Return the micro-batch in pinned memory; DataLoader calls it."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Let a worker send all but the images by value.
-
-        A tensor goes through shared memory and a connection of its own, which costs more than
-        the few numbers of these.
-        """
-        small = (self.labels.numpy(), self.bias.numpy(), self.samples.numpy())
-        return _received, (self.images, *small, self.index, self.skipped)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        return MicroBatch(
-            images=function(self.images),
-            labels=function(self.labels),
-            bias=function(self.bias),
-            samples=function(self.samples),
-            index=self.index,
-            skipped=self.skipped,
-        )
-
-
-def _received(
-    images: Tensor,
-    labels: NDArray[np.int64],
-    bias: NDArray[np.int64],
-    samples: NDArray[np.int64],
-    index: int,
-    skipped: tuple[str, ...],
-) -> MicroBatch:
-    numbers = (torch.from_numpy(labels), torch.from_numpy(bias), torch.from_numpy(samples))
-    return MicroBatch(images, *numbers, index, skipped)
 
 
 @dataclass(frozen=True)
@@ -104,7 +54,7 @@ class _Request:
     spares: NDArray[np.int64] | None = None
 
 
-class _Fetcher(Dataset[MicroBatch | DataError]):
+class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
     """Turns a request into a micro-batch, here or in a worker process.
 
     ``verify`` is the part of the samples whose hash is checked, others in each epoch, chosen
@@ -118,22 +68,30 @@ class _Fetcher(Dataset[MicroBatch | DataError]):
         self.transform = transform
         self.verify = verify
         self.seed = seed
+        self._sender: Sender | None = None  # each worker makes its own
 
-    def __getitem__(self, request: _Request) -> MicroBatch | DataError:
+    def __getitem__(self, request: _Request) -> MicroBatch | Parcel | DataError:
         # DataLoader would wrap an exception of a worker in its traceback; as a value the one
         # line arrives as it is.
         try:
-            return self._fetch(request)
+            worker = get_worker_info()
+            if worker is None:
+                return self._fetch(request, lambda shape, dtype: torch.empty(shape, dtype=dtype))
+            if self._sender is None:
+                self._sender = Sender(worker.id, _PREFETCHED + 1)
+            return self._sender.parcel(self._fetch(request, self._sender.take))
         except DataError as error:
             return error
 
-    def _fetch(self, request: _Request) -> MicroBatch:
+    def _fetch(
+        self, request: _Request, place_for: Callable[[Sequence[int], torch.dtype], Tensor]
+    ) -> MicroBatch:
         samples = request.samples.copy()
         skipped: list[str] = []
         images: Tensor | None = None
         for place, image in self._images(request, samples, skipped):
             if images is None:
-                images = torch.empty(len(samples), *image.shape, dtype=image.dtype)
+                images = place_for((len(samples), *image.shape), image.dtype)
             elif image.shape != images.shape[1:]:
                 sizes = sorted({tuple(images.shape[1:]), tuple(image.shape)})
                 raise DataError(
@@ -181,22 +139,25 @@ class _Fetcher(Dataset[MicroBatch | DataError]):
 
 def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
     """Yield the micro-batches of ``requests`` in their order."""
+    pinned = torch.cuda.is_available()
+    receiver = Receiver()
     loader = DataLoader(
         fetcher,
         batch_size=None,
         sampler=requests,
         num_workers=workers,
+        prefetch_factor=_PREFETCHED if workers else None,
         # Python 3.14 would start them anew, each with its own copy of torch in memory.
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
         # DataLoader draws a number from its generator; the global one is not ours to advance.
         generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
     )
     for fetched in loader:
         if isinstance(fetched, DataError):
             raise fetched
-        yield fetched
+        batch = receiver.open(fetched, pinned=pinned) if isinstance(fetched, Parcel) else fetched
+        yield batch.pin_memory() if pinned else batch
 
 
 def _shield_worker(parent: int, worker_id: int) -> None:

@@ -1,8 +1,10 @@
 import os
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +51,18 @@ def test_any_ranks_and_workers_see_the_same_from_any_step_on(dataset, world, wor
     for start in starts:
         found = merged(dataset, world, workers, epoch=1, start=start, transform=transform)
         assert_equal(reference[start:], found)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_that_are_ahead_wait_until_their_memory_is_free(dataset, workers):
+    steps = [0, 3, 1, 5] * 6
+    draw = random.Random(workers)
+    found = []
+    for batches in loader_of(dataset, workers=workers).steps(0, steps):
+        found.append(batches)
+        if draw.random() < 0.3:
+            time.sleep(0.03)  # each worker has all the micro-batches ready that it may have
+    assert_equal(list(loader_of(dataset).steps(0, steps)), found)
 
 
 def test_chosen_steps_are_those_of_the_epoch(dataset):

@@ -39,7 +39,7 @@ def _game(precision_name: str, optimizer: str = "adam"):
 
 
 def _batches(rank: int, world: int, step: int = 0):
-    from rebias_dist.data.loader import MicroBatch
+    from rebias_dist.data.batch import MicroBatch
 
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (N, 3, 6, 6), generator=generator).to(torch.uint8)

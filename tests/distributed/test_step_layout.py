@@ -55,7 +55,7 @@ def _players(method: str, optimizer: str):
 def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
     import torch.distributed as dist
 
-    from rebias_dist.data.loader import MicroBatch
+    from rebias_dist.data.batch import MicroBatch
     from rebias_dist.minimax import Minimax, Radii
     from rebias_dist.runtime.player import Player
 

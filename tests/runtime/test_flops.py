@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
-from rebias_dist.data.loader import MicroBatch
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.runtime.flops import Work, count_flops, device_peak, peak_of
 from rebias_dist.runtime.player import Player

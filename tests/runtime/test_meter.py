@@ -5,7 +5,7 @@ import torch
 
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
-from rebias_dist.data.loader import MicroBatch
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.phases import PHASES
 from rebias_dist.runtime.meter import Meter, Reading, describe_speed, peak_rss

@@ -1,0 +1,142 @@
+"""The samples of one forward pass, and their way from a worker process to the trainer.
+
+A tensor that a worker sends goes into a new file of shared memory, whose pages both sides have
+to be given: as much as a fifth of decoding a photograph. So a worker keeps as many pieces of
+shared memory as it can have micro-batches under way, and fills them in turn; who receives a
+micro-batch copies it out at once.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_HEAD = 64  # bytes before the images: a count, and nothing else in its cache line
+
+
+@dataclass
+class MicroBatch:
+    """Samples of one forward pass.
+
+    ``images`` uint8 [b, 3, H, W]; ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
+    int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
+    ``skipped`` says of each damaged sample that has been replaced what is wrong with it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    bias: Tensor
+    samples: Tensor
+    index: int
+    skipped: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """Return the micro-batch on ``device``; from pinned memory the copy is asynchronous."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Return the micro-batch in pinned memory; what is there already is not copied."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        return MicroBatch(
+            images=function(self.images),
+            labels=function(self.labels),
+            bias=function(self.bias),
+            samples=function(self.samples),
+            index=self.index,
+            skipped=self.skipped,
+        )
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A micro-batch on its way: all but the images, and where these lie until it is opened.
+
+    ``memory`` comes along when the receiver does not know it yet. The few numbers of the rest
+    travel by value, which costs less than shared memory of their own.
+    """
+
+    slot: tuple[int, int]
+    turn: int
+    memory: Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    index: int
+    skipped: tuple[str, ...]
+
+
+class Sender:
+    """A worker's pieces of shared memory, ``slots`` of them, that take turns."""
+
+    def __init__(self, worker: int, slots: int) -> None:
+        self._worker = worker
+        self._memory: list[Tensor | None] = [None] * slots
+        self._known = [False] * slots
+        self._turn = 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return where the next micro-batch's images are to be written."""
+        self._turn += 1
+        slot = self._turn % len(self._memory)
+        memory = self._memory[slot]
+        size = _HEAD + math.prod(shape) * dtype.itemsize
+        if memory is None or len(memory) < size:
+            memory = self._memory[slot] = torch.empty(size, dtype=torch.uint8)
+            memory.share_memory_()  # type: ignore[no-untyped-call]
+            self._known[slot] = False
+        # Before the images: who still reads the last ones can tell.
+        _turn_of(memory).fill_(self._turn)
+        return _images(memory, shape, dtype)
+
+    def parcel(self, batch: MicroBatch) -> Parcel:
+        """Return a micro-batch whose images lie where ``take`` last said, to be sent."""
+        slot = self._turn % len(self._memory)
+        memory = None if self._known[slot] else self._memory[slot]
+        self._known[slot] = True
+        return Parcel(
+            slot=(self._worker, slot),
+            turn=self._turn,
+            memory=memory,
+            shape=tuple(batch.images.shape),
+            dtype=batch.images.dtype,
+            numbers=(batch.labels.numpy(), batch.bias.numpy(), batch.samples.numpy()),
+            index=batch.index,
+            skipped=batch.skipped,
+        )
+
+
+class Receiver:
+    """Opens the parcels of the workers of one iteration, in the order each sent them."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[int, int], Tensor] = {}
+
+    def open(self, parcel: Parcel, *, pinned: bool) -> MicroBatch:
+        """Copy the micro-batch out of the shared memory, the images into pinned memory if asked.
+
+        RuntimeError if its worker has begun to fill that memory again.
+        """
+        if parcel.memory is not None:
+            self._memory[parcel.slot] = parcel.memory
+        memory = self._memory[parcel.slot]
+        images = torch.empty(parcel.shape, dtype=parcel.dtype, pin_memory=pinned)
+        images.copy_(_images(memory, parcel.shape, parcel.dtype))
+        if _turn_of(memory).item() != parcel.turn:
+            raise RuntimeError(f"worker {parcel.slot[0]} has overwritten images before their use")
+        labels, bias, samples = map(torch.from_numpy, parcel.numbers)
+        return MicroBatch(images, labels, bias, samples, parcel.index, parcel.skipped)
+
+
+def _turn_of(memory: Tensor) -> Tensor:
+    return memory[:8].view(torch.int64)
+
+
+def _images(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    end = _HEAD + math.prod(shape) * dtype.itemsize
+    return memory[_HEAD:end].view(dtype).view(*shape)
