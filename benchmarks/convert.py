@@ -228,9 +228,10 @@ def main() -> None:
         given = listing(paths)
         size = np.mean([item.length for item in given.items]) / 1e3
         of = f"{len(given.items):,} JPEGs of 500 x 375 pixels and {size:.0f} kB"
-        columns = ("workers", "convert", "usual", "check alone", "convert --resize 256", "verify")
         ratios = ("usual / convert", "check alone / convert")
         few = dataclasses.replace(given, items=given.items[::_RESIZED])
+        resized = f"--resize 256, {len(few.items):,} of them"
+        columns = ("workers", "convert", "usual", "check alone", resized, "verify")
         images = dict.fromkeys(("convert", "usual", "check", "verify"), len(given.items))
         images["resize"] = len(few.items)
 

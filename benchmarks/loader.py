@@ -341,7 +341,7 @@ def compare_loaders(run: Benchmark, folder: Path) -> None:
         urls = [str(path) for path in sorted(shards.glob("*.tar"))]
         dataset = ShardDataset(shards, "simplejpeg")
         # Each from a place of its own, as they come from a disk: 20 would stay in the caches.
-        in_memory = [dataset.read(i) for i in range(images)]
+        in_memory = [dataset.read(i) for i in range(images // BATCH * BATCH)]
         for workers in (1,) if quick else (1, 2):
             programs: dict[str, Callable[[], object]] = {
                 "ours": partial(ours, dataset, workers),

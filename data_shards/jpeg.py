@@ -32,7 +32,9 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 # In entropy-coded data FF is followed by 00 (a data byte), a restart marker, or FF: filling
 # before a marker.
 _ENDS_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_TRAILING_ZEROS = re.compile(rb"(?<!\xff)\x00+\xff*\Z")
+# Tried where a run of zeros begins, or behind the one that belongs to an FF: from each zero on it
+# would take the square of their number.
+_TRAILING_ZEROS = re.compile(rb"(?:(?<![\x00\xff])|(?<=\xff\x00))\x00+\xff*\Z")
 
 # The beginnings of warnings that leave the pixels whole, as libjpeg-turbo words them. They
 # only decide whether a second look is worth while; the second decoding has the last word.

@@ -5,6 +5,7 @@ image takes to be hashed.
 """
 
 import hashlib
+import mmap
 import os
 import tarfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ RECORD = 10240  # a tar ends with two blocks of zeros at least, padded to whole 
 LONGEST_NAME = 100  # bytes
 _ZEROS = bytes(BLOCK)
 _STRETCH = 4 * 2**20  # bytes that are written and synced together
+_ROOM = 2**20  # bytes beyond a stretch, for the sample that ends it
 _PIECE = 2**18  # bytes that are read back and compared together, while they are in the cache
 
 
@@ -113,9 +115,9 @@ class TarStream:
         self._wait()
         full = self._gathering
         self._gathering, self._storing = self._storing, full
+        self._gathering.clear()
         self._pending = self._thread.submit(self._store, full.content, self._begin)
         self._begin += full.length
-        self._gathering.length = 0
 
     def _wait(self) -> None:
         if self._pending is not None:
@@ -127,9 +129,12 @@ class TarStream:
         self._file.flush()
         descriptor = self._file.fileno()
         os.fdatasync(descriptor)
-        # What is synced may leave the memory, so that it is the disk that answers.
-        os.posix_fadvise(descriptor, begin, len(content), os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(descriptor, begin, len(content), os.POSIX_FADV_WILLNEED)
+        # What is synced may leave the memory, so that it is the disk that answers. Whole pages do:
+        # the first has the end of the last stretch too.
+        page = begin - begin % mmap.PAGESIZE
+        length = begin + len(content) - page
+        os.posix_fadvise(descriptor, page, length, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, page, length, os.POSIX_FADV_WILLNEED)
         for first in range(0, len(content), _PIECE):
             written = content[first : first + _PIECE]
             count = os.preadv(descriptor, [self._piece], begin + first)
@@ -142,11 +147,19 @@ class TarStream:
 
 
 class _Buffer:
-    """Bytes that gather in memory that is kept: ``content`` is the first ``length`` of it."""
+    """Bytes that gather in memory that is kept: ``content`` is the first ``length`` of it.
+
+    What a large sample needed besides is given back by ``clear``.
+    """
 
     def __init__(self) -> None:
-        self._memory = memoryview(bytearray(_STRETCH + 2**20))
+        self._memory = memoryview(bytearray(_STRETCH + _ROOM))
         self.length = 0
+
+    def clear(self) -> None:
+        self.length = 0
+        if len(self._memory) > _STRETCH + _ROOM:
+            self._memory = memoryview(bytearray(_STRETCH + _ROOM))
 
     @property
     def content(self) -> memoryview:
@@ -155,7 +168,7 @@ class _Buffer:
     def append(self, part: bytes) -> None:
         end = self.length + len(part)
         if end > len(self._memory):
-            larger = memoryview(bytearray(end))
+            larger = memoryview(bytearray(end + _ROOM))
             larger[: self.length] = self.content
             self._memory = larger
         self._memory[self.length : end] = part

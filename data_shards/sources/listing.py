@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from data_shards.errors import DataShardsError
 from data_shards.findings import Finding
@@ -13,7 +12,8 @@ from data_shards.manifest import Normalize, Option
 IMAGENET_NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Item:
     """One image: ``length`` bytes at ``offset`` of the regular file ``path``.
 
     ``source`` says where it came from, relative to the source and with ``/`` between the
@@ -21,8 +21,6 @@ class Item(NamedTuple):
     its name in the shards: unique in the split, at most 90 bytes, without a dot. ``wnid`` is
     the id of the source's class, ``""`` if it has none; ``label`` the number of the class in
     the data set. ``flags`` are facts known from the source, such as ``stylised``.
-
-    A tuple: every image crosses to a worker, and a data class takes twice as long.
     """
 
     source: str

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards import jpeg, png
@@ -113,6 +115,47 @@ def test_the_hash_of_a_png_sees_its_palette():
         image.save(stream, "PNG")
         hashes |= {examine(stream.getvalue(), "a.png").pixels, full_pixels(stream.getvalue())}
     assert len(hashes) == 2
+
+
+def scan_of(data: bytes) -> tuple[bytes, jpeg.Structure]:
+    """Return a file whose only scan holds ``data``, and what its markers say."""
+    start = b"\xff\xd8\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x01"
+    content = start + data + b"\xff\xd9"
+    return content, jpeg.parse(content)
+
+
+@given(st.lists(st.sampled_from([b"a", b"\x00", b"\xff\x00", b"\xff\xd0"]), max_size=30))
+def test_padding_of_a_scan_is_what_a_loop_says(parts):
+    data = b"a" + b"".join(parts)
+    content, structure = scan_of(data)
+    plain, _ = jpeg.without_oddities(content, structure)
+    end = len(data)
+    while data[end - 1] == 0 and data[end - 2] != 0xFF:
+        end -= 1
+    kept = end if len(data) - end <= jpeg.LONGEST_PADDING else len(data)
+    assert plain == content[: -len(data) - 2] + data[:kept] + b"\xff\xd9"
+
+
+@given(st.lists(st.sampled_from([b"\x00", b"\xff", b"\xd0", b"\xc4", b"a"]), max_size=40))
+def test_coded_data_end_where_a_loop_says(parts):
+    data = b"a" + b"".join(parts)
+    content, structure = scan_of(data)
+    coded = len(content) - len(data) - 2
+    end = coded
+    while end < len(content):
+        run = end
+        while run < len(content) and content[run] == 0xFF:
+            run += 1
+        follows = content[run : run + 1]
+        if run > end and follows not in (b"", b"\x00") and not 0xD0 <= follows[0] <= 0xD7:
+            break
+        end = max(run, end + 1)
+    assert (structure.segments[0].coded, structure.segments[0].end) == (coded, end)
+
+
+def test_a_hole_of_zeros_takes_no_time_that_grows_with_its_square():
+    content, structure = scan_of(b"a" + bytes(2**20) + b"a")
+    assert jpeg.without_oddities(content, structure)[0] == content
 
 
 def test_structure_agrees_with_the_decoder():

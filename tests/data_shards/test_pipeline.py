@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from contextlib import closing
 
 import numpy as np
@@ -94,14 +95,14 @@ def test_whatever_decides_the_shards_is_in_the_recipe(source):
             Conversion(dataclasses.replace(source, items=items), Options()).plan.recipe
             for items in [
                 source.items[:-1],
-                (*source.items[:-1], source.items[-1]._replace(label=1)),
-                (*source.items[:-1], source.items[-1]._replace(length=1)),
-                (*source.items[:-1], source.items[-1]._replace(flags=("stylised",))),
+                (*source.items[:-1], dataclasses.replace(source.items[-1], label=1)),
+                (*source.items[:-1], dataclasses.replace(source.items[-1], length=1)),
+                (*source.items[:-1], dataclasses.replace(source.items[-1], flags=("stylised",))),
             ]
         ),
     ]  # fmt: skip
     assert len({recipe, *changed}) == 1 + len(changed)
-    moved = [item._replace(path="/else", offset=512) for item in source.items]
+    moved = [dataclasses.replace(item, path="/else", offset=512) for item in source.items]
     elsewhere = dataclasses.replace(source, items=tuple(moved))
     assert Conversion(elsewhere, Options()).plan.recipe == recipe
 
@@ -195,6 +196,17 @@ def test_a_sample_may_be_larger_than_any_stretch(tmp_path):
     assert found == {f"{key}.jpg": content for key, content in contents.items()}
 
 
+def test_the_memory_of_a_large_sample_is_given_back(tmp_path):
+    with (tmp_path / "a.tar").open("w+b") as file, closing(TarStream(file)) as tar:
+        tracemalloc.start()
+        tar.add("large", {"jpg": bytes(40 * 2**20)})
+        for number in range(20):
+            tar.add(f"{number}", {"jpg": bytes(2**20)})
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert held < 20 * 2**20
+
+
 @given(name=st.text(min_size=1, max_size=30), size=st.integers(0, 8**11 - 1))
 def test_headers_are_those_of_tarfile(name, size):
     name = name.replace("\0", "0").encode(errors="replace").decode()
@@ -281,7 +293,7 @@ def test_an_image_that_was_repaired_is_taken(tmp_path):
     for number, path in zip((3, 9), paths, strict=True):
         path.write_bytes(jpeg(number)[:-40] + bytes(40))
     lengths = {str(path): path.stat().st_size for path in paths}
-    items = [i._replace(length=lengths.get(i.path, i.length)) for i in given.items]
+    items = [dataclasses.replace(i, length=lengths.get(i.path, i.length)) for i in given.items]
     given = dataclasses.replace(given, items=tuple(items))
     out = tmp_path / "out"
     for number in (1, 2):
@@ -335,7 +347,7 @@ def test_suspects_are_kept_and_marked_unless_excluded(tmp_path):
     Image.new("RGB", (16, 16), (9, 9, 9)).save(stream, "PNG")
     path = tmp_path / "in" / "0.jpg"
     path.write_bytes(stream.getvalue())
-    items = (given.items[0]._replace(length=len(stream.getvalue())), *given.items[1:])
+    items = (dataclasses.replace(given.items[0], length=len(stream.getvalue())), *given.items[1:])
     given = dataclasses.replace(given, items=items)
     kept = converted(given, tmp_path / "kept")
     assert kept.samples == 4
@@ -355,7 +367,9 @@ def test_suspects_are_kept_and_marked_unless_excluded(tmp_path):
 def _copy(item, folder, key, content):
     path = folder / key
     path.write_bytes(content)
-    return item._replace(key=key, source=f"train/{key}", path=str(path), length=len(content))
+    return dataclasses.replace(
+        item, key=key, source=f"train/{key}", path=str(path), length=len(content)
+    )
 
 
 def test_duplicates_are_kept_and_listed_within_and_across_splits(tmp_path):
@@ -384,7 +398,7 @@ def test_duplicates_are_kept_and_listed_within_and_across_splits(tmp_path):
     for item, content in zip(val.items, (same, commented, jpeg(99)), strict=True):
         with open(item.path, "wb") as file:
             file.write(content)
-    val_items = tuple(i._replace(length=os.stat(i.path).st_size) for i in val.items)
+    val_items = tuple(dataclasses.replace(i, length=os.stat(i.path).st_size) for i in val.items)
     before = tree(tmp_path / "out")
     converted(dataclasses.replace(val, items=val_items), tmp_path / "out")
     write_overlaps(tmp_path / "out", 1)
