@@ -60,7 +60,7 @@ lint: .venv/.installed-dev  ## style, format and types
 soak: .venv/.installed-dev  ## five minutes of training with three kills; writes docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.launch.soak --minutes 5 --kills 3 --out docs/reliability.md
 
-bench: .venv/.installed  ## every benchmark, with records in benchmarks/results
+bench: .venv/.installed-dev  ## every benchmark, with records in benchmarks/results
 	$(BIN)/python -m benchmarks
 
 # Built (never taken from pip's cache: it forgets the compiler's flags) before anything is removed,

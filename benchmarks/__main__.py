@@ -72,7 +72,10 @@ def main(arguments: list[str]) -> int:
         return told(compare, *map(Path, options.names[1:]))
     unknown = [name for name in options.names if name not in names()]
     if unknown:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(names())}")
+        print(
+            f"error: no benchmark {unknown[0]!r}; there are {', '.join(names())}", file=sys.stderr
+        )
+        return 2
     passed_on = ["--quick"] * options.quick
     if options.results:
         passed_on += ["--results", options.results]

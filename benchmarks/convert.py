@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -42,9 +41,6 @@ from data_shards.verify import verify_split
 from data_shards.workers import Crash, map_surviving
 from data_shards.writer import Plan, shard_writer, write_records
 
-if TYPE_CHECKING:
-    from benchmarks.harness import Times
-
 # The harness and webdataset import torch, which a worker that is started afresh would import
 # too, with this module, and pay for out of its limit of memory. So they are imported later.
 
@@ -54,10 +50,10 @@ _RESIZED = 6  # one image in so many goes through --resize, which takes that muc
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """Write ``count`` different JPEGs of 500 x 375 pixels and about 110 kB."""
+    """Write ``count`` different JPEGs of 500 x 375 pixels and some 85 kB."""
     spec = importlib.util.find_spec("foolbox")
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise SystemExit("error: the photographs come with foolbox; pip install foolbox")
     originals = [
         Image.open(path).convert("RGB")
         for path in sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
@@ -258,19 +254,26 @@ def main() -> None:
             )
             processor = {name: times_of(seconds) for name, seconds in taken.items()}
             measured.append((workers, times, processor))
-        speed = run.table(f"Images/s, median (best), {of}", *columns, *ratios)
+        speed = run.table(
+            f"Milliseconds an image, median (smallest to largest), {of}",
+            *columns, *ratios, "images/s", baselines=("usual", "check alone"),
+        )  # fmt: skip
         for workers, times, _ in measured:
             speed.add(
                 workers,
-                *(images_per_second(t, images[name]) for name, t in times.items()),
+                *(t / images[name] for name, t in times.items()),
                 ratio(times["usual"], times["convert"]),
                 ratio(times["check"], times["convert"]),
+                f"{len(given.items) / times['convert'].median:.0f}",
             )
-        cost = run.table("Milliseconds of processor an image, median (least)", *columns, *ratios)
+        cost = run.table(
+            "The same in milliseconds of processor", *columns, *ratios,
+            baselines=("usual", "check alone"),
+        )  # fmt: skip
         for workers, _, times in measured:
             cost.add(
                 workers,
-                *(milliseconds_an_image(t, images[name]) for name, t in times.items()),
+                *(t / images[name] for name, t in times.items()),
                 ratio(times["usual"], times["convert"]),
                 ratio(times["check"], times["convert"]),
             )
@@ -290,14 +293,6 @@ def main() -> None:
 
 def verify(split: Path, workers: int) -> None:
     assert not list(verify_split(split, workers=workers))
-
-
-def milliseconds_an_image(times: Times, images: int) -> str:
-    return f"{times.median / images * 1e3:.2f} ({times.smallest / images * 1e3:.2f})"
-
-
-def images_per_second(times: Times, images: int) -> str:
-    return f"{images / times.median:.0f} ({images / times.smallest:.0f})"
 
 
 if __name__ == "__main__":

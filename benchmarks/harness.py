@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import PIL
 import torch
 
 from benchmarks.compare import FORMAT
@@ -33,8 +34,28 @@ class Times:
     repeats: int
 
     def __str__(self) -> str:
-        """Milliseconds: median, and in brackets the smallest."""
-        return f"{self.median * 1e3:.4g} ({self.smallest * 1e3:.4g})"
+        """Milliseconds: median, and in brackets the smallest and the largest."""
+        smallest, median, largest = (
+            f"{1e3 * seconds:.4g}" for seconds in (self.smallest, self.median, self.largest)
+        )
+        return f"{median} ({smallest} to {largest})"
+
+    def __truediv__(self, count: int) -> Times:
+        """Return the times of one of ``count`` things that the program did."""
+        smallest, median, largest = (
+            seconds / count for seconds in (self.smallest, self.median, self.largest)
+        )
+        return Times(smallest, median, largest, self.repeats)
+
+
+@dataclass(frozen=True)
+class Megabytes:
+    """Memory in 10^6 bytes."""
+
+    megabytes: float
+
+    def __str__(self) -> str:
+        return f"{self.megabytes:.0f}"
 
 
 def in_turn(
@@ -90,6 +111,11 @@ def _memory(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def share(limit: Times, ours: Times) -> str:
+    """Return how much of ours is the limit, in percent, by the medians."""
+    return f"{100 * limit.median / ours.median:.0f} %"
+
+
 def in_fresh_process(function: Callable[..., float], *arguments: object) -> float:
     """Call a function of a module in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -98,10 +124,14 @@ def in_fresh_process(function: Callable[..., float], *arguments: object) -> floa
 
 @dataclass
 class Table:
-    """Printed as it grows, row by row, as Markdown."""
+    """Printed as it grows, row by row, as Markdown.
+
+    ``baselines`` are the columns that measure what is not ours: the usual way, or a limit.
+    """
 
     title: str
     columns: Sequence[str]
+    baselines: Sequence[str] = ()
     rows: list[list[object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,9 +139,9 @@ class Table:
         print(f"\n{self.title}\n\n| {' | '.join(self.columns)} |\n{'|---' * len(self.columns)}|")
 
     def add(self, *cells: object) -> None:
-        """Add and print a row; times are printed in milliseconds, median (smallest)."""
+        """Add and print a row; times in milliseconds, median (smallest to largest)."""
         assert len(cells) == len(self.columns)
-        self.rows.append([asdict(c) if isinstance(c, Times) else str(c) for c in cells])
+        self.rows.append([asdict(c) if isinstance(c, Times | Megabytes) else str(c) for c in cells])
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
@@ -144,9 +174,10 @@ class Benchmark:
         self.machine = machine()
         print(", ".join(f"{key} {value}" for key, value in self.machine.items()), flush=True)
 
-    def table(self, title: str, *columns: str) -> Table:
+    def table(self, title: str, *columns: str, baselines: Sequence[str] = ()) -> Table:
         """Begin a table."""
-        self.tables.append(Table(title, columns))
+        assert set(baselines) <= set(columns)
+        self.tables.append(Table(title, columns, baselines))
         return self.tables[-1]
 
     def record(self) -> None:
@@ -162,6 +193,8 @@ class Benchmark:
             "options": options,
             "tables": [asdict(table) for table in self.tables],
         }
+        if str(self.machine["commit"]).endswith("-dirty"):
+            print("warning: the code differs from the commit; nobody else can repeat this record")
         self.options.results.mkdir(parents=True, exist_ok=True)
         path = self.options.results / f"{self.name}.json"
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -182,13 +215,17 @@ def machine() -> dict[str, str | int]:
         text=True,
         check=False,
     ).stdout.strip()
-    packages = ("torch", "torchvision", "numpy", "pillow", "webdataset", "adamp")
+    packages = ("torch", "torchvision", "numpy", "webdataset", "adamp")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": processor,
         "cores": os.cpu_count() or 1,
+        "memory GB": round(memory / 1e9),
+        "system": platform.release(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
+        "pillow": PIL.__version__,  # pillow-simd's, where that is in its place
         "commit": commit or "unknown",
     }

@@ -194,6 +194,7 @@ def alone(work: Work, contents: list[bytes], workers: int) -> None:
         process.start()
     for process in processes:
         process.join()
+        assert process.exitcode == 0
 
 
 # ---------------------------------------------------------------------------- an index of ImageNet
@@ -324,9 +325,10 @@ def compare_loaders(run: Benchmark, folder: Path) -> None:
     images = 64 if quick else run.options.images
     repeats = 1 if quick else run.options.repeats
     speed = run.table(
-        f"Milliseconds of an epoch of {images} images at 224, median (smallest)",
+        f"Milliseconds of an epoch of {images} images at 224, median (smallest to largest)",
         *("images", "workers", "ours", "ImageFolder", "webdataset", "alone"),
         *("ImageFolder / ours", "webdataset / ours", "alone / ours", "images/s"),
+        baselines=("ImageFolder", "webdataset", "alone"),
     )
     others: list[list[object]] = []
     parts: list[list[object]] = []

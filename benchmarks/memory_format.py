@@ -22,7 +22,7 @@ def forward_and_backward(network: nn.Module, images: Tensor) -> None:
 def main() -> None:
     run = Benchmark("memory_format", __doc__)
     table = run.table(
-        "Milliseconds, median (smallest)",
+        "Milliseconds, median (smallest to largest)",
         *("network", "images", "side", "channels first", "channels last", "first / last"),
     )
     cases: list[tuple[str, dict, int, int]] = [("simple_convnet", {"kernel_size": 1}, 4, 8)]

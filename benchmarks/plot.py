@@ -34,11 +34,11 @@ class Bar:
             IncomparableError: no such record, row or column; one line names it.
         """
         path = folder / f"{self.benchmark}.json"
-        for table in read_record(path)["tables"]:
-            for cells in table["rows"]:
-                row = dict(zip(table["columns"], cells, strict=True))
+        for table in read_record(path).tables:
+            for cells in table.rows:
+                row = dict(zip(table.columns, cells, strict=True))
                 if self.column in row and self.cells.items() <= row.items():
-                    median, _, smallest = row[self.column].partition(" (")
+                    median, _, smallest = str(row[self.column]).partition(" (")
                     return float(median), float(smallest.rstrip(")"))
         where = ", ".join(f"{name} {value}" for name, value in self.cells.items())
         raise IncomparableError(f"{path}: has no {self.column!r} of {where}; measure it again")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--quick]
 
-Real gloo ranks with one thread each, against one process with as many threads: the same
+Real gloo ranks with one thread each, against one process with a thread on each core: the same
 samples, the same objective, the same cores. Time is that of the slowest rank, from one barrier
 to the next. With fewer ranks than micro-batches a rank accumulates, and pays for its first pass;
 with one micro-batch a rank there is none.
@@ -73,7 +73,7 @@ def main() -> None:
     run = Benchmark("scaling", __doc__)
     cores = os.cpu_count() or 1
     table = run.table(
-        "Milliseconds of a step, median (smallest)",
+        "Milliseconds of a step, median (smallest to largest)",
         *("networks", "image", "N", "b", "W", "threads a rank", "ms", "one process / this"),
     )
     for name, pair, side, n, b, steps in QUICK_CASES if run.options.quick else CASES:

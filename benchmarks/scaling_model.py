@@ -228,7 +228,7 @@ def main() -> None:
     quick, cores = run.options.quick, os.cpu_count() or 1
     checked = run.table(
         "Milliseconds of a step: the sum of its parts, and measured",
-        *("networks", "image", "N", "b", "W", "sum", "measured", "sum / measured"),
+        *("networks", "image", "N", "b", "W", "measured", "sum", "sum / measured"),
         *("networks %", "HSIC %", "optimizers %", "communication %"),
     )
     for name, pair, side, n, b, least in QUICK_CASES if quick else CASES:
@@ -239,7 +239,7 @@ def main() -> None:
             parts = predict(machine, world, n // b // world, cores, seconds)
             found = measure(world, 1, pair, n, b, side, least)
             checked.add(
-                name, f"{side}²", n, b, world, f"{1e3 * parts.total:.4g}", found,
+                name, f"{side}²", n, b, world, found, f"{1e3 * parts.total:.4g}",
                 f"{parts.total / found.median:.2f}", *shares(parts),
             )  # fmt: skip
 

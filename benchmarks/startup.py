@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import Benchmark, in_turn, times_of
+from benchmarks.harness import Benchmark, in_turn, share, times_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMMANDS = {
@@ -77,12 +77,14 @@ def main() -> None:
         programs |= {name: lambda w=words: command(*w) for name, words in _COMMANDS.items()}
         times = in_turn(programs, least=3 if run.options.quick else 11, seconds=0.0)
         first, later = first_steps(folder, runs=1 if run.options.quick else 5)
-    table = run.table("Milliseconds, median (smallest)", "command", "time")
+    table = run.table(
+        "Milliseconds, median (smallest to largest)", "command", "time", "Python's share"
+    )
     for name, taken in times.items():
         label = f"{name} of {run.options.runs} runs" if name.endswith(" list") else name
-        table.add(label, taken)
+        table.add(label, taken, share(times["python -c pass"], taken))
     table = run.table(
-        "The demo until its first step is taken, milliseconds, median (smallest)",
+        "The demo until its first step is taken, milliseconds, median (smallest to largest)",
         *("stage", "with its shards made", "with its shards there"),
     )
     for stage, seconds in first.items():

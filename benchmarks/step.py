@@ -11,7 +11,8 @@
 A second table compares our step with the networks compiled (``compile: true``) with ours as it is,
 where there is a C++ compiler.
 
-All take the same optimizer steps on the same batches, in turn.
+All take the same optimizer steps on the same batches, in turn. The limit is what the step needs of
+the networks, without HSIC, optimizers or anything else.
 
 A third table is about the meter, read after every step (a run reads it after log.every_steps): the
 same steps with and without it in turn, and what its marks and a reading cost by themselves, in
@@ -28,7 +29,7 @@ import adamp
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.harness import Benchmark, in_turn, ratio
+from benchmarks.harness import Benchmark, in_turn, ratio, share
 from benchmarks.hsic import trace
 from rebias_dist import methods, models
 from rebias_dist.config import MethodConfig, OptimizerConfig
@@ -96,6 +97,26 @@ def public(game: Minimax, batches: list[MicroBatch]) -> None:
             p.optimizer.zero_grad()
 
 
+def networks_alone(game: Minimax, batches: list[MicroBatch]) -> None:
+    """Run what a step needs of the networks, and nothing else: the limit.
+
+    Of each micro-batch, f's forward and backward, and g's two forwards and one backward; with
+    several the features have to be known first, which takes another forward of each.
+    """
+    (g,) = game.gs
+    assert game.f is not None
+    for batch in batches:
+        images = game.normalise(batch.images)
+        with torch.no_grad():
+            g.network(images)
+            if len(batches) > 1:
+                game.f.network(images)
+                g.network(images)
+        for player in (g, game.f):
+            logits, _ = player.network(images)
+            cross_entropy(logits, batch.labels).backward()
+
+
 def naive(game: Minimax, batches: list[MicroBatch]) -> None:
     """Take a step with HSIC inside each micro-batch."""
     (g,) = game.gs
@@ -115,9 +136,10 @@ def naive(game: Minimax, batches: list[MicroBatch]) -> None:
 def compare_compiled(run: Benchmark) -> None:
     """Add the table of steps with and without compiling."""
     table = run.table(
-        "Milliseconds of a step with compiled networks, median (smallest)",
+        "Milliseconds of a step with compiled networks, median (smallest to largest)",
         *("networks", "N", "micro-batches", "image", "eager ms", "compiled ms", "eager / compiled"),
         "first step s",
+        baselines=("eager ms",),
     )
     cases = [
         ("simple_convnet 7 and 1", CONVNETS, 256, 8, 28),
@@ -180,9 +202,10 @@ def main() -> None:
     """Print the tables."""
     run = Benchmark("step", __doc__)
     table = run.table(
-        "Milliseconds of a step, median (smallest)",
+        "Milliseconds of a step, median (smallest to largest)",
         *("networks", "N", "micro-batches", "image", "baseline", "baseline ms", "ours ms"),
-        "baseline / ours",
+        *("baseline / ours", "networks alone ms", "their share of ours"),
+        baselines=("baseline ms", "networks alone ms"),
     )
     cases: list[tuple[str, Pair, int, int, int, Callable]] = [
         ("simple_convnet 7 and 1", CONVNETS, 256, 1, 28, public),
@@ -196,7 +219,7 @@ def main() -> None:
         ]
     for name, pair, samples, parts, side, baseline in cases:
         batches = batches_of(samples, parts, side)
-        games = [build_game(pair, samples, parts) for _ in range(2)]
+        games = [build_game(pair, samples, parts) for _ in range(3)]
         if baseline is public:
             games[1] = build_game(pair, samples, parts, torch.contiguous_format)
             for player in (games[1].f, *games[1].gs):
@@ -206,20 +229,23 @@ def main() -> None:
             {
                 "ours": partial(games[0].step, batches, 0, RADII),
                 "baseline": partial(baseline, games[1], batches),
+                "networks": partial(networks_alone, games[2], batches),
             },
             least=1 if run.options.quick else 9,
             seconds=0.0,
         )
         table.add(
             name, samples, parts, f"{side}²", baseline.__name__, times["baseline"],
-            times["ours"], ratio(times["baseline"], times["ours"]),
+            times["ours"], ratio(times["baseline"], times["ours"]), times["networks"],
+            share(times["networks"], times["ours"]),
         )  # fmt: skip
     if shutil.which(os.environ.get("CXX", "g++")):
         compare_compiled(run)
     table = run.table(
-        "Milliseconds of a step with the meter and without, median (smallest)",
+        "Milliseconds of a step with the meter and without, median (smallest to largest)",
         *("networks", "N", "micro-batches", "image", "without ms", "with ms", "with / without"),
         *("phases a step", "their cost, %"),
+        baselines=("without ms",),
     )
     for name, pair, samples, parts, side, _ in cases:
         batches, game = batches_of(samples, parts, side), build_game(pair, samples, parts)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import adamp
 import torch
 
-from benchmarks.harness import Benchmark, in_fresh_process, peak_growth
+from benchmarks.harness import Benchmark, Megabytes, in_fresh_process, peak_growth
 from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game, public
 
 _CASES: dict[str, tuple[str, Pair, int, int]] = {
@@ -54,6 +54,7 @@ def main() -> None:
     table = run.table(
         "MB that steps add at their peak, in a fresh process",
         *("networks", "N", "image", "public", "ours", "public / ours", "ours, 4 micro-batches"),
+        baselines=("public",),
     )
     for case in ("convnets",) if quick else _CASES:
         name, _, samples, side = _CASES[case]
@@ -64,8 +65,8 @@ def main() -> None:
             for parts in (0, 1, 4)
         }
         table.add(
-            name, samples, f"{side}²", f"{found[0]:.0f}", f"{found[1]:.0f}",
-            f"{found[0] / found[1]:.2f}", f"{found[4]:.0f}",
+            name, samples, f"{side}²", Megabytes(found[0]), Megabytes(found[1]),
+            f"{found[0] / found[1]:.2f}", Megabytes(found[4]),
         )  # fmt: skip
     run.record()
 

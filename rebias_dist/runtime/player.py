@@ -189,6 +189,7 @@ def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Modu
         # Ranks agree on the buffers by their own rule (runtime/batchnorm.py).
         forward_sync_buffers=False,
         find_unused_parameters=unused,
+        gradient_as_bucket_view=True,  # no copy into what is reduced, nor memory for it
     )
 
 

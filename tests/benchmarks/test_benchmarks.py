@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare import compare, read_record
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -16,12 +18,22 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def record(folder: Path, name: str, **changes) -> str:
-    times = {"smallest": 0.9, "median": changes.pop("median", 1.0), "largest": 2, "repeats": 3}
+    times, theirs = (
+        {"smallest": 0.9, "median": changes.pop(name, 1.0), "largest": 2.0, "repeats": 3}
+        for name in ("median", "baseline")
+    )
+    table = {
+        "title": "T",
+        "columns": ["N", "ours", "usual", "MB"],
+        "baselines": ["usual"],
+        "rows": [["8", times, theirs, {"megabytes": changes.pop("megabytes", 10.0)}]],
+    }
     content = {
         "format": 1,
         "benchmark": "step",
         "machine": {"processor": "P", "cores": 2, "threads": 1, "commit": name},
-        "tables": [{"title": "T", "columns": ["N", "ours"], "rows": [["8", times]]}],
+        "options": {"width": 512},
+        "tables": [table],
     }
     for key, value in changes.items():
         content["machine" if key in content["machine"] else key] = (
@@ -36,7 +48,7 @@ def record(folder: Path, name: str, **changes) -> str:
     "name",
     [
         *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
-        *("memory_format", "loader", "startup", "step_memory", "convert"),
+        *("memory_format", "loader", "startup", "step_memory", "convert", "checkpoint"),
     ],
 )
 def test_each_runs_in_small(name):
@@ -68,11 +80,33 @@ def test_the_scaling_model_counts_the_forwards_of_a_step(micro_batches):
 
 def test_comparison(tmp_path):
     before = record(tmp_path, "before")
-    for median, verdict, code in ((1.0, "", 0), (1.5, "slower", 1), (0.5, "faster", 0)):
+    for median, verdict, code in ((1.0, "", 0), (1.5, "worse", 1), (0.5, "better", 0)):
         done = benchmarks("compare", before, record(tmp_path, "after", median=median))
         assert done.returncode == code, done.stderr
-        row = f"| T | 8 | ours | 1000 | {1000 * median:g} | {median:.2f} | {verdict} |"
+        row = (
+            f"| T | 8 | ours | 1000 | {1000 * median:g} | {median:.2f} | {median:.2f} | {verdict} |"
+        )
         assert row in done.stdout
+
+
+def test_memory_is_compared_and_a_slow_machine_is_no_regression(tmp_path):
+    before = record(tmp_path, "before")
+    done = benchmarks("compare", before, record(tmp_path, "more", megabytes=20.0))
+    assert done.returncode == 1
+    assert "| T | 8 | MB | 10 | 20 | 2.00 | 2.00 | worse |" in done.stdout
+    slow = record(tmp_path, "slow", median=2.0, baseline=2.0, megabytes=20.0)
+    done = benchmarks("compare", before, slow)
+    assert "| T | 8 | ours | 1000 | 2000 | 2.00 | 1.00 |  |" in done.stdout
+    assert "| T | 8 | usual | 1000 | 2000 | 2.00 |  | baseline |" in done.stdout
+    slow = record(tmp_path, "slow", median=2.0, baseline=2.0)
+    assert benchmarks("compare", before, slow).returncode == 0
+
+
+def test_every_record_that_is_kept_can_be_read_and_compared():
+    for path in (ROOT / "benchmarks/results").glob("*.json"):
+        assert read_record(path).benchmark == path.stem
+        if path.stem != "communication":  # it counts, and measures nothing
+            assert compare(path, path) == 0
 
 
 @pytest.mark.parametrize(
@@ -82,6 +116,12 @@ def test_comparison(tmp_path):
         ({"threads": 2}, "different machines (threads: 1 and 2)"),
         ({"benchmark": "hsic"}, "of the benchmark step"),
         ({"format": 2}, "format 2; this version reads 1"),
+        ({"options": {"width": 64}}, "different options (width: 512 and 64)"),
+        ({"tables": []}, "have no measurement in common"),
+        ({"tables": None}, "not a record of a benchmark (tables: "),
+        ({"machine": 3}, "not a record of a benchmark (machine: "),
+        ({"median": 0.0}, "not a record of a benchmark (tables.0.rows.0: "),
+        ({"median": float("nan")}, "not a record of a benchmark (tables.0.rows.0: "),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, changes, words):
@@ -93,7 +133,10 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, changes, words
 
 
 def test_unknown_names_and_files(tmp_path):
-    assert "no benchmark 'medan'; there are" in benchmarks("medan").stderr
+    done = benchmarks("medan")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no benchmark 'medan'; there are checkpoint, ")
+    assert done.stderr.count("\n") == 1
     (tmp_path / "junk.json").write_text("[]")
     for path, words in ((tmp_path / "none.json", "cannot be read"),
                         (tmp_path / "junk.json", "not a record")):  # fmt: skip
