@@ -50,7 +50,8 @@ def main(began: float) -> None:
     """Run, and print."""
     marks = Marks(began)
     marks.begin("import torch")
-    import torch  # noqa: F401  # not used here: its import is a stage of its own
+
+    marks.begin("import torch._dynamo, which torch's optimizers need")
 
     marks.begin("other imports, process group")
     from rebias_dist import assemble, train

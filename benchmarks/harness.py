@@ -208,13 +208,6 @@ def machine() -> dict[str, str | int]:
     if information.exists():
         names = [s for s in information.read_text().splitlines() if s.startswith("model name")]
         processor = names[0].partition(": ")[2] if names else processor
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     packages = ("torch", "torchvision", "numpy", "webdataset", "adamp")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -227,5 +220,23 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "pillow": PIL.__version__,  # pillow-simd's, where that is in its place
-        "commit": commit or "unknown",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Return the commit, with ``-dirty`` if code differs from it; records and docs are no code."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip()
+
+    code = (".", ":(exclude)benchmarks/results", ":(exclude)docs")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
