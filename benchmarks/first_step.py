@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 FINAL = "first step"
@@ -49,10 +50,9 @@ class Marks:
 def main(began: float) -> None:
     """Run, and print."""
     marks = Marks(began)
-    marks.begin("import torch")
-
-    marks.begin("import torch._dynamo, which torch's optimizers need")
-
+    for module, why in (("torch", ""), ("torch._dynamo", ", which torch's optimizers need")):
+        marks.begin(f"import {module}{why}")
+        import_module(module)
     marks.begin("other imports, process group")
     from rebias_dist import assemble, train
     from rebias_dist.config_files import DEFAULT_CONFIG, read_config_file, validate
