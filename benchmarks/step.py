@@ -15,9 +15,9 @@ All take the same optimizer steps on the same batches, in turn. The limit is wha
 the networks, without HSIC, optimizers or anything else.
 
 A third table is about the meter, read after every step (a run reads it after log.every_steps): the
-same steps with and without it in turn, and what its marks and a reading cost by themselves, and a
-record in metrics.jsonl and TensorBoard, in percent of a step, which the machine's other work disturbs
-less.
+same steps with and without it in turn, and what its marks and a reading cost by themselves, and
+a record in metrics.jsonl and TensorBoard, in percent of a step, which the machine's other work
+disturbs less.
 """
 
 import os
