@@ -63,7 +63,7 @@ def ours(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def products(x: Tensor, y: Tensor) -> None:
-    """The matrix products that value and gradients cannot do without: the limit."""
+    """The plain matrix products that kernels and gradients are made of: the limit."""
     for a in (x, y):
         (a @ a.T) @ a
 

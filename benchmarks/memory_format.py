@@ -24,6 +24,7 @@ def main() -> None:
     table = run.table(
         "Milliseconds, median (smallest to largest)",
         *("network", "images", "side", "channels first", "channels last", "first / last"),
+        baselines=("channels first",),
     )
     cases: list[tuple[str, dict, int, int]] = [("simple_convnet", {"kernel_size": 1}, 4, 8)]
     if not run.options.quick:

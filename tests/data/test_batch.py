@@ -79,6 +79,6 @@ def test_a_worker_sends_its_memory_once():
         text = bytes(ForkingPickler.dumps(parcel))
         sizes.append(len(text))
         assert (parcel.memory is None) == (number in (2, 3, 4))
-        # Nor do the images ever travel by value.
+        # As DataLoader's queue does with what its own workers wrote. Nor do the images ever travel by value.
         assert len(text) < 5000
         assert_equal(receiver.open(pickle.loads(text), pinned=False), expected)
