@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks.harness import Benchmark, in_turn, ratio, share
 from rebias_dist import models
-from rebias_dist.config import OptimizerConfig
-from rebias_dist.runtime import checkpoint
-from rebias_dist.runtime.player import make_optimizer
-from rebias_dist.runtime.saver import Saver
+from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.runs import checkpoint
+from rebias_dist.runs.saver import Saver
+from rebias_dist.step.player import make_optimizer
 
 
 def state_of(names: list[str], **options: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import Benchmark
 from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game
-from rebias_dist.minimax import Minimax
+from rebias_dist.step.minimax import Minimax
 
 FLOAT32, FLOAT64 = 4, 8
 

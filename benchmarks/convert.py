@@ -30,16 +30,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data_shards import jpeg
-from data_shards.integrity import examine_item
-from data_shards.manifest import Normalize, Shard, index_dtype, load_split
-from data_shards.pipeline import convert_listing
-from data_shards.planning import Conversion, Options
-from data_shards.publish import Limit
+from data_shards.audit.verify import verify_split
+from data_shards.convert.pipeline import convert_listing
+from data_shards.convert.plan import Conversion, Options
+from data_shards.convert.publish import Limit
+from data_shards.convert.workers import Crash, map_surviving
+from data_shards.format.manifest import Normalize, Shard, index_dtype, load_split
+from data_shards.format.writer import Plan, shard_writer, write_records
+from data_shards.images import jpeg
+from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item, Listing, read_item
-from data_shards.verify import verify_split
-from data_shards.workers import Crash, map_surviving
-from data_shards.writer import Plan, shard_writer, write_records
 
 # The harness and webdataset import torch, which a worker that is started afresh would import
 # too, with this module, and pay for out of its limit of memory. So they are imported later.

@@ -55,9 +55,9 @@ def main(began: float) -> None:
         import_module(module)
     marks.begin("other imports, process group")
     from rebias_dist import assemble, train
-    from rebias_dist.config_files import DEFAULT_CONFIG, read_config_file, validate
-    from rebias_dist.minimax import Minimax
-    from rebias_dist.runtime import resumption
+    from rebias_dist.config.files import DEFAULT_CONFIG, read_config_file, validate
+    from rebias_dist.runs import resumption
+    from rebias_dist.step.minimax import Minimax
 
     marks.opens("data", assemble, "data_root")
     marks.opens("networks", assemble, "build_networks")

@@ -35,9 +35,9 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.harness import Benchmark, in_turn, ratio
-from data_shards.manifest import FORMAT, HASH_BYTES, Manifest, Normalize, Shard, index_dtype
+from data_shards.format.manifest import FORMAT, HASH_BYTES, Manifest, Normalize, Shard, index_dtype
+from data_shards.format.writer import Plan, split_writer
 from data_shards.ordering import derive
-from data_shards.writer import Plan, split_writer
 from rebias_dist.data import ShardDataset, TrainLoader, TrainTransform, epoch_order
 from rebias_dist.data.decode import decode, describe_decoder
 from rebias_dist.data.transforms import random_crop

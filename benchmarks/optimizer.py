@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import Benchmark, in_turn, ratio, share
 from rebias_dist import models
-from rebias_dist.runtime.adamp import AdamP
+from rebias_dist.step.adamp import AdamP
 
 
 def main() -> None:

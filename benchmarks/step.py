@@ -35,15 +35,15 @@ from torch.nn.functional import cross_entropy
 from benchmarks.harness import Benchmark, in_turn, ratio, share
 from benchmarks.hsic import trace
 from rebias_dist import methods, models
-from rebias_dist.config import MethodConfig, OptimizerConfig
+from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
-from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.objectives import LOCAL, hsic
 from rebias_dist.phases import HostClock, phase, timed_by
-from rebias_dist.runtime.meter import Meter
-from rebias_dist.runtime.player import Player
-from rebias_dist.runtime.precision import Precision
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.step.minimax import Minimax, Radii
+from rebias_dist.step.player import Player
+from rebias_dist.step.precision import Precision
+from rebias_dist.telemetry.meter import Meter
+from rebias_dist.telemetry.writers import Telemetry
 
 CLASSES, RADII = 9, Radii(10.0, (10.0,))
 Pair = tuple[tuple[str, dict], tuple[str, dict]]

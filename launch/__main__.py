@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rebias_dist.cli import OneLineParser, run_cli, version
+from rebias_dist.commands.parser import OneLineParser, run_cli, version
 from rebias_dist.errors import ConfigError
 
 # Subcommand -> what it does. Its module ``launch.<name>`` has a docstring, EXAMPLES (one command

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rebias_dist.runtime.loaded_run import LoadedRun
+    from rebias_dist.evaluation.loaded_run import LoadedRun
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
@@ -22,6 +22,6 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Load
         ConfigError: no run is there, or it has no such checkpoint yet.
         DataError: the checkpoint is damaged.
     """
-    from rebias_dist.runtime.loaded_run import load_run
+    from rebias_dist.evaluation.loaded_run import load_run
 
     return load_run(run, checkpoint, device)

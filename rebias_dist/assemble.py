@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data_shards.manifest import Normalize
+from data_shards.format.manifest import Normalize
 from rebias_dist import models
-from rebias_dist.config import Config, DataConfig, NetworkConfig
+from rebias_dist.config.schema import Config, DataConfig, NetworkConfig
 from rebias_dist.data import (
     EvalTransform,
     ShardDataset,
@@ -24,13 +24,13 @@ from rebias_dist.data import (
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
-from rebias_dist.minimax import Minimax
 from rebias_dist.models import feature_dim
-from rebias_dist.runtime.batchnorm import check_micro_batch_of_one
-from rebias_dist.runtime.compilation import check_compilation
-from rebias_dist.runtime.player import Player
-from rebias_dist.runtime.precision import Precision
-from rebias_dist.runtime.randomness import keyed
+from rebias_dist.step.batchnorm import check_micro_batch_of_one
+from rebias_dist.step.compilation import check_compilation
+from rebias_dist.step.minimax import Minimax
+from rebias_dist.step.player import Player
+from rebias_dist.step.precision import Precision
+from rebias_dist.step.randomness import keyed
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rebias_dist.cli import leave_at_once, parse_train, run_cli
-from rebias_dist.config import Config
-from rebias_dist.config_files import DEFAULT_CONFIG, config_comment, flat
+from rebias_dist.commands.parser import leave_at_once, parse_train, run_cli
+from rebias_dist.config.files import DEFAULT_CONFIG, config_comment, flat
+from rebias_dist.config.schema import Config
 from rebias_dist.errors import (
     DataError,
     InterruptedRun,
@@ -26,17 +26,17 @@ from rebias_dist.errors import (
     RebiasError,
     RolledBack,
 )
-from rebias_dist.runtime.placement import is_rank_zero
+from rebias_dist.ranks.placement import is_rank_zero
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
 if TYPE_CHECKING:
     import torch
 
     from rebias_dist.data import MicroBatch
-    from rebias_dist.runtime.consensus import Consensus
-    from rebias_dist.runtime.faults import Whereabouts
-    from rebias_dist.runtime.signals import StopRequest
-    from rebias_dist.runtime.telemetry import Status
+    from rebias_dist.ranks.consensus import Consensus
+    from rebias_dist.ranks.faults import Whereabouts
+    from rebias_dist.ranks.signals import StopRequest
+    from rebias_dist.telemetry.writers import Status
 
 log = logging.getLogger("rebias_dist")
 
@@ -58,11 +58,11 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
             this rank's alone.
     """
     from rebias_dist import assemble
-    from rebias_dist.plan import check_world
-    from rebias_dist.runtime.faults import Whereabouts
-    from rebias_dist.runtime.process_group import choose_device, process_group, resolve_placement
-    from rebias_dist.runtime.run_folder import fresh_name
-    from rebias_dist.runtime.signals import stop_requests
+    from rebias_dist.config.plan import check_world
+    from rebias_dist.ranks.faults import Whereabouts
+    from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
+    from rebias_dist.ranks.signals import stop_requests
+    from rebias_dist.runs.run_folder import fresh_name
 
     placement = resolve_placement()
     check_world(config, placement.world_size)
@@ -104,20 +104,23 @@ def _train(
     held: ExitStack,
     started_by: str,
 ) -> dict[str, Any]:
-    from rebias_dist import assemble, methods, plan, results
-    from rebias_dist.runtime import checkpoint, dashboard, flops, radius
-    from rebias_dist.runtime.evaluation import evaluate_checkpoints, evaluate_splits
-    from rebias_dist.runtime.faults import origin
-    from rebias_dist.runtime.meter import Meter, describe_speed
-    from rebias_dist.runtime.precision import Precision, make_deterministic
-    from rebias_dist.runtime.process_group import set_time_out
-    from rebias_dist.runtime.profiling import profiled
-    from rebias_dist.runtime.resumption import resume_run
-    from rebias_dist.runtime.run_folder import RunFolder
-    from rebias_dist.runtime.saver import Saver
-    from rebias_dist.runtime.snapshot import Snapshot
-    from rebias_dist.runtime.telemetry import Telemetry
-    from rebias_dist.runtime.watch import Watch
+    from rebias_dist import assemble, methods
+    from rebias_dist.config import plan
+    from rebias_dist.evaluation.splits import evaluate_checkpoints, evaluate_splits
+    from rebias_dist.ranks.faults import origin
+    from rebias_dist.ranks.process_group import set_time_out
+    from rebias_dist.runs import checkpoint, results
+    from rebias_dist.runs.resumption import resume_run
+    from rebias_dist.runs.run_folder import RunFolder
+    from rebias_dist.runs.saver import Saver
+    from rebias_dist.runs.snapshot import Snapshot
+    from rebias_dist.step import radii as radius
+    from rebias_dist.step.precision import Precision, make_deterministic
+    from rebias_dist.telemetry import dashboard, flops
+    from rebias_dist.telemetry.meter import Meter, describe_speed
+    from rebias_dist.telemetry.profiling import profiled
+    from rebias_dist.telemetry.watch import Watch
+    from rebias_dist.telemetry.writers import Telemetry
 
     if config.deterministic:
         make_deterministic()
@@ -439,7 +442,7 @@ def cli(
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
         if request.dry_run:
-            from rebias_dist.dry_run import print_plan
+            from rebias_dist.commands.dry_run import print_plan
 
             print_plan(request.config)
             return

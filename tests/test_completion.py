@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "rebias-train": "rebias_dist.train",
-    "rebias-evaluate": "rebias_dist.evaluate",
-    "rebias-sweep": "rebias_dist.sweep",
-    "rebias-report": "rebias_dist.report",
-    "rebias-export": "rebias_dist.export",
+    "rebias-evaluate": "rebias_dist.commands.evaluate",
+    "rebias-sweep": "launch.sweep.grid",
+    "rebias-report": "rebias_dist.commands.report",
+    "rebias-export": "rebias_dist.commands.export",
     "rebias-shards": "data_shards.__main__",
     "rebias-launch": "launch.__main__",
 }

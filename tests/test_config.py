@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from rebias_dist.cli import parse_train, run_cli
-from rebias_dist.config import Config, Section
-from rebias_dist.config_files import (
+from rebias_dist.commands.parser import parse_train, run_cli
+from rebias_dist.config.files import (
     configs_folder,
     list_configs,
     parse_yaml,
@@ -26,6 +25,7 @@ from rebias_dist.config_files import (
     to_yaml,
     validate,
 )
+from rebias_dist.config.schema import Config, Section
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods import METHODS
 
@@ -333,7 +333,7 @@ def test_help_names_every_field_and_explains_it():
 )
 def test_answers_come_without_torch(flags):
     code = (
-        "import sys\nfrom rebias_dist.cli import parse_train\n"
+        "import sys\nfrom rebias_dist.commands.parser import parse_train\n"
         "try: parse_train(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "sys.exit(9 if 'torch' in sys.modules else 0)"
@@ -346,7 +346,7 @@ def test_answers_come_without_torch(flags):
 
 def test_only_rank_zero_speaks():
     for rank, spoken in (("0", 1), ("1", 0)):
-        code = "import sys; from rebias_dist.cli import parse_train; parse_train(sys.argv[1:])"
+        code = "import sys; from rebias_dist.commands.parser import parse_train; parse_train(sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", code, "--lr", "1"],
             cwd=ROOT,

@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 
-from rebias_dist import evaluate
 from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
-from rebias_dist.config_files import validate
+from rebias_dist.commands import evaluate
+from rebias_dist.config.files import validate
+from rebias_dist.evaluation.splits import evaluate_splits
+from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
-from rebias_dist.run_results import group_runs, read_run
-from rebias_dist.runtime.consensus import Consensus
-from rebias_dist.runtime.evaluation import evaluate_splits
-from rebias_dist.runtime.precision import Precision
+from rebias_dist.reporting.runs import group_runs, read_run
+from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
 from tests.evaluation.photographs import write
 
@@ -241,7 +241,7 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, named):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom rebias_dist.evaluate import cli\n"
+        "import sys\nfrom rebias_dist.commands.evaluate import cli\n"
         "try: cli(['--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )

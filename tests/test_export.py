@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data_shards.sources.listing import IMAGENET_NORMALIZE
-from rebias_dist import export, load
+from rebias_dist import load
 from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
-from rebias_dist.card import model_card
-from rebias_dist.config_files import validate
+from rebias_dist.commands import export
+from rebias_dist.commands.model_card import model_card
+from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError, RebiasError
-from rebias_dist.runtime.loaded_run import LoadedRun
-from rebias_dist.runtime.precision import Precision
+from rebias_dist.evaluation.loaded_run import LoadedRun
+from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
 from tests.test_evaluate import settings
 
@@ -186,7 +187,7 @@ def test_a_network_that_cannot_be_traced_is_one_line_and_leaves_nothing(tmp_path
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom rebias_dist.export import cli\n"
+        "import sys\nfrom rebias_dist.commands.export import cli\n"
         "try: cli(['--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'safetensors' not in sys.modules"
     )

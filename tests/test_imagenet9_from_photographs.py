@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from data_shards.classes import shipped_class_map
-from data_shards.clusters import read_clusters
-from data_shards.manifest import load_split
-from rebias_dist.unbiased import unbiased_accuracy
+from data_shards.format.manifest import load_split
+from data_shards.images.clusters import read_clusters
+from rebias_dist.evaluation.unbiased import unbiased_accuracy
 
 TRAIN, VAL = 8, 24  # images of a class; validation images fall into two clusters of 12
 # Found, not imported: importing it takes seconds.
@@ -110,7 +110,7 @@ def test_from_photographs_to_the_unbiased_accuracy(tree, tmp_path):
     from rebias_dist import load
     from rebias_dist.assemble import Normalise
     from rebias_dist.data import EvalTransform, open_split
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.step.precision import Precision
 
     import torch  # isort: skip
 

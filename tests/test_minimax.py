@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from rebias_dist import methods, models
-from rebias_dist.config import MethodConfig, OptimizerConfig
+from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
-from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.objectives import hsic
-from rebias_dist.runtime.player import Player
-from rebias_dist.runtime.precision import Precision
+from rebias_dist.step.minimax import Minimax, Radii
+from rebias_dist.step.player import Player
+from rebias_dist.step.precision import Precision
 
 CPU = torch.device("cpu")
 N, M, CLASSES = 24, 4, 5

@@ -7,9 +7,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rebias_dist.config_files import read_config_file, validate
+from rebias_dist.config.files import read_config_file, validate
+from rebias_dist.config.plan import check_world, derive, learning_rate
 from rebias_dist.errors import ConfigError
-from rebias_dist.plan import check_world, derive, learning_rate
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 80))

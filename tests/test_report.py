@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rebias_dist import report
-from rebias_dist.config_files import to_yaml, validate
+from rebias_dist.commands import report
+from rebias_dist.config.files import to_yaml, validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.reporting.runs import Figure, Group, group_runs, read_run
 from rebias_dist.reporting.series import contrasts
-from rebias_dist.run_results import Figure, Group, group_runs, read_run
 
 
 def write_run(
@@ -359,5 +359,5 @@ def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, rebias_dist.report, rebias_dist.sweep; sys.exit('torch' in sys.modules)"
+    code = "import sys, rebias_dist.commands.report, launch.sweep.grid; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rebias_dist.config_files import validate
+from rebias_dist.config.files import validate
 from tests.browser import keep, needs_chromium, open_browser
 
 
@@ -44,7 +44,7 @@ def page(few_digits, tmp_path_factory) -> Path:
         path = going_on / name
         path.write_text(path.read_text().replace(old, new))
     # In a process that sees no display and, where the system lets us, no network either.
-    command = [sys.executable, "-m", "rebias_dist.report", str(folder / "runs")]
+    command = [sys.executable, "-m", "rebias_dist.commands.report", str(folder / "runs")]
     command += ["--out", str(folder / "out")]
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     if shutil.which("unshare") and subprocess.run([*alone, "true"], check=False).returncode == 0:

@@ -14,19 +14,16 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from rebias_dist import report
-from rebias_dist.config_files import (
-    read_config_file,
-    to_yaml,
-)
+from rebias_dist.commands import report
+from rebias_dist.config.files import read_config_file, to_yaml
 from rebias_dist.evaluation.corruptions import BENCHMARK
 from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.metrics import POINTS, read_curves
 from rebias_dist.reporting.plots import rho_picture
 from rebias_dist.reporting.published import published_figures
+from rebias_dist.reporting.runs import Figure, group_runs, plain, read_run
 from rebias_dist.reporting.series import Series, contrasts
 from rebias_dist.reporting.tables import measures_table
-from rebias_dist.run_results import Figure, group_runs, plain, read_run
 from tests.test_report import method, write_run
 
 HOSTILE = "<script>alert(1)</script>$\\frac{\x1b[31m&'\"\n{{7*7}}"

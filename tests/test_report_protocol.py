@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebias_dist.cli import parse_train
-from rebias_dist.config_files import config_comment, list_configs, read_config_file, validate
+from rebias_dist.commands.parser import parse_train
+from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
+from rebias_dist.reporting.runs import Group, group_runs, read_run
 from rebias_dist.reporting.series import series_of
-from rebias_dist.run_results import Group, group_runs, read_run
 from tests.test_report import method, write_run
 
 SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_shards.manifest import Normalize
+from data_shards.format.manifest import Normalize
+from data_shards.format.writer import Plan, split_writer
 from data_shards.sources.datasets import dataset
-from data_shards.writer import Plan, split_writer
-from rebias_dist.cli import parse_train
-from rebias_dist.config_files import list_configs
+from rebias_dist.commands.parser import parse_train
+from rebias_dist.config.files import list_configs
 from rebias_dist.train import cli, main
 
 SHIPPED = [name for name, _ in list_configs()]

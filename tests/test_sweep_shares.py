@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rebias_dist import sweep
-from rebias_dist.cell_runner import shares
-from rebias_dist.config_files import configs_folder, validate
+from launch.sweep import grid as sweep
+from launch.sweep.array import array_of
+from launch.sweep.grid import plan_cells, read_sweep
+from launch.sweep.runner import shares
+from launch.sweep.table import Row, git_commit, write_table
+from rebias_dist.config.files import configs_folder, validate
 from rebias_dist.errors import ConfigError
-from rebias_dist.sweep import plan_cells, read_sweep
-from rebias_dist.sweep_array import array_of
-from rebias_dist.sweep_table import Row, git_commit, write_table
 from tests.test_report import write_run
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rebias_dist.config_files import validate
+from rebias_dist.config.files import validate
 from tests.browser import keep, needs_chromium, open_browser
 
 pytestmark = needs_chromium

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_shards.manifest import load_manifest
-from rebias_dist.config_files import validate
+from data_shards.format.manifest import load_manifest
+from rebias_dist.config.files import validate
 from rebias_dist.phases import PHASES
-from rebias_dist.results import table
-from rebias_dist.runtime.meter import describe_speed
+from rebias_dist.runs.results import table
+from rebias_dist.telemetry.meter import describe_speed
 
 
 def torchrun(ranks: int, *arguments: str, cwd: Path, module: str | None = "rebias_dist.train"):
@@ -142,7 +142,7 @@ def test_evaluate_prints_the_same_figures_from_disk(config_file, tmp_path):
         == 0
     )
     results = json.loads((tmp_path / "runs/a/results.json").read_text())
-    found = torchrun(3, "runs/a", "--json", cwd=tmp_path, module="rebias_dist.evaluate")
+    found = torchrun(3, "runs/a", "--json", cwd=tmp_path, module="rebias_dist.commands.evaluate")
     assert found.returncode == 0, found.stderr
     again = {entry["choice"]: entry["splits"] for entry in json.loads(found.stdout)}
     assert again.keys() == {"last", "best"}
@@ -158,7 +158,7 @@ def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
 
     import rebias_dist
     from rebias_dist.assemble import Normalise, data_root, open_data
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.step.precision import Precision
 
     assert (
         train("--config", config_file, "--name", "a", "--max-steps", "12", cwd=tmp_path).returncode
@@ -190,8 +190,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small_run, tmp_path):
 
     from rebias_dist import train as module
     from rebias_dist.errors import InterruptedRun
-    from rebias_dist.minimax import Minimax
-    from rebias_dist.runtime.checkpoint import load_choice
+    from rebias_dist.runs.checkpoint import load_choice
+    from rebias_dist.step.minimax import Minimax
 
     whole = {**small_run, "name": "whole", "max_steps": 14, "checkpoint": {"keep": 2}}
     module.main(validate(whole))
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_network_is_refused(config_file, tmp_path):
     run = tmp_path / "runs/a"
     changed = (run / "config.yaml").read_text().replace("kernel_size: 3", "kernel_size: 5")
     (run / "config.yaml").write_text(changed)
-    command = [sys.executable, "-m", "rebias_dist.evaluate", str(run)]
+    command = [sys.executable, "-m", "rebias_dist.commands.evaluate", str(run)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -381,7 +381,7 @@ def test_a_run_survives_a_move_of_its_shards_and_notices_other_ones(shards, smal
     results = json.loads((tmp_path / "runs/a/results.json").read_text())
     moved = tmp_path / "elsewhere"
     root.rename(moved)
-    command = [sys.executable, "-m", "rebias_dist.evaluate", "runs/a", "--json"]
+    command = [sys.executable, "-m", "rebias_dist.commands.evaluate", "runs/a", "--json"]
 
     def evaluate(*arguments: str):
         return subprocess.run(
@@ -402,7 +402,7 @@ def test_a_run_survives_a_move_of_its_shards_and_notices_other_ones(shards, smal
 
 
 def test_a_second_process_is_kept_out_of_a_run(config_file, small_run, tmp_path):
-    from rebias_dist.runtime.run_folder import open_run
+    from rebias_dist.runs.run_folder import open_run
 
     with open_run(validate({**small_run, "name": "a"}), "auto"):
         done = train("--config", config_file, "--name", "a", cwd=tmp_path)

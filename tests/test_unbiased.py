@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebias_dist.unbiased import unbiased_accuracy
+from rebias_dist.evaluation.unbiased import unbiased_accuracy
 
 
 def _slow(labels, predictions, clusterings):

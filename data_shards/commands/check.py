@@ -13,10 +13,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_shards.checking import Check
+from data_shards.audit.check import Check
+from data_shards.convert.workers import default_workers
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
 from data_shards.findings import Finding
-from data_shards.workers import default_workers
 
 EXAMPLE = """
 python -m data_shards check ILSVRC2012/train ILSVRC2012/val --workers 8

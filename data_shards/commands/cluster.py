@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.clusters import (
+from data_shards.errors import EXIT_CLEAN, UsageError
+from data_shards.format.manifest import Manifest, load_split
+from data_shards.images.clusters import (
     CLUSTERS_NAME,
     exists,
     import_published,
     read_published,
     write_clusters,
 )
-from data_shards.errors import EXIT_CLEAN, UsageError
-from data_shards.manifest import Manifest, load_split
 
 EXAMPLE = """
 python -m data_shards cluster data/imagenet9/val --weights vgg16-397923af.pth --sheets sheets
@@ -138,7 +138,7 @@ def _import(arguments: argparse.Namespace, manifest: Manifest, index: NDArray[np
 def _compute(arguments: argparse.Namespace, manifest: Manifest, index: NDArray[np.void]) -> int:
     from tqdm import tqdm
 
-    from data_shards.textures import Layer, Textures, cluster, disk_needed, feature_rows
+    from data_shards.images.textures import Layer, Textures, cluster, disk_needed, feature_rows
 
     folder: Path = arguments.folder
     if (folder / CLUSTERS_NAME).exists():
@@ -206,9 +206,9 @@ def _sheets(
 ) -> None:
     """Write a sheet of each cluster: always the same draw of its images."""
     from data_shards.files import write_synced
+    from data_shards.format.samples import read_image
+    from data_shards.images.sheets import Strip, sheet
     from data_shards.ordering import permutation
-    from data_shards.samples import read_image
-    from data_shards.sheets import Strip, sheet
 
     arguments.sheets.mkdir(parents=True, exist_ok=True)
     found = [clusters.get(key.decode(), ()) for key in index["key"].tolist()]

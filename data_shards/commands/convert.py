@@ -4,8 +4,8 @@ import argparse
 import importlib
 from pathlib import Path
 
-from data_shards.commands.conversion import add_pipeline_arguments, run_listings
-from data_shards.sources import arguments as listed
+from data_shards.commands import datasets as listed
+from data_shards.commands.shared import add_pipeline_arguments, run_listings
 
 EXAMPLE = """
 python -m data_shards convert imagenet9 --source ILSVRC2012 --output shards/imagenet9

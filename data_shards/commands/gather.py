@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_shards.commands.conversion import parse_limit
+from data_shards.commands.shared import parse_limit
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
 
 EXAMPLE = """
@@ -78,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "gather needs the package aiohttp: pip install 'rebias-dist[gather]'"
         ) from None
+    from data_shards.convert.publish import Limit
     from data_shards.gather.fetch import Limits
-    from data_shards.gather.journal import Record
+    from data_shards.gather.log import Record
     from data_shards.gather.run import FAILURES_NAME, Options, findings, gather
     from data_shards.gather.urls import read_list
-    from data_shards.publish import Limit
 
     _check(arguments)
     limit = Limit(parse_limit(arguments.max_failed, "--max-failed"))

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_shards.audit.inspect import Inspection, Spread
 from data_shards.errors import EXIT_CLEAN, UsageError
-from data_shards.inspection import Inspection, Spread
 
 EXAMPLE = """
 python -m data_shards inspect data/imagenet9
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect each split."""
+    from data_shards.audit.inspect import contact_sheet, inspect_split
     from data_shards.files import write_synced
-    from data_shards.inspection import contact_sheet, inspect_split
-    from data_shards.manifest import load_split
-    from data_shards.samples import split_folders
+    from data_shards.format.manifest import load_split
+    from data_shards.format.samples import split_folders
 
     folders = split_folders(arguments.folder)
     picture: Path | None = arguments.contact_sheet

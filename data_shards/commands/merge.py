@@ -8,7 +8,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data_shards.commands.conversion import (
+from data_shards.commands.shared import (
     add_limit_arguments,
     add_workers_argument,
     parse_limit,
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Merge one split."""
-    from data_shards.publish import Limit, merge
+    from data_shards.convert.publish import Limit, merge
 
     limit = Limit(parse_limit(arguments.max_corrupt), f"--max-corrupt {arguments.max_corrupt}")
     workers = workers_of(arguments)

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_shards.commands.conversion import add_workers_argument, workers_of
+from data_shards.commands.shared import add_workers_argument, workers_of
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, DataShardsError
 from data_shards.findings import Finding
 
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify each split and print the findings as they come."""
     from tqdm import tqdm
 
-    from data_shards.samples import folders_to_verify
-    from data_shards.verify import Verified, verify_split
+    from data_shards.audit.verify import Verified, verify_split
+    from data_shards.format.samples import folders_to_verify
 
     workers = workers_of(arguments)
     hidden = arguments.json or not sys.stderr.isatty()
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _samples(folder: Path) -> int | None:
-    from data_shards.manifest import MANIFEST_NAME, parse_manifest
+    from data_shards.format.manifest import MANIFEST_NAME, parse_manifest
 
     try:
         return parse_manifest(folder / MANIFEST_NAME)[0].samples

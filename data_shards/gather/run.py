@@ -17,10 +17,10 @@ from pathlib import Path
 from data_shards.files import sync_folder, write_synced
 from data_shards.findings import Finding
 from data_shards.gather.fetch import Failure, Fetcher, Limits, Outcome, Redirect
-from data_shards.gather.journal import Journal, Record, open_journal
+from data_shards.gather.log import Journal, Record, open_journal
 from data_shards.gather.schedule import Schedule
 from data_shards.gather.urls import Task, host_of
-from data_shards.integrity import Examination, examine
+from data_shards.images.examine import Examination, examine
 from data_shards.processes import end_with_parent
 
 FAILURES_NAME = "failures.csv"
@@ -68,7 +68,7 @@ def gather(
 
     Writes ``output/<split>/<class>/<name>.jpg`` or ``.png`` (extension by content), where
     split is ``options.split`` or ``val``, the journal ``gather.jsonl`` and ``failures.csv``.
-    An image has passed :func:`data_shards.integrity.examine` as ok or suspect. ``on_start``
+    An image has passed :func:`data_shards.images.examine.examine` as ok or suspect. ``on_start``
     gets the number of addresses that are to be asked, ``on_end`` each that is done with.
     """
     tasks = list(tasks)

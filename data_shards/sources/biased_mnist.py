@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_shards.errors import EXIT_CLEAN, UsageError
-from data_shards.manifest import Manifest, Normalize, Option, load_manifest
+from data_shards.format.manifest import Manifest, Normalize, Option, load_manifest
+from data_shards.format.writer import Plan, SplitWriter, present, split_writer
 from data_shards.ordering import permutation
 from data_shards.sources import mnist
-from data_shards.writer import Plan, SplitWriter, present, split_writer
 
 DATASET = "biased_mnist"
 CLASSES = tuple(str(digit) for digit in range(mnist.DIGITS))

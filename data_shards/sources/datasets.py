@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_shards.classes import ClassMap, load_class_map, shipped_class_map
 from data_shards.errors import UsageError
-from data_shards.manifest import Normalize
+from data_shards.format.manifest import Normalize
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 
 TRAIN, SELECTION, VAL, TEST = "train", "selection", "val", "test"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
-from data_shards.manifest import Option
+from data_shards.format.manifest import Option
 from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TRAIN, Dataset
 from data_shards.sources.images import Found, Row, find_images
 from data_shards.sources.listing import Item, Listing

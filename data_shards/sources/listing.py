@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from data_shards.errors import DataShardsError
 from data_shards.findings import Finding
-from data_shards.manifest import Normalize, Option
+from data_shards.format.manifest import Normalize, Option
 
 IMAGENET_NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data_shards.colours import to_rgb
-from data_shards.integrity import MOST_PIXELS
+from data_shards.images.colours import to_rgb
+from data_shards.images.examine import MOST_PIXELS
 from rebias_dist.errors import ConfigError
 
 DecoderName = Literal["simplejpeg", "torchvision", "pillow"]

@@ -26,7 +26,7 @@ from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.runtime.parent import die_with_parent
+from rebias_dist.ranks.parent import die_with_parent
 
 # Other samples that can take the place of damaged ones in a micro-batch. More damage than that
 # is no accident of a few samples.

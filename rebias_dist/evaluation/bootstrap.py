@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rebias_dist.unbiased import SMALLEST_CELL
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 
 RESAMPLES = 1000
 _SEED = 0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.bootstrap import intervals
-from rebias_dist.unbiased import SMALLEST_CELL, cell_counts, cell_mean
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL, cell_counts, cell_mean
 
 CALIBRATION_BINS = 15
 """Bins of equal width between confidence 0 and 1 (Guo et al., ICML 2017)."""

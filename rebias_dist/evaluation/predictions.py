@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rebias_dist.data import EvalLoader, ShardDataset, Transform
 from rebias_dist.errors import DataError
-from rebias_dist.runtime.consensus import Consensus
-from rebias_dist.runtime.precision import Precision
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.precision import Precision
 
 
 @dataclass(frozen=True)

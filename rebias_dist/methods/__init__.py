@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rebias_dist.config import MethodConfig
+    from rebias_dist.config.schema import MethodConfig
     from rebias_dist.methods.base import Method
 
 

@@ -2,7 +2,7 @@
 
 An objective is a sum over samples (``f_terms``, ``g_terms``), which any accumulation may
 cut into micro-batches, plus ``f_coupling`` or ``g_coupling`` times HSIC on the features of
-the whole global batch, which nothing may cut. :mod:`rebias_dist.minimax` computes both.
+the whole global batch, which nothing may cut. :mod:`rebias_dist.step.minimax` computes both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.config import MethodConfig
+from rebias_dist.config.schema import MethodConfig
 from rebias_dist.methods import METHODS
 
 

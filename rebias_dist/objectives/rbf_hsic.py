@@ -44,7 +44,7 @@ from rebias_dist.objectives.features import (
     exchange_counts,
     gather_features,
 )
-from rebias_dist.objectives.precision import full_precision
+from rebias_dist.objectives.full_precision import full_precision
 from rebias_dist.objectives.tiles import Estimator, Plan, Side, add_sums, coefficients
 
 _SMALLEST_BATCH = {"unbiased": 4, "biased": 1}

@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rebias_dist.config import Config
-from rebias_dist.config_files import (
+from rebias_dist.config.files import (
     list_configs,
     parse_yaml,
     read_config_file,
     section_of,
     validate,
 )
+from rebias_dist.config.schema import Config
 
 # Where the run lies and what it is called is for whoever repeats it to say.
 _NOT_REPEATED = frozenset({"name", "runs_dir"})

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, SEVERITIES, corruption_figures
+from rebias_dist.reporting.runs import Group, Run, plain
 from rebias_dist.reporting.tables import Cell, Table, spread_cell
-from rebias_dist.run_results import Group, Run, plain
 
 
 def corruption_table(groups: Sequence[Group]) -> Table | None:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rebias_dist.config import Config
+from rebias_dist.config.schema import Config
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published_figures
-from rebias_dist.run_results import Group, Run, plain
-from rebias_dist.training_data import rho_of, seeds_of
+from rebias_dist.reporting.runs import Group, Run, plain
+from rebias_dist.reporting.training_data import rho_of, seeds_of
 
 _OF_RUNS = """dataset method setting run seed data_seed checkpoint chosen_on step split network
 samples correct accuracy chance unbiased"""

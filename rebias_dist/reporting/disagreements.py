@@ -9,7 +9,7 @@ from typing import Any
 
 from data_shards.errors import DataShardsError
 from rebias_dist.errors import ConfigError, RebiasError
-from rebias_dist.run_results import Group, Run, plain
+from rebias_dist.reporting.runs import Group, Run, plain
 
 LOOKED_AT = 2_048
 """Images of a split that are looked at, from its beginning: a report takes seconds, not hours."""
@@ -76,8 +76,8 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 
     from rebias_dist.assemble import Normalise, data_root, eval_transform, open_data
     from rebias_dist.data import EvalLoader
-    from rebias_dist.runtime.loaded_run import load_run
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.evaluation.loaded_run import load_run
+    from rebias_dist.step.precision import Precision
 
     loaded = load_run(run.folder, checkpoint)
     config = loaded.config

@@ -9,19 +9,19 @@ from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rebias_dist.cli import version
-from rebias_dist.config_files import to_yaml
+from rebias_dist.commands.parser import version
+from rebias_dist.config.files import to_yaml
 from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
+from rebias_dist.reporting.runs import Group, Run, chance_of, plain, splits_of
 from rebias_dist.reporting.series import judged_split, series_of
 from rebias_dist.reporting.svg import Picture
 from rebias_dist.reporting.tables import Table
-from rebias_dist.run_results import Group, Run, chance_of, plain, splits_of
-from rebias_dist.training_data import seeds_of
+from rebias_dist.reporting.training_data import seeds_of
 
 _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from rebias_dist.reporting import svg
 from rebias_dist.reporting.metrics import Curve
 from rebias_dist.reporting.published import Published, published_figures
+from rebias_dist.reporting.runs import Group, chance_of, plain
 from rebias_dist.reporting.series import Series, shown_splits
-from rebias_dist.run_results import Group, chance_of, plain
 
 _OF_METHOD = {
     "vanilla": (svg.MUTED, "s"),

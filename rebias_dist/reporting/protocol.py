@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rebias_dist.config import Config
-from rebias_dist.config_files import flat
-from rebias_dist.run_results import Group, splits_of
-from rebias_dist.training_data import made_with
+from rebias_dist.config.files import flat
+from rebias_dist.config.schema import Config
+from rebias_dist.reporting.runs import Group, splits_of
+from rebias_dist.reporting.training_data import made_with
 
 
 class Protocol(NamedTuple):

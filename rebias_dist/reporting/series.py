@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rebias_dist.evaluation.corruptions import is_corruption
-from rebias_dist.run_results import Figure, Group, plain, splits_of, student
-from rebias_dist.training_data import rho_of, seeds_of
+from rebias_dist.reporting.runs import Figure, Group, plain, splits_of, student
+from rebias_dist.reporting.training_data import rho_of, seeds_of
 
 
 @dataclass

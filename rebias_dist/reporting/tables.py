@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import Published, published_figures
+from rebias_dist.reporting.runs import Figure, Group, plain
 from rebias_dist.reporting.series import Series, contrasts, shown_splits
-from rebias_dist.results_schema import Score
-from rebias_dist.run_results import Figure, Group, plain
+from rebias_dist.runs.results_schema import Score
 
 ABSENT = "–"
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells

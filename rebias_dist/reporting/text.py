@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from rebias_dist.reporting.corruptions import corruption_table
 from rebias_dist.reporting.protocol import PROTOCOLS, departures
 from rebias_dist.reporting.published import published_for
+from rebias_dist.reporting.runs import Figure, Group, chance_of, plain
 from rebias_dist.reporting.series import shown_splits
-from rebias_dist.run_results import Figure, Group, chance_of, plain
-from rebias_dist.training_data import rho_of
+from rebias_dist.reporting.training_data import rho_of
 
 CHECKPOINTS = ("best", "last")
 

@@ -11,9 +11,9 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from data_shards.manifest import Normalize
-from data_shards.writer import Plan, split_writer
-from rebias_dist.cli import parse_train
+from data_shards.format.manifest import Normalize
+from data_shards.format.writer import Plan, split_writer
+from rebias_dist.commands.parser import parse_train
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import DecodeError, choose_decoder, decode, describe_decoder
 from rebias_dist.data.shards import DamagedSample

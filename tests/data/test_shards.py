@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_shards.manifest import Normalize
-from data_shards.writer import Plan, split_writer
+from data_shards.format.manifest import Normalize
+from data_shards.format.writer import Plan, split_writer
 from rebias_dist.data import ShardDataset, open_split
 from rebias_dist.errors import ConfigError, DataError
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_shards.manifest import Manifest
-from data_shards.pipeline import convert_listing
-from data_shards.planning import Conversion, Options
-from data_shards.publish import Limit
+from data_shards.convert.pipeline import convert_listing
+from data_shards.convert.plan import Conversion, Options
+from data_shards.convert.publish import Limit
+from data_shards.format.manifest import Manifest
 from data_shards.sources.listing import Item, Listing
 from tests.data_shards.trees import jpeg
 

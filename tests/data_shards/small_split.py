@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_shards.manifest import Normalize
-from data_shards.writer import Plan, split_writer
+from data_shards.format.manifest import Normalize
+from data_shards.format.writer import Plan, split_writer
 
 HALF = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

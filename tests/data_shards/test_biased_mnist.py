@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.errors import UsageError
-from data_shards.manifest import load_split
+from data_shards.format.manifest import load_split
 from data_shards.sources.biased_mnist import (
     CLASSES,
     COLOURS,

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli
-from data_shards.checking import Check
-from data_shards.integrity import examine_item
+from data_shards.audit.check import Check
+from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item
 from tests.data_shards.zoo import photographs, whole, zoo
 

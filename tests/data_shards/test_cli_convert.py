@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli
-from data_shards.commands.conversion import parse_limit, parse_part
+from data_shards.commands.shared import parse_limit, parse_part
+from data_shards.convert.estimate import estimate
+from data_shards.convert.plan import Conversion, Options
 from data_shards.errors import UsageError
-from data_shards.estimate import estimate
-from data_shards.planning import Conversion, Options
 from tests.data_shards.converted import listing
 from tests.data_shards.tiny import tree
 from tests.data_shards.trees import (

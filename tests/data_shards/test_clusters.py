@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_shards.__main__ import cli
-from data_shards.clusters import Published, import_published, read_clusters, write_clusters
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.manifest import load_split
+from data_shards.format.manifest import load_split
+from data_shards.images.clusters import Published, import_published, read_clusters, write_clusters
 from tests.data_shards.small_split import noise, write_split
 
 HEADER = "path,category,cluster1,cluster2,cluster3\n"

@@ -1,7 +1,7 @@
 import hashlib
 import random
 
-from data_shards.duplicates import DuplicateFinder
+from data_shards.images.duplicates import DuplicateFinder
 
 
 def _hash(*parts):

@@ -2,9 +2,9 @@
 
 import os
 
-from data_shards import overlaps
+from data_shards.audit import overlaps
+from data_shards.audit.overlaps import write_overlaps
 from data_shards.files import remove_stale, temporary_file, write_synced
-from data_shards.overlaps import write_overlaps
 from tests.data_shards.converted import converted, listing
 
 

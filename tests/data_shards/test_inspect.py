@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli
+from data_shards.audit.inspect import contact_sheet
 from data_shards.errors import DataShardsError
-from data_shards.inspection import contact_sheet
-from data_shards.manifest import load_split
-from data_shards.samples import read_image, walk_facts
-from data_shards.sheets import Strip, sheet
+from data_shards.format.manifest import load_split
+from data_shards.format.samples import read_image, walk_facts
+from data_shards.images.sheets import Strip, sheet
 from tests.data_shards.small_split import encoded, noise, write_split
 
 

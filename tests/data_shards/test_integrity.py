@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards import jpeg, png
-from data_shards.integrity import (
+from data_shards.convert.workers import Crash, map_surviving
+from data_shards.images import jpeg, png
+from data_shards.images.examine import (
     MOST_BYTES,
     MOST_PIXELS,
     Examination,
@@ -22,7 +23,6 @@ from data_shards.integrity import (
     full_pixels,
 )
 from data_shards.sources.listing import Item
-from data_shards.workers import Crash, map_surviving
 from tests.data_shards.zoo import chunk, peak_memory, photographs, whole, zoo
 from tests.data_shards.zoo import png as build_png
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.manifest import Normalize, load_manifest, load_split
+from data_shards.format.manifest import Normalize, load_manifest, load_split
+from data_shards.format.writer import Plan, present, split_writer
 from data_shards.sources.biased_mnist import Options, convert
-from data_shards.writer import Plan, present, split_writer
 from tests.data_shards.tiny import write_idx
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)

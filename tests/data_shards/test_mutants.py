@@ -8,9 +8,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_shards import jpeg
-from data_shards.integrity import examine
-from data_shards.workers import Crash, map_surviving
+from data_shards.convert.workers import Crash, map_surviving
+from data_shards.images import jpeg
+from data_shards.images.examine import examine
 from tests.data_shards.zoo import Mutant, mutants, parents, peak_memory
 
 MB = 2**20

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_shards.audit.overlaps import write_overlaps
+from data_shards.audit.verify import verify_split
+from data_shards.convert.journal import Work
+from data_shards.convert.plan import Conversion, Options, stored_bytes
+from data_shards.convert.publish import Limit, merge
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.journal import Work
-from data_shards.manifest import load_manifest, load_split
-from data_shards.overlaps import write_overlaps
-from data_shards.planning import Conversion, Options, stored_bytes
-from data_shards.publish import Limit, merge
+from data_shards.format.manifest import load_manifest, load_split
 from data_shards.sources.listing import IMAGENET_NORMALIZE, Item, Listing
-from data_shards.verify import verify_split
 from tests.data_shards.converted import converted, listing
 from tests.data_shards.tiny import tree
 from tests.data_shards.trees import jpeg

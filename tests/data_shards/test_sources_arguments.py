@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from data_shards.commands.datasets import DATASETS, add_arguments, example, listings_from
 from data_shards.errors import UsageError
-from data_shards.sources.arguments import DATASETS, add_arguments, example, listings_from
 from tests.data_shards import trees
 
 
@@ -31,7 +31,7 @@ def test_the_example_of_each_data_set_is_understood(name):
 
 def test_nothing_heavy_is_imported_for_the_help():
     script = (
-        "import sys, data_shards.sources.arguments\n"
+        "import sys, data_shards.commands.datasets\n"
         "print(sorted({'torch', 'scipy', 'webdataset', 'PIL'} & set(sys.modules)))\n"
     )
     shown = subprocess.run(

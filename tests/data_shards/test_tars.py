@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.errors import DataShardsError
-from data_shards.tars import TarStream, header
+from data_shards.format.tars import TarStream, header
 
 
 class _BadDisk(io.FileIO):

@@ -15,10 +15,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data_shards.__main__ import cli
-from data_shards.clusters import read_clusters
-from data_shards.manifest import load_split
-from data_shards.sheets import Strip, sheet
-from data_shards.textures import Layer, Textures, cluster, prepare
+from data_shards.format.manifest import load_split
+from data_shards.images.clusters import read_clusters
+from data_shards.images.sheets import Strip, sheet
+from data_shards.images.textures import Layer, Textures, cluster, prepare
 from tests.data_shards.small_split import encoded, noise, write_split
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_shards.__main__ import cli
-from data_shards.clusters import write_clusters
-from data_shards.manifest import load_split
-from data_shards.tars import header
-from data_shards.verify import verify_split
+from data_shards.audit.verify import verify_split
+from data_shards.format.manifest import load_split
+from data_shards.format.tars import header
+from data_shards.images.clusters import write_clusters
 from rebias_dist.data import ShardDataset
 from rebias_dist.errors import DataError
 from tests.data_shards.converted import converted, listing

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.workers import Crash, map_surviving, mark
+from data_shards.convert.workers import Crash, map_surviving, mark
 
 MB = 2**20
 
@@ -119,7 +119,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     note = tmp_path / "pid"
     script = (
         "from pathlib import Path\n"
-        "from data_shards.workers import map_surviving\n"
+        "from data_shards.convert.workers import map_surviving\n"
         "from tests.data_shards.test_workers import _note_and_hang\n"
         "if __name__ == '__main__':\n"
         f"    list(map_surviving(_note_and_hang, [Path({str(note)!r})], workers=1))\n"

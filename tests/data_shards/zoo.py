@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
-from data_shards import jpeg
+from data_shards.images import jpeg
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def _train(root: str, runs_dir: str, on_damaged: str, steps: list[int]) -> dict:
     """Train up to each of ``steps``, one call after the other; say how it ended."""
     import torch.distributed as dist
 
-    from rebias_dist.config_files import validate
+    from rebias_dist.config.files import validate
     from rebias_dist.errors import RebiasError
     from rebias_dist.train import main
 

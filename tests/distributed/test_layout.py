@@ -13,7 +13,7 @@ METHODS = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
 
 
 def _config(method: str, runs_dir: str, name: str, digits: str):
-    from rebias_dist.config_files import validate
+    from rebias_dist.config.files import validate
 
     small = {"name": "simple_convnet", "width": 0.25, "dropout": 0.3}
     return validate(
@@ -73,7 +73,7 @@ def _metrics(folder: Path, name: str) -> list[dict]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_losses_and_weights_on_any_number_of_ranks(layouts, method):
-    from rebias_dist.runtime.checkpoint import load_choice
+    from rebias_dist.runs.checkpoint import load_choice
 
     folder, _ = layouts
     reference = _metrics(folder, f"{method}-1")

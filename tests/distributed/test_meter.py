@@ -17,8 +17,8 @@ def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, lis
 
     import torch.distributed as dist
 
-    from rebias_dist.minimax import Radii
     from rebias_dist.phases import HostClock, timed_by
+    from rebias_dist.step.minimax import Radii
     from tests.runtime.test_meter import game_of
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -56,10 +56,10 @@ def _waiting_for_the_other(folder: str) -> list[str]:
     import torch.distributed as dist
     from torch import nn
 
-    from rebias_dist.config import OptimizerConfig
+    from rebias_dist.config.schema import OptimizerConfig
     from rebias_dist.phases import HostClock, timed_by
-    from rebias_dist.runtime.player import Player
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.step.player import Player
+    from rebias_dist.step.precision import Precision
 
     store = dist.FileStore(str(Path(folder, "signals")), 2)
     switches: list[str] = []

@@ -12,10 +12,10 @@ N, M, CLASSES = 24, 4, 5
 
 def _game(precision_name: str, optimizer: str = "adam"):
     from rebias_dist import methods, models
-    from rebias_dist.config import MethodConfig, OptimizerConfig
-    from rebias_dist.minimax import Minimax
-    from rebias_dist.runtime.player import Player
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.config.schema import MethodConfig, OptimizerConfig
+    from rebias_dist.step.minimax import Minimax
+    from rebias_dist.step.player import Player
+    from rebias_dist.step.precision import Precision
 
     precision = Precision(precision_name, torch.device("cpu"))
     players = []
@@ -55,7 +55,7 @@ def _weights(network) -> dict[str, list]:
 def _step_with_overflow() -> dict:
     import torch.distributed as dist
 
-    from rebias_dist.minimax import Radii
+    from rebias_dist.step.minimax import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     game = _game("fp16")
@@ -87,7 +87,7 @@ def _non_finite_in(precision: str) -> str:
     import torch.distributed as dist
 
     from rebias_dist.errors import NonFiniteError
-    from rebias_dist.minimax import Radii
+    from rebias_dist.step.minimax import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     game = _game(precision)
@@ -110,8 +110,8 @@ def _one_step(precision: str) -> dict[str, list[float]]:
     """One step from equal state: figures, gradients of the parameters, and the new weights."""
     import torch.distributed as dist
 
-    from rebias_dist.minimax import Radii
-    from rebias_dist.runtime.player import Player
+    from rebias_dist.step.minimax import Radii
+    from rebias_dist.step.player import Player
 
     rank, world = dist.get_rank(), dist.get_world_size()
     # Adam divides by the gradient's size: its first step turns rounding into signs.

@@ -15,9 +15,9 @@ CASES = [*itertools.product(METHODS, ("adamp", "sgd"), (8, 16)), ("rebias withou
 
 def _players(method: str, optimizer: str):
     from rebias_dist import methods, models
-    from rebias_dist.config import MethodConfig, OptimizerConfig
-    from rebias_dist.runtime.player import Player
-    from rebias_dist.runtime.precision import Precision
+    from rebias_dist.config.schema import MethodConfig, OptimizerConfig
+    from rebias_dist.step.player import Player
+    from rebias_dist.step.precision import Precision
 
     # rebias is the hardest: two g, each updated twice a step.
     config = MethodConfig(
@@ -56,8 +56,8 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
     import torch.distributed as dist
 
     from rebias_dist.data.batch import MicroBatch
-    from rebias_dist.minimax import Minimax, Radii
-    from rebias_dist.runtime.player import Player
+    from rebias_dist.step.minimax import Minimax, Radii
+    from rebias_dist.step.player import Player
 
     rank, world = dist.get_rank(), dist.get_world_size()
     method_object, players = _players(method, optimizer)

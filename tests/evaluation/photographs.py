@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.clusters import write_clusters
-from data_shards.manifest import NO_BIAS, load_split
-from data_shards.writer import Plan, split_writer
+from data_shards.format.manifest import NO_BIAS, load_split
+from data_shards.format.writer import Plan, split_writer
+from data_shards.images.clusters import write_clusters
 from tests.data_shards.small_split import HALF, encoded, noise
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.clusters import read_clusters
+from data_shards.images.clusters import read_clusters
 from rebias_dist import models
 from rebias_dist.assemble import Normalise
 from rebias_dist.data import ShardDataset, identity
 from rebias_dist.errors import DataError
 from rebias_dist.evaluation.predictions import predict
-from rebias_dist.runtime.consensus import Consensus
-from rebias_dist.runtime.evaluation import evaluate_split
-from rebias_dist.runtime.precision import Precision
-from rebias_dist.unbiased import unbiased_accuracy
+from rebias_dist.evaluation.splits import evaluate_split
+from rebias_dist.evaluation.unbiased import unbiased_accuracy
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.precision import Precision
 from tests.distributed.ranks import run_ranks
 from tests.evaluation.photographs import write
 

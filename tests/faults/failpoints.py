@@ -28,9 +28,9 @@ def failpoint(point: str, step: int, action: Callable[[], object]) -> Iterator[N
     Steps are counted as a checkpoint counts them: the training points of step k lie in the
     step that makes it k, the writing points in the saving of checkpoint k.
     """
-    from rebias_dist.minimax import Minimax
-    from rebias_dist.runtime import checkpoint
-    from rebias_dist.runtime.player import Player
+    from rebias_dist.runs import checkpoint
+    from rebias_dist.step.minimax import Minimax
+    from rebias_dist.step.player import Player
 
     now = {"step": 0, "saved": 0, "armed": True}
 
@@ -117,7 +117,7 @@ def _raise(error: Exception) -> None:
 
 def _not_a_number() -> None:
     """Make this rank's next forward pass return NaN."""
-    from rebias_dist.runtime.player import Player
+    from rebias_dist.step.player import Player
 
     forward = Player.forward
 

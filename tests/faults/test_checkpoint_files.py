@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rebias_dist.errors import DataError, RebiasError
-from rebias_dist.runtime import checkpoint
-from rebias_dist.runtime.saver import Saver
+from rebias_dist.runs import checkpoint
+from rebias_dist.runs.saver import Saver
 from tests.faults.processes import Started, write_config
 from tests.faults.test_resume_exactly import settings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.attempt import newest_checkpoint
-from rebias_dist.config_files import parse_yaml, validate
+from launch.local.attempt import newest_checkpoint
+from rebias_dist.config.files import parse_yaml, validate
 from rebias_dist.errors import (
     ConfigError,
     CrashLoopError,
@@ -17,9 +17,9 @@ from rebias_dist.errors import (
     InterruptedRun,
     NonFiniteError,
 )
-from rebias_dist.minimax import Minimax
-from rebias_dist.runtime import checkpoint
-from rebias_dist.runtime.player import Player
+from rebias_dist.runs import checkpoint
+from rebias_dist.step.minimax import Minimax
+from rebias_dist.step.player import Player
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
 from tests.faults.failpoints import Killed, failpoint
@@ -226,7 +226,7 @@ def test_a_run_cannot_be_moved_to_other_steps(small_run):
 
 
 def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, monkeypatch):
-    from rebias_dist.runtime import evaluation
+    from rebias_dist.evaluation import splits as evaluation
 
     evaluated: list[str] = []
     one = evaluation.evaluate_split
@@ -249,8 +249,9 @@ def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, 
 def test_a_damaged_best_checkpoint_does_not_take_the_last_one_with_it(
     small_run, monkeypatch, tmp_path, capsys
 ):
-    from rebias_dist import report, results
-    from rebias_dist.runtime import evaluation
+    from rebias_dist.commands import report
+    from rebias_dist.evaluation import splits as evaluation
+    from rebias_dist.runs import results
 
     best = tmp_path / "runs/a/checkpoints/step-000000008/state.pt"
     figures = iter([0.9, 0.8, 0.7])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rebias_dist.assemble import data_root
-from rebias_dist.config_files import validate
+from rebias_dist.config.files import validate
 from tests.faults.failpoints import TRAINING, WRITING, plant
 from tests.faults.processes import (
     Ended,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rebias_dist.config_files import validate
+from rebias_dist.config.files import validate
 from rebias_dist.errors import InterruptedRun, RebiasError
-from rebias_dist.minimax import Minimax
-from rebias_dist.runtime.checkpoint import load_choice
+from rebias_dist.runs.checkpoint import load_choice
+from rebias_dist.step.minimax import Minimax
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
 from tests.faults.failpoints import ACTIONS, TRAINING, WRITING, Killed, failpoint

@@ -36,14 +36,14 @@ def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def agents(run: Started) -> list[int]:
     """The torchrun of a launcher."""
-    return [pid for pid, line in outliving(run.mark).items() if "-m launch.agent " in line]
+    return [pid for pid, line in outliving(run.mark).items() if "-m launch.local.agent " in line]
 
 
 def ranks(run: Started) -> list[int]:
     """The ranks of a launcher, in their order."""
     found = []
     for pid, line in outliving(run.mark).items():
-        if "-m launch.rank " not in line or "-m launch.agent " in line:
+        if "-m launch.local.rank " not in line or "-m launch.local.agent " in line:
             continue
         try:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

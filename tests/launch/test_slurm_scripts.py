@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm_verdict import judge
-from rebias_dist.cli import parse_train
-from rebias_dist.config_files import to_yaml
+from launch.slurm.verdict import judge
+from rebias_dist.commands.parser import parse_train
+from rebias_dist.config.files import to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by)
     both = ["--resume-override=seed", "--resume-override=optimizer.lr"]
     shown = slurm(*words, *both)
     assert shown.returncode == 0, shown.stderr
-    last = shown.stdout.partition("-m launch.slurm_rank ")[2].splitlines()[0]
+    last = shown.stdout.partition("-m launch.slurm.rank ")[2].splitlines()[0]
     assert shlex.split(last)[2:] == both
 
 

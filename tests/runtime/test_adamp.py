@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from rebias_dist.runtime.adamp import AdamP, _factors
+from rebias_dist.step.adamp import AdamP, _factors
 
 SHAPES = st.lists(
     st.one_of(

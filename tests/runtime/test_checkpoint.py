@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.runtime import checkpoint
+from rebias_dist.runs import checkpoint
 
 
 def state(step: int) -> dict:

@@ -10,15 +10,15 @@ import torch
 from torch._dynamo.utils import counters
 
 from rebias_dist import models
-from rebias_dist.config import OptimizerConfig
-from rebias_dist.config_files import validate
+from rebias_dist.commands.export import export_run
+from rebias_dist.config.files import validate
+from rebias_dist.config.schema import OptimizerConfig
 from rebias_dist.errors import ConfigError
-from rebias_dist.export import export_run
-from rebias_dist.runtime.checkpoint import load_choice
-from rebias_dist.runtime.loaded_run import load_run
-from rebias_dist.runtime.player import Player
-from rebias_dist.runtime.precision import Precision
-from rebias_dist.runtime.randomness import keyed
+from rebias_dist.evaluation.loaded_run import load_run
+from rebias_dist.runs.checkpoint import load_choice
+from rebias_dist.step.player import Player
+from rebias_dist.step.precision import Precision
+from rebias_dist.step.randomness import keyed
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
 from tests.faults.failpoints import Killed, failpoint

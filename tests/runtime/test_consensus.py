@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rebias_dist.errors import ConfigError, DataError, RebiasError
-from rebias_dist.runtime.consensus import Consensus
+from rebias_dist.ranks.consensus import Consensus
 from tests.distributed.ranks import run_ranks
 
 

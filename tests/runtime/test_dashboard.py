@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from rebias_dist.config_files import validate
-from rebias_dist.runtime.dashboard import HISTOGRAMS, layout, show_weights
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.config.files import validate
+from rebias_dist.telemetry.dashboard import HISTOGRAMS, layout, show_weights
+from rebias_dist.telemetry.writers import Telemetry
 from rebias_dist.train import main
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebias_dist.runtime.figures import confusion_image, sample_grid
+from rebias_dist.telemetry.pictures import confusion_image, sample_grid
 
 
 @given(
@@ -82,7 +82,7 @@ def test_confusion_takes_missing_cells_and_many_classes():
 
 def test_figures_need_no_display_and_no_pyplot():
     code = (
-        "import sys, rebias_dist.runtime.figures as f; assert 'matplotlib' not in sys.modules;"
+        "import sys, rebias_dist.telemetry.pictures as f; assert 'matplotlib' not in sys.modules;"
         "import numpy as np; f.confusion_image(np.eye(2), list('ab'), list('ab'), 't');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

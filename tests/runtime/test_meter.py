@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from rebias_dist import methods, models
-from rebias_dist.config import MethodConfig, OptimizerConfig
+from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
-from rebias_dist.minimax import Minimax, Radii
 from rebias_dist.phases import PHASES
-from rebias_dist.runtime.meter import Meter, Reading, describe_speed, peak_rss
-from rebias_dist.runtime.player import Player
-from rebias_dist.runtime.precision import Precision
+from rebias_dist.step.minimax import Minimax, Radii
+from rebias_dist.step.player import Player
+from rebias_dist.step.precision import Precision
+from rebias_dist.telemetry.meter import Meter, Reading, describe_speed, peak_rss
 
 N, CLASSES, STEPS = 16, 4, 3
 FLOAT32 = Precision("float32", torch.device("cpu"))

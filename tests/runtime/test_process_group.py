@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.runtime.placement import first_host, is_rank_zero
-from rebias_dist.runtime.process_group import choose_device, resolve_placement
-from rebias_dist.runtime.roll_call import _missing, verdict
+from rebias_dist.ranks.placement import first_host, is_rank_zero
+from rebias_dist.ranks.process_group import choose_device, resolve_placement
+from rebias_dist.ranks.roll_call import _missing, verdict
 
 TORCHRUN = {
     "RANK": "3",

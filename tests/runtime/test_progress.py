@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebias_dist.runtime.progress import Lines, Rate, describe
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.telemetry.progress import Lines, Rate, describe
+from rebias_dist.telemetry.writers import Telemetry
 
 
 @given(

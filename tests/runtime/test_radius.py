@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rebias_dist import assemble, methods
-from rebias_dist.config_files import validate
-from rebias_dist.runtime.consensus import Consensus
-from rebias_dist.runtime.precision import Precision
-from rebias_dist.runtime.radius import measure, sampled_steps
+from rebias_dist.config.files import validate
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.precision import Precision
+from rebias_dist.step.radii import measure, sampled_steps
 
 
 def _game(values: dict):

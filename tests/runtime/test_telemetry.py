@@ -18,8 +18,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from rebias_dist.runtime.figures import confusion_image, sample_grid
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.telemetry.pictures import confusion_image, sample_grid
+from rebias_dist.telemetry.writers import Telemetry
 
 LOG = logging.getLogger("rebias_dist")
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from rebias_dist.config_files import validate
-from rebias_dist.runtime.watch import CLIPPED_STEPS, Watch
+from rebias_dist.config.files import validate
+from rebias_dist.telemetry.watch import CLIPPED_STEPS, Watch
 
 CONFIG = {"optimizer": {"clip_norm": 1.0}}
 

@@ -8,7 +8,7 @@ from socket import gethostname
 import pytest
 import yaml
 
-from rebias_dist.runtime.placement import first_host
+from rebias_dist.ranks.placement import first_host
 from tests.slurm.cluster import wait_until
 from tests.slurm.runs import (
     ROOT,
@@ -158,7 +158,7 @@ def test_a_wrong_run_is_not_queued_again(cluster, folder, undisturbed):
     assert "nothing" in output(run)
 
 
-PLACE = "from rebias_dist.runtime.placement import resolve_placement as p; x = p();"
+PLACE = "from rebias_dist.ranks.placement import resolve_placement as p; x = p();"
 PLACE += "print(x.rank, x.world_size, x.local_rank, x.origin)"
 
 

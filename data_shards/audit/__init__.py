@@ -1,0 +1,1 @@
+"""Checks of images before conversion and of shards after it."""

@@ -1,0 +1,230 @@
+"""Examine all images below some paths and find those that occur more than once."""
+
+import bisect
+import itertools
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from data_shards.convert.workers import Crash, map_surviving
+from data_shards.errors import DataShardsError, UsageError
+from data_shards.findings import CRASHES, Finding
+from data_shards.images.duplicates import DuplicateFinder
+from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
+from data_shards.sources.archives import printable
+from data_shards.sources.folders import File, Folder, Scanner
+from data_shards.sources.listing import Item
+
+R = TypeVar("R")
+
+_CHUNK = 32
+_SECONDS = 60.0  # for one image, from a slow disk too
+
+
+class Check:
+    """One check of ``paths``; :meth:`run` yields what it finds.
+
+    Afterwards ``images`` is the number of images that were examined, ``seconds`` the time
+    that it took, ``flags`` how often each flag occurred, and ``others`` the number of files
+    that are no images by their names.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, workers: int, progress: bool) -> None:
+        self._paths = paths
+        self._workers = workers
+        self._progress = progress
+        self.images = 0
+        self.seconds = 0.0
+        self.flags: Counter[str] = Counter()
+        self.others = 0
+
+    def run(self) -> Iterator[Finding]:
+        """Yield findings: what was not taken, then by image, then duplicates.
+
+        Their order depends on the names of the files alone. UsageError if a path does not
+        exist or lies inside another.
+        """
+        _refuse_overlap(self._paths)
+        images = _Images()
+        for path in self._paths:
+            yield from self._find(path, images)
+        self.images = len(images)
+        begin = time.monotonic()
+        rows = DuplicateFinder()
+        results = self._map(_examine, images.items(), len(images), "checking")
+        for row, result in enumerate(results):
+            if isinstance(result, Crash):
+                rows.add("", "")
+                verdict, reason = CRASHES[result.cause]
+                yield Finding(images.name(row), verdict, (reason,))
+                continue
+            whole = result.verdict in ("ok", "suspect")
+            rows.add(result.sha256 if whole else "", result.pixels if whole else "")
+            self.flags.update(result.flags)
+            if result.verdict != "ok" or result.flags:
+                yield Finding(images.name(row), result.verdict, result.reasons, result.flags)
+        yield from self._duplicates(rows, images)
+        self.seconds = time.monotonic() - begin
+
+    def _find(self, path: Path, images: "_Images") -> Iterator[Finding]:
+        """Add the images below ``path``; yield what is refused there."""
+        tars: list[tuple[str, ...]] = []
+
+        def wanted(parts: tuple[str, ...]) -> bool:
+            # Archives later, one by one: a damaged one must not end the walk.
+            if parts[-1][-4:].lower() == ".tar":
+                tars.append(parts)
+                return False
+            return True
+
+        if not path.is_dir():
+            yield from self._find_in_file(path, str(path.parent), images, given=True)
+            return
+        scanner = Scanner(wanted, md5=False, progress=self._progress)
+        yield from self._take(scanner, path, str(path), images)
+        for parts in sorted(tars):
+            tar = path.joinpath(*parts)
+            yield from self._find_in_file(tar, str(tar.parent), images, given=False)
+
+    def _find_in_file(
+        self, path: Path, above: str, images: "_Images", *, given: bool
+    ) -> Iterator[Finding]:
+        """Add the images of an archive, or one image; ``given``: it is one of the paths."""
+        try:
+            facts = os.stat(path)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        if not stat.S_ISREG(facts.st_mode):
+            yield Finding(printable(str(path)), "refused", ("not-a-file",))
+        elif path.suffix.lower() == ".tar":
+            scanner = Scanner(lambda parts: True, md5=False, progress=self._progress)
+            try:
+                yield from self._take(scanner, path, above, images)
+            except UsageError:
+                if given:
+                    raise
+                yield Finding(printable(str(path)), "refused", ("compressed-archive",))
+            except DataShardsError:
+                yield Finding(printable(str(path)), "corrupt", ("damaged-archive",))
+        else:
+            folder = Folder((), archive="")
+            folder.images.append(File(path.name, str(path), 0, facts.st_size))
+            images.add(above, [folder])
+
+    def _take(
+        self, scanner: Scanner, source: Path, above: str, images: "_Images"
+    ) -> Iterator[Finding]:
+        folders = sorted(scanner.scan(source), key=lambda folder: folder.parts)
+        images.add(above, folders)
+        self.others += len(scanner.ignored)
+        findings = [
+            Finding(os.path.join(printable(above), found.path), found.verdict, found.reasons)
+            for found in scanner.findings
+        ]
+        for folder in folders:
+            for name in folder.others:
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    shown = printable(os.path.join(above, *folder.parts, name))
+                    findings.append(Finding(shown, "refused", ("extension",)))
+                else:
+                    self.others += 1
+        yield from sorted(findings, key=lambda found: found.path)
+
+    def _duplicates(self, rows: DuplicateFinder, images: "_Images") -> Iterator[Finding]:
+        for first, *repeated in rows.same_bytes():
+            for row in repeated:
+                of = images.name(first)
+                yield Finding(images.name(row), "duplicate", ("same-bytes",), of=of)
+        groups = rows.same_pixels()
+        members = list(itertools.chain.from_iterable(groups))
+        items = (images.item(row) for row in members)
+        hashes = dict(
+            zip(members, self._map(_full_pixels, items, len(members), "comparing"), strict=True)
+        )
+        for group in groups:
+            firsts: dict[str, int] = {}
+            for row in group:
+                pixels = hashes[row]
+                if isinstance(pixels, Crash) or not pixels:
+                    continue
+                first = firsts.setdefault(pixels, row)
+                if first != row:
+                    of = images.name(first)
+                    yield Finding(images.name(row), "duplicate", ("same-pixels",), of=of)
+
+    def _map(
+        self, function: Callable[[Item], R], items: Iterable[Item], total: int, title: str
+    ) -> Iterator[R | Crash]:
+        results = map_surviving(
+            function, items, workers=self._workers, chunk=_CHUNK, seconds=_SECONDS
+        )
+        hidden = not self._progress
+        yield from tqdm(results, desc=title, total=total, unit=" images", disable=hidden)
+
+
+def _examine(item: Item) -> Examination:
+    return examine_item(item)[0]
+
+
+def _full_pixels(item: Item) -> str:
+    examination, content = examine_item(item)
+    # Between the two looks the file may have changed.
+    return full_pixels(content) if examination.verdict in ("ok", "suspect") else ""
+
+
+def _refuse_overlap(paths: Sequence[Path]) -> None:
+    real = [Path(os.path.realpath(path)) for path in paths]
+    for (outer, above), (inner, below) in itertools.permutations(zip(paths, real, strict=True), 2):
+        if above == below or above in below.parents:
+            raise UsageError(f"{inner}: lies inside {outer}; give it once")
+
+
+class _Images:
+    """All images in order, by row; folders are shared by theirs."""
+
+    def __init__(self) -> None:
+        self._folders: list[tuple[str, Folder]] = []
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def add(self, above: str, folders: Sequence[Folder]) -> None:
+        """Append the images of ``folders``, which lie in the folder ``above``."""
+        for folder in folders:
+            folder.images.sort()
+            self._folders.append((above, folder))
+            self._ends.append(len(self) + len(folder.images))
+
+    def name(self, row: int) -> str:
+        return self.item(row).source
+
+    def item(self, row: int) -> Item:
+        place = bisect.bisect_right(self._ends, row)
+        above, folder = self._folders[place]
+        begin = self._ends[place - 1] if place else 0
+        return _item(above, folder, folder.images[row - begin])
+
+    def items(self) -> Iterator[Item]:
+        for above, folder in self._folders:
+            for file in folder.images:
+                yield _item(above, folder, file)
+
+
+def _item(above: str, folder: Folder, file: File) -> Item:
+    source = printable(os.path.join(above, *folder.parts, file.name))
+    return Item(
+        source=source,
+        key="",
+        label=0,
+        wnid="",
+        path=file.path,
+        offset=file.offset,
+        length=file.length,
+    )

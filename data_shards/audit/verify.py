@@ -1,0 +1,316 @@
+"""Find whatever changed in a split since it was written, and say which part of it.
+
+Shards are read block by block; every header must be the one that the writer makes, every byte
+between the payloads zero, every payload the one of its hash. Nothing of a file is trusted: no
+length that it claims is allocated before it is compared with the file's own.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.convert.workers import Crash, map_surviving, mark
+from data_shards.errors import DataShardsError
+from data_shards.files import open_regular
+from data_shards.findings import Finding, Verdict
+from data_shards.format.manifest import (
+    HASH_BYTES,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    NO_BIAS,
+    Manifest,
+    load_index,
+    parse_manifest,
+)
+from data_shards.format.tars import BLOCK, RECORD, header, padding
+from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
+
+_STRETCH = 2**20  # bytes that are read at a time
+_LARGEST_TEXT = 2**20  # bytes of a sample's class or facts
+_IMAGE, _CLASS, _FACTS = ("jpg", "png"), "cls", "json"
+_SHARD = re.compile(r".*\.tar", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was looked at: the number of samples and bytes, and the manifest's digest."""
+
+    samples: int
+    bytes: int
+    digest: str
+
+
+def verify_split(
+    folder: Path,
+    *,
+    workers: int = 1,
+    told: list[Verified] | None = None,
+    on_shard: Callable[[int], object] = lambda samples: None,
+) -> Iterator[Finding]:
+    """Yield a finding for each thing in the split ``folder`` that is not as it was written.
+
+    With more than one worker the shards are read in processes. What was looked at is appended
+    to ``told``; ``on_shard(samples)`` follows each shard. The paths of the findings begin with
+    ``folder``; those of members continue with the shard and the member's name.
+
+    What nobody can notice from the folder alone is a change by somebody who computes all
+    hashes anew, the manifest's among them; its digest, known from elsewhere, tells.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest, as_written = parse_manifest(path)
+    except DataShardsError as error:
+        yield _broken(path, error)
+        return
+    if not as_written:
+        yield _finding(path, "altered")
+    if told is not None:
+        size = sum(shard.bytes for shard in manifest.shards)
+        told.append(Verified(manifest.samples, size, manifest.digest))
+    index: NDArray[np.void] | None = None
+    try:
+        index = load_index(folder, manifest)
+    except DataShardsError as error:
+        yield _broken(folder / INDEX_NAME, error)
+    else:
+        yield from _repeated_keys(folder / INDEX_NAME, index)
+        yield from _clusters(folder, index)
+    sealed = {INDEX_NAME: manifest.index_sha256, **manifest.files}
+    for name, sha256 in sealed.items():
+        try:
+            with open_regular(folder / name) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    yield _finding(folder / name, "altered")
+        except DataShardsError as error:
+            if name != INDEX_NAME or index is not None:
+                yield _broken(folder / name, error)
+    yield from _foreign_shards(folder, manifest)
+    results = _each(_jobs(folder, manifest, index), workers, len(manifest.shards))
+    for shard, found in zip(manifest.shards, results, strict=True):
+        yield from found
+        on_shard(shard.count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A shard as the manifest and the index (None if it is malformed) describe it."""
+
+    path: Path
+    bytes: int
+    sha256: str
+    rows: NDArray[np.void] | None
+
+
+def _jobs(folder: Path, manifest: Manifest, index: NDArray[np.void] | None) -> Iterator[_Job]:
+    first = 0
+    for shard in manifest.shards:
+        rows = None if index is None else index[first : first + shard.count].copy()
+        first += shard.count
+        yield _Job(folder / shard.name, shard.bytes, shard.sha256, rows)
+
+
+def _each(jobs: Iterable[_Job], workers: int, count: int) -> Iterator[list[Finding]]:
+    if workers == 1 or count < 2:
+        yield from map(verify_shard, jobs)
+        return
+    for found in map_surviving(verify_shard, jobs, workers=min(workers, count)):
+        if isinstance(found, Crash):
+            raise DataShardsError(f"a process that verifies shards has {found.cause}")
+        yield found
+
+
+def _foreign_shards(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    known = {shard.name for shard in manifest.shards}
+    for name in sorted(os.listdir(folder)):
+        if _SHARD.fullmatch(name) and name not in known:
+            yield _finding(folder / name, "foreign-shard")
+
+
+def _clusters(folder: Path, index: NDArray[np.void]) -> Iterator[Finding]:
+    if os.path.lexists(folder / CLUSTERS_NAME):
+        try:
+            read_clusters(folder, index)
+        except DataShardsError as error:
+            yield _broken(folder / CLUSTERS_NAME, error)
+
+
+def _repeated_keys(path: Path, index: NDArray[np.void]) -> Iterator[Finding]:
+    keys = np.sort(index["key"])
+    for key in np.unique(keys[1:][keys[1:] == keys[:-1]]):
+        yield _finding(f"{path}/{key.decode(errors='replace')}", "duplicate-sample")
+
+
+def verify_shard(job: _Job) -> list[Finding]:
+    """Return what is wrong with one shard, whole and by its members."""
+    try:
+        file = open_regular(job.path)
+    except DataShardsError as error:
+        return [_broken(job.path, error)]
+    with file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            found = []
+            if size < job.bytes:
+                found.append(_finding(job.path, "truncated"))
+            elif size > job.bytes:
+                found.append(_finding(job.path, "longer"))
+            altered = _digest(file) != job.sha256
+            if altered:
+                found.append(_finding(job.path, "altered"))
+            if job.rows is not None:
+                found += _Walk(file, size, job.path, job.rows).run()
+            return found
+        except OSError as error:
+            raise DataShardsError(f"{job.path}: cannot be read ({error.strerror})") from None
+
+
+def _digest(file: BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while stretch := file.read(_STRETCH):
+        digest.update(stretch)
+        mark(0)
+    return digest.hexdigest()
+
+
+class _Walk:
+    """One walk through a tar, and what its samples lack compared with the index."""
+
+    def __init__(self, file: BufferedReader, size: int, path: Path, rows: NDArray[np.void]) -> None:
+        self._file = file
+        self._size = size
+        self._path = path
+        self._rows = {row["key"].decode(errors="replace"): row for row in rows}
+        self._seen: dict[str, set[str]] = {key: set() for key in self._rows}
+        self._hashes: dict[str, str] = {}
+        self._facts: dict[str, Any] = {}
+        self._found: list[Finding] = []
+
+    def run(self) -> list[Finding]:
+        """Return the findings of the members, in the order of the shard, then what is missing."""
+        end = 0
+        while self._size - end >= BLOCK:
+            block = self._read(end, BLOCK)
+            if not any(block):
+                self._check_end(end)
+                break
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                self._say("damaged-header", self._near(end))
+                break
+            end += BLOCK
+            name = info.name.encode(errors="replace").decode()
+            if info.size < 0 or info.size > self._size - end:
+                self._say("damaged-header", name)
+                break
+            self._check_member(name, block, end, info.size)
+            end += info.size + padding(info.size)
+        else:
+            self._say("no-end")
+        self._check_samples()
+        return self._found
+
+    def _read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
+
+    def _say(self, reason: str, member: str = "", verdict: Verdict = "corrupt") -> None:
+        path = f"{self._path}/{member}" if member else str(self._path)
+        self._found.append(Finding(path, verdict, (reason,)))
+
+    def _near(self, position: int) -> str:
+        """Return the key of the sample whose header or image is at ``position``."""
+        later = [row for row in self._rows.values() if row["offset"] + row["length"] > position]
+        return str(later[0]["key"].decode(errors="replace")) if later else ""
+
+    def _check_end(self, end: int) -> None:
+        whole = end + 2 * BLOCK
+        if self._size != whole + padding(whole, RECORD):
+            self._say("wrong-end")
+        for offset in range(end, self._size, _STRETCH):
+            if any(self._read(offset, _STRETCH)):
+                self._say("bytes-behind-the-end")
+                return
+
+    def _check_member(self, name: str, block: bytes, offset: int, size: int) -> None:
+        key, _, extension = name.partition(".")
+        row = self._rows.get(key)
+        if row is None or extension not in (*_IMAGE, _CLASS, _FACTS):
+            self._say("foreign-member", name)
+            return
+        kind = "image" if extension in _IMAGE else extension
+        if kind in self._seen[key]:
+            self._say("duplicate-member", name)
+            return
+        self._seen[key].add(kind)
+        if block != header(name, size):
+            self._say("damaged-header", name)
+        if any(self._read(offset + size, padding(size))):
+            self._say("damaged-padding", name)
+        if kind == "image":
+            self._check_image(name, row, offset, size)
+        elif size > _LARGEST_TEXT:
+            self._say("altered", name)
+        elif kind == _CLASS:
+            if self._read(offset, size) != str(row["label"]).encode():
+                self._say("wrong-label", name)
+        else:
+            self._check_facts(name, row, self._read(offset, size))
+
+    def _check_image(self, name: str, row: np.void, offset: int, size: int) -> None:
+        key = name.partition(".")[0]
+        if (offset, size) != (row["offset"], row["length"]):
+            self._say("not-where-the-index-says", name)
+        digest = hashlib.sha256()
+        for begin in range(offset, offset + size, _STRETCH):
+            digest.update(self._read(begin, min(_STRETCH, offset + size - begin)))
+            mark(0)
+        if digest.digest()[:HASH_BYTES] == row["hash"].tobytes():
+            self._hashes[key] = digest.hexdigest()
+        else:
+            self._say("altered", name)
+
+    def _check_facts(self, name: str, row: np.void, text: bytes) -> None:
+        try:
+            facts = json.loads(text)
+            self._facts[name.partition(".")[0]] = facts["sha256"]
+            canonical = json.dumps(facts, sort_keys=True).encode()
+            bias = facts.get("bias", NO_BIAS)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self._say("altered", name)
+            return
+        if canonical != text:
+            self._say("altered", name)
+        elif bias != row["bias"]:
+            self._say("wrong-bias", name)
+
+    def _check_samples(self) -> None:
+        for key, seen in self._seen.items():
+            for kind in ("image", _CLASS, _FACTS):
+                if kind not in seen:
+                    self._say(f"missing-{kind}", key)
+            told = self._facts.get(key)
+            if told is not None and key in self._hashes and told != self._hashes[key]:
+                self._say("facts-of-another-image", key)
+
+
+def _finding(path: Path | str, reason: str) -> Finding:
+    return Finding(str(path), "corrupt", (reason,))
+
+
+def _broken(path: Path, error: DataShardsError) -> Finding:
+    """Return the finding for a file that cannot be used at all."""
+    if not os.path.lexists(path):
+        return _finding(path, "missing")
+    if not path.is_file():
+        return Finding(str(path), "refused", ("not-a-file",))
+    return _finding(path, "unreadable" if "cannot be read" in str(error) else "malformed")

@@ -1,0 +1,357 @@
+"""What ``convert`` of the data sets that have listings, and ``merge``, share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
+from data_shards.findings import Finding
+from data_shards.format.manifest import Manifest
+
+if TYPE_CHECKING:
+    from data_shards.convert.plan import Conversion
+    from data_shards.convert.publish import Limit
+    from data_shards.sources.listing import Listing
+
+_SHOWN = 10
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says how many damaged images are too many."""
+    parser.add_argument(
+        "--max-corrupt",
+        metavar="N",
+        help="publish nothing if more images are corrupt or refused: a number, or a fraction "
+        "of all such as 0.001. Up to N the exit code is 0. Default: publish, and exit with 1 if "
+        "there is any",
+    )
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the pipeline."""
+    add_workers_argument(parser)
+    parser.add_argument(
+        "--bytes-per-shard",
+        type=int,
+        metavar="BYTES",
+        help="end a shard before it is larger, by the sizes of the source's files",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        metavar="PIXELS",
+        help="store what has a larger short side as a JPEG of this short side: less space, "
+        "faster loading, other pixels",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=90,
+        metavar="Q",
+        help="of the JPEGs that --resize makes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--on-corrupt",
+        choices=("quarantine", "fail"),
+        default="quarantine",
+        help="leave corrupt and refused images out and list them in the manifest, or stop after "
+        "the first shard that lacks one (default %(default)s)",
+    )
+    add_limit_arguments(parser)
+    parser.add_argument(
+        "--quarantine", type=Path, metavar="DIR", help="copy the images that are left out to DIR"
+    )
+    parser.add_argument(
+        "--exclude-suspect", action="store_true", help="leave out odd images as well"
+    )
+    parser.add_argument(
+        "--part",
+        default="1/1",
+        metavar="i/n",
+        help="write the i-th of n parts of the shards; merge publishes when all are there. Give "
+        "the parts, on any machines, the same source, options and DIR",
+    )
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--workers``."""
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
+
+
+def workers_of(arguments: argparse.Namespace) -> int:
+    """Return the number of worker processes."""
+    from data_shards.convert.workers import default_workers
+
+    workers: int = default_workers() if arguments.workers is None else arguments.workers
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}: it must be at least 1")
+    return workers
+
+
+def parse_limit(text: str | None, option: str = "--max-corrupt") -> int | float | None:
+    """Return what such an option says: an int, or a float if it is a fraction."""
+    if text is None:
+        return None
+    try:
+        if text.isdecimal():
+            return int(text)
+        fraction = float(text)
+        if 0 <= fraction <= 1:
+            return fraction
+    except ValueError:
+        pass
+    raise UsageError(f"{option} {text}: must be a number or a fraction from 0 to 1")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Return what ``--part`` says: (number from 1, how many)."""
+    number, slash, parts = text.partition("/")
+    if slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+        return int(number), int(parts)
+    raise UsageError(f"--part {text}: must be i/n with i from 1 to n, such as 3/8")
+
+
+def run_listings(arguments: argparse.Namespace) -> int:
+    """Carry out ``convert`` of a data set that has listings."""
+    from data_shards.commands.datasets import listings_from
+    from data_shards.convert.plan import Conversion, Options
+    from data_shards.convert.publish import Limit
+
+    options = Options(
+        seed=arguments.seed,
+        samples_per_shard=arguments.samples_per_shard,
+        bytes_per_shard=arguments.bytes_per_shard,
+        resize=arguments.resize,
+        quality=arguments.quality,
+        exclude_suspect=arguments.exclude_suspect,
+    )
+    part = parse_part(arguments.part)
+    workers = workers_of(arguments)
+    most = parse_limit(arguments.max_corrupt)
+    if arguments.on_corrupt == "fail":
+        if most is not None:
+            raise UsageError("--max-corrupt: says nothing with --on-corrupt fail; give one")
+        limit = Limit(0, "--on-corrupt fail")
+    else:
+        limit = Limit(most, f"--max-corrupt {arguments.max_corrupt}")
+    conversions = [Conversion(listing, options) for listing in listings_from(arguments)]
+    for conversion in conversions:
+        conversion.check()
+        for warning in conversion.listing.warnings:
+            print(f"warning: {conversion.listing.split}: {warning}", file=sys.stderr)
+    if arguments.dry_run:
+        for conversion in conversions:
+            _dry_run(conversion, workers, part, arguments)
+        return EXIT_CLEAN
+    code = EXIT_CLEAN
+    for conversion in conversions:
+        code = max(code, _convert(conversion, workers, limit, part, arguments))
+    if part[1] == 1:
+        report_overlaps(arguments.output, workers, as_json=arguments.json)
+    return code
+
+
+def _dry_run(
+    conversion: Conversion, workers: int, part: tuple[int, int], arguments: argparse.Namespace
+) -> None:
+    from data_shards.convert.estimate import estimate
+    from data_shards.format.writer import present
+
+    there = present(arguments.output, conversion.plan)
+    found = estimate(conversion, workers, conversion.part(*part))
+    listing = conversion.listing
+    if arguments.json:
+        report = {
+            "split": listing.split,
+            "path": str(arguments.output / listing.split),
+            "state": "present" if there else "planned",
+            "images": found.images,
+            "shards": found.shards,
+            "bytes": found.bytes,
+            "seconds": round(found.seconds, 1),
+            "sampled": found.sampled,
+            "damaged_in_sample": found.damaged,
+            "warnings": listing.warnings,
+        }
+        print(json.dumps(report))
+        return
+    print(
+        f"{arguments.output / listing.split}: {'present' if there else 'planned'}, "
+        f"{found.images:,} images in {found.shards:,} shards, about {found.bytes / 1e9:.2f} GB "
+        f"and {_duration(found.seconds)} with {workers} workers (from {found.sampled} images, "
+        f"{found.damaged} of them damaged)"
+    )
+
+
+def _convert(
+    conversion: Conversion,
+    workers: int,
+    limit: Limit,
+    part: tuple[int, int],
+    arguments: argparse.Namespace,
+) -> int:
+    from tqdm import tqdm
+
+    from data_shards.convert.pipeline import convert_listing
+
+    split = conversion.listing.split
+    total = sum(
+        int(conversion.bounds[number + 1] - conversion.bounds[number])
+        for number in conversion.part(*part)
+    )
+    begin = time.monotonic()
+    done = 0
+    hidden = arguments.json or not sys.stderr.isatty()
+    with tqdm(total=total, desc=split, unit=" images", disable=hidden) as bar:
+
+        def on_shard(images: int, written: bool) -> None:
+            nonlocal done
+            if written:
+                done += images
+                bar.update(images)
+            elif not bar.disable:
+                # What was there is no part of the rate.
+                bar.initial += images
+                bar.n += images
+                bar.refresh()
+
+        manifest = convert_listing(
+            conversion,
+            arguments.output,
+            workers=workers,
+            limit=limit,
+            part=part,
+            quarantine=arguments.quarantine,
+            on_shard=on_shard,
+        )
+    seconds = time.monotonic() - begin
+    if manifest is None:
+        _report_part(conversion.listing, part, total, done, seconds, arguments)
+        return EXIT_CLEAN
+    state: dict[str, object] = {
+        "state": "written" if done else "present",
+        "seconds": round(seconds, 1),
+        "warnings": conversion.listing.warnings,
+    }
+    if done:
+        state["images_per_second"] = round(done / seconds, 1)
+    return report_split(arguments.output, manifest, limit, state, as_json=arguments.json)
+
+
+def _report_part(
+    listing: Listing,
+    part: tuple[int, int],
+    total: int,
+    done: int,
+    seconds: float,
+    arguments: argparse.Namespace,
+) -> None:
+    name, split = f"{part[0]}/{part[1]}", listing.split
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "split": split,
+                    "path": str(arguments.output / split),
+                    "state": "part",
+                    "part": name,
+                    "images": total,
+                    "seconds": round(seconds, 1),
+                    "warnings": listing.warnings,
+                }
+            )
+        )
+        return
+    print(
+        f"{arguments.output / split}: part {name} is complete, {total:,} images "
+        f"({done:,} in this run, {done / seconds:,.0f}/s); publish all parts with "
+        f"'python -m data_shards merge {arguments.output} --split {split}'"
+    )
+
+
+def report_split(
+    output: Path, manifest: Manifest, limit: Limit, state: dict[str, object], *, as_json: bool
+) -> int:
+    """Print the findings and a summary of a published split; return the exit code."""
+    from data_shards.convert.publish import FINDINGS_NAME
+    from data_shards.files import read_regular
+
+    folder = output / manifest.split
+    findings = []
+    if FINDINGS_NAME in manifest.files:
+        for line in read_regular(folder / FINDINGS_NAME).splitlines():
+            told = json.loads(line)
+            findings.append(Finding(**{**told, "reasons": tuple(told["reasons"])}))
+    verdicts: Counter[str] = Counter(finding.verdict for finding in findings)
+    damaged = verdicts["corrupt"] + verdicts["refused"]
+    if as_json:
+        for finding in findings:
+            print(finding.to_json())
+        summary = {
+            "split": manifest.split,
+            "path": str(folder),
+            **state,
+            "samples": manifest.samples,
+            "shards": len(manifest.shards),
+            "bytes": sum(shard.bytes for shard in manifest.shards),
+            "excluded": len(manifest.excluded),
+            **{name: verdicts[name] for name in ("corrupt", "refused", "suspect", "duplicate")},
+            "digest": manifest.digest,
+        }
+        print(json.dumps(summary))
+    else:
+        rate = f", {state['images_per_second']:,} images/s" if "images_per_second" in state else ""
+        size = sum(shard.bytes for shard in manifest.shards) / 1e9
+        print(
+            f"{folder}: {state['state']}, {manifest.samples:,} images in "
+            f"{len(manifest.shards):,} shards, {size:.2f} GB{rate}"
+        )
+        _print_findings(manifest, findings, verdicts, folder / FINDINGS_NAME)
+    holds = limit.holds(damaged, manifest.samples + len(manifest.excluded))
+    # Every image of such an archive may be whole, and yet not the published one.
+    another = any("md5-mismatch" in finding.reasons for finding in findings)
+    return EXIT_CLEAN if holds and not another else EXIT_FINDINGS
+
+
+def _print_findings(
+    manifest: Manifest, findings: Iterable[Finding], verdicts: Counter[str], path: Path
+) -> None:
+    if manifest.excluded:
+        print(f"  left out: {len(manifest.excluded):,}")
+        for left_out in manifest.excluded[:_SHOWN]:
+            print(f"    {left_out.source}: {', '.join(left_out.reasons)}")
+        if len(manifest.excluded) > _SHOWN:
+            print(f"    and {len(manifest.excluded) - _SHOWN:,} more")
+    kept = [f"{verdicts[name]:,} {name}" for name in ("suspect", "duplicate") if verdicts[name]]
+    if kept:
+        print(f"  found: {', '.join(kept)}; {path}")
+
+
+def report_overlaps(output: Path, workers: int, *, as_json: bool) -> None:
+    """Compare the splits of ``output`` with each other and print what occurs in several."""
+    from data_shards.audit.overlaps import DUPLICATES_NAME, write_overlaps
+
+    findings = write_overlaps(output, workers)
+    if as_json:
+        for finding in findings:
+            print(finding.to_json())
+    elif findings:
+        print(
+            f"{output}: {len(findings):,} images occur in another split as well (kept); "
+            f"{output / DUPLICATES_NAME}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,336 @@
+"""Convert a listing: examine every image, write shards in parallel, publish the split.
+
+What is done is kept shard by shard (:mod:`data_shards.convert.journal`), so the same call goes on
+where another was killed, and the result does not depend on who wrote which shard.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from data_shards.convert.journal import Head, Note, Record, Sample, Work
+from data_shards.convert.plan import Conversion, Options
+from data_shards.convert.publish import Limit, Tally, publish
+from data_shards.convert.workers import Crash, map_surviving, mark
+from data_shards.errors import DataShardsError
+from data_shards.files import write_synced
+from data_shards.findings import CRASHES, Finding, Verdict
+from data_shards.format.manifest import Manifest
+from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
+from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
+from data_shards.images.resize import smaller
+from data_shards.processes import end_with_parent
+from data_shards.sources.listing import Item
+
+# For one image, or for flushing a shard to a slow disk.
+_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One shard to write.
+
+    ``again``: it was written, without some images, which are to be looked at once more.
+    ``crashed`` says why the images at some positions are not tried.
+    """
+
+    work: Work
+    recipe: str
+    number: int
+    items: list[Item]
+    options: Options
+    again: bool = False
+    quarantine: Path | None = None
+    crashed: dict[int, Finding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of a shard: the number of its images, what was found, whether it is new."""
+
+    images: int
+    notes: tuple[Note, ...]
+    fresh: bool
+
+
+def convert_listing(
+    conversion: Conversion,
+    output: Path,
+    *,
+    workers: int,
+    limit: Limit,
+    part: tuple[int, int] = (1, 1),
+    quarantine: Path | None = None,
+    on_shard: Callable[[int, bool], object] = lambda images, written: None,
+) -> Manifest | None:
+    """Convert, and return the manifest of ``output/<split>``; nothing is ever overwritten.
+
+    Of several parts (number from 1, how many) only the shards are written, and None is
+    returned: :func:`~data_shards.convert.publish.merge` publishes. Images that are left out are
+    copied to ``quarantine``, if given. ``on_shard(images, written)`` follows each shard, with
+    False for one that an earlier run has written. What that run left out is looked at again: it
+    may have been repaired, or could not be read for a moment.
+
+    UsageError if something else is in the way, DataShardsError if more images are damaged
+    than ``limit`` allows: then nothing is published, but the work is kept.
+    """
+    conversion.check()
+    plan = conversion.plan
+    work = Work(output, plan.split)
+    there = present(output, plan)
+    if there is not None:
+        work.remove()
+        return there
+    head = Head.of(conversion)
+    tally = Tally(head.listed)
+    tally.add(head.notes)
+    limit.check(tally)
+    work.begin(head)
+    if quarantine is not None:
+        (quarantine / plan.split).mkdir(parents=True, exist_ok=True)
+    try:
+        missing, again = [], []
+        for number in conversion.part(*part):
+            record = work.record(number, plan.recipe)
+            if record is None:
+                missing.append(number)
+                continue
+            if any(note.left_out for note in record.notes):
+                again.append(number)
+                continue
+            tally.add(record.notes)
+            limit.check(tally)
+            on_shard(record.images, False)
+        jobs = _jobs(conversion, work, again, missing, quarantine)
+        for written in _write(jobs, workers):
+            tally.add(written.notes)
+            on_shard(written.images, written.fresh)
+            limit.check(tally)
+        if part[1] > 1:
+            return None
+        return publish(work, head, output, limit=limit, workers=workers)
+    except OSError:
+        # Another process may have published, and removed what this one works in.
+        there = present(output, plan)
+        if there is None:
+            raise
+        return there
+    finally:
+        work.clean()
+
+
+def _jobs(
+    conversion: Conversion,
+    work: Work,
+    again: Sequence[int],
+    missing: Sequence[int],
+    quarantine: Path | None,
+) -> Iterator[Job]:
+    work.clean()
+    known = set(again)
+    for number in (*again, *missing):
+        yield Job(
+            work=work,
+            recipe=conversion.plan.recipe,
+            number=number,
+            items=conversion.items(number),
+            options=conversion.options,
+            again=number in known,
+            quarantine=quarantine / work.split if quarantine else None,
+        )
+
+
+def _write(jobs: Iterable[Job], workers: int) -> Iterator[Written]:
+    """Write shards in worker processes; an image that kills one is left out."""
+    while True:
+        drawn: deque[Job] = deque()
+        again = []
+        results = map_surviving(
+            write_shard, _remember(jobs, drawn), workers=workers, seconds=_SECONDS
+        )
+        for result in results:
+            job = drawn.popleft()
+            if isinstance(result, Crash):
+                again.append(_without(job, result))
+            else:
+                yield result
+        if not again:
+            return
+        jobs = again
+
+
+def _remember(jobs: Iterable[Job], drawn: deque[Job]) -> Iterator[Job]:
+    for job in jobs:
+        drawn.append(job)
+        yield job
+
+
+def _without(job: Job, crash: Crash) -> Job:
+    if not 0 <= crash.position < len(job.items) or crash.position in job.crashed:
+        name = shard_name(job.work.split, job.number)
+        raise DataShardsError(f"{name}: the process that writes it dies ({crash.cause})")
+    verdict, reason = CRASHES[crash.cause]
+    finding = Finding(job.items[crash.position].source, verdict, (reason,))
+    return replace(job, crashed={**job.crashed, crash.position: finding})
+
+
+@cache
+def _prepare() -> None:
+    """Once in each worker."""
+    end_with_parent()
+
+
+def write_shard(job: Job) -> Written:
+    """Write one shard and its record, in a worker, unless it is there as it would become."""
+    _prepare()
+    record = job.work.record(job.number, job.recipe)
+    if record is not None and job.again and _left_out(job, record) != _left_out_notes(record):
+        # First the record: it must never stand beside a shard that it does not describe.
+        job.work.forget(job.number)
+        record = None
+    if record is not None:
+        return Written(record.images, record.notes, fresh=False)
+    record = _write_shard(job)
+    job.work.keep(record)
+    return Written(record.images, record.notes, fresh=True)
+
+
+def _left_out_notes(record: Record) -> list[Note]:
+    return [note for note in record.notes if note.left_out]
+
+
+def _left_out(job: Job, record: Record) -> list[Note]:
+    """Return which of the images that a record left out would be left out now, and why."""
+    sources = {note.path for note in _left_out_notes(record)}
+    notes = []
+    for position, item in enumerate(job.items):
+        if item.source not in sources:
+            continue
+        mark(position)
+        crash = job.crashed.get(position)
+        if crash is not None:
+            notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
+            continue
+        found, _, _ = _examine(item, job.options)
+        if _is_left_out(found, job.options):
+            notes.append(_note(item, found.verdict, found.reasons, left_out=True))
+    return notes
+
+
+def _write_shard(job: Job) -> Record:
+    notes: list[Note] = []
+    originals: list[tuple[str, str, str]] = []
+    path = job.work.shards / shard_name(job.work.split, job.number)
+    with shard_writer(path, job.work.temporary) as writer:
+        for position, item in enumerate(job.items):
+            mark(position)
+            crash = job.crashed.get(position)
+            if crash is not None:
+                notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
+                _copy(item, b"", job)
+                continue
+            found, content, small = _examine(item, job.options)
+            left_out = _is_left_out(found, job.options)
+            if found.verdict != "ok":
+                notes.append(_note(item, found.verdict, found.reasons, left_out=left_out))
+            if left_out:
+                _copy(item, content, job)
+            else:
+                _store(writer, item, found, content, small)
+                originals.append((item.source, found.sha256, found.pixels))
+        end = len(job.items)
+        mark(end)
+        shard = writer.finish(lambda: mark(end))
+    return Record(
+        recipe=job.recipe,
+        number=job.number,
+        images=len(job.items),
+        shard=shard,
+        samples=tuple(
+            Sample(
+                key=row.key,
+                source=source,
+                offset=row.offset,
+                length=row.length,
+                label=row.label,
+                sha256=row.sha256.hex(),
+                original=original,
+                pixels=pixels,
+            )
+            for row, (source, original, pixels) in zip(writer.rows, originals, strict=True)
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _is_left_out(found: Examination, options: Options) -> bool:
+    return found.verdict in ("corrupt", "refused") or (
+        found.verdict == "suspect" and options.exclude_suspect
+    )
+
+
+def _note(item: Item, verdict: Verdict, reasons: tuple[str, ...], *, left_out: bool) -> Note:
+    return Note(path=item.source, verdict=verdict, reasons=reasons, left_out=left_out)
+
+
+def _examine(
+    item: Item, options: Options
+) -> tuple[Examination, bytes, tuple[bytes, tuple[int, int]] | None]:
+    """Return what was found, also of the resizing; the file; a smaller one and its size."""
+    found, content = examine_item(item)
+    if options.resize is None or _is_left_out(found, options):
+        return found, content, None
+    try:
+        return found, content, smaller(content, options.resize, options.quality)
+    except MemoryError:
+        raise
+    except Exception:  # what strict decoders accept, Pillow may not; it raises nearly anything
+        return _refused(found, "cannot-be-resized"), content, None
+
+
+def _store(
+    writer: ShardWriter,
+    item: Item,
+    found: Examination,
+    content: bytes,
+    small: tuple[bytes, tuple[int, int]] | None,
+) -> None:
+    """Write an image, or the smaller one that is to stand for it."""
+    facts: dict[str, object] = {}
+    size = found.size
+    sha256: bytes | None = bytes.fromhex(found.sha256)
+    if item.wnid:
+        facts["wnid"] = item.wnid
+    if found.verdict == "suspect":
+        facts["suspect"] = list(found.reasons)
+    if small is not None:
+        facts["original"] = {"sha256": found.sha256, "size": list(size)}
+        content, size = small
+        sha256 = None
+    writer.write(
+        item.key,
+        content,
+        item.label,
+        source=item.source,
+        size=size,
+        flags=(*found.flags, *item.flags),
+        sha256=sha256,
+        facts=facts,
+    )
+
+
+def _refused(found: Examination, reason: str) -> Examination:
+    return Examination(
+        "refused", (reason,), found.flags, found.extension, found.size, found.sha256, ""
+    )
+
+
+def _copy(item: Item, content: bytes, job: Job) -> None:
+    """Copy an image that is left out into the quarantine, if there is one and it was read."""
+    if job.quarantine is None or not content:
+        return
+    suffix = Path(item.source).suffix.lower()
+    name = item.key + (suffix if suffix in IMAGE_SUFFIXES else ".bin")
+    write_synced(job.quarantine / name, content)

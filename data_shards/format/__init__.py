@@ -1,0 +1,1 @@
+"""The format of shards on disk: tars, the manifest and the index."""

@@ -1,0 +1,133 @@
+"""The samples of written shards: their images by offset, their facts by a walk of the tars."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.errors import DataShardsError, UsageError
+from data_shards.files import open_regular
+from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
+
+_MOST_FACTS = 1_000_000  # bytes of one sample's JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the JSON of a sample says, and the extension of its image."""
+
+    key: str
+    source: str
+    wnid: str
+    size: tuple[int, int]
+    flags: tuple[str, ...]
+    extension: str
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """Return ``folder`` if it is a split, else its subfolders that are; UsageError if none is."""
+    if (folder / MANIFEST_NAME).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST_NAME}"))
+    if not found:
+        raise UsageError(f"{folder}: neither it nor a folder in it holds a {MANIFEST_NAME}")
+    return found
+
+
+def folders_to_verify(folder: Path) -> list[Path]:
+    """Return what :func:`split_folders` does, and what must have been a split.
+
+    A folder that holds shards or an index has lost its manifest. UsageError if there is neither.
+    """
+    if os.path.lexists(folder / MANIFEST_NAME):
+        return [folder]
+    found = sorted(path for path in folder.glob("[!.]*/") if _was_split(path))
+    if not found and _was_split(folder):
+        return [folder]
+    return found or split_folders(folder)
+
+
+def _was_split(folder: Path) -> bool:
+    names = (MANIFEST_NAME, INDEX_NAME)
+    return any(os.path.lexists(folder / name) for name in names) or any(folder.glob("*.tar"))
+
+
+def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:
+    """Return the file of the image that a row of the index names, compared with its hash.
+
+    DataShardsError, which names the shard and the key, if it cannot be read or differs.
+    """
+    path = folder / manifest.shards[row["shard"]].name
+    where = f"{path}: {row['key'].decode(errors='replace')}"
+    try:
+        with open_regular(path) as file:
+            file.seek(int(row["offset"]))
+            content: bytes = file.read(int(row["length"]))
+    except OSError as error:
+        raise DataShardsError(f"{where}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).digest()[:HASH_BYTES] != row["hash"].tobytes():
+        raise DataShardsError(f"{where}: is not the image that the index describes")
+    return content
+
+
+def walk_facts(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Iterator[Facts]:
+    """Yield the facts of each sample, in the order of the index.
+
+    DataShardsError if a shard cannot be read, a sample has no facts or malformed ones, or the
+    keys are not those of the index.
+    """
+    first = 0
+    for shard in manifest.shards:
+        keys = [key.decode(errors="replace") for key in index["key"][first : first + shard.count]]
+        first += shard.count
+        path = folder / shard.name
+        found = _facts_of(path)
+        if sorted(found) != sorted(keys):
+            raise DataShardsError(f"{path}: its samples are not those of the index")
+        for key in keys:
+            yield found[key]
+
+
+def _facts_of(path: Path) -> dict[str, Facts]:
+    texts: dict[str, bytes] = {}
+    extensions: dict[str, str] = {}
+    try:
+        with open_regular(path) as shard, tarfile.open(fileobj=shard, mode="r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if extension in ("jpg", "png"):
+                    extensions[key] = extension
+                elif extension == "json":
+                    # A link would be followed.
+                    file = tar.extractfile(member) if member.isreg() else None
+                    if file is None or member.size > _MOST_FACTS:
+                        raise DataShardsError(f"{path}: {member.name}: not the facts of a sample")
+                    texts[key] = file.read()
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise DataShardsError(f"{path}: cannot be read ({error})") from None
+    if texts.keys() != extensions.keys():
+        raise DataShardsError(f"{path}: has samples without an image or without their facts")
+    return {key: _parse(f"{path}: {key}", key, texts[key], extensions[key]) for key in texts}
+
+
+def _parse(where: str, key: str, text: bytes, extension: str) -> Facts:
+    try:
+        facts: dict[str, Any] = json.loads(text)
+        width, height = facts["size"]
+        return Facts(
+            key=key,
+            source=str(facts["source"]),
+            wnid=str(facts.get("wnid", "")),
+            size=(int(width), int(height)),
+            flags=tuple(str(flag) for flag in facts["flags"]),
+            extension=extension,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise DataShardsError(f"{where}: malformed facts") from None

@@ -1,0 +1,313 @@
+"""Clusters of images by texture: Gram matrices of a convolutional layer, mini-batch k-means.
+
+The Gram matrix of a layer's activations, the products of its channels summed over all
+places, keeps which patterns occur together and forgets where (Gatys, Ecker & Bethge, 2015).
+torch and scikit-learn are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_shards.errors import DataShardsError, UsageError
+from data_shards.format.manifest import Manifest, load_split
+from data_shards.format.samples import read_image
+from data_shards.images.colours import to_rgb
+from data_shards.processes import end_with_parent
+from data_shards.sources.listing import IMAGENET_NORMALIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RESIZE = 256  # pixels of the short side
+CROP = 224  # pixels of the square from its centre
+_CHUNK = 8  # images that a worker takes at a time
+_BATCH = 1024  # rows of one k-means update
+_VGG16 = {  # published names of the layers that come before each ReLU
+    f"conv{block}_{number}": f"features.{position}"
+    for block, number, position in [
+        (1, 1, 0), (1, 2, 2), (2, 1, 5), (2, 2, 7), (3, 1, 10), (3, 2, 12), (3, 3, 14),
+        (4, 1, 17), (4, 2, 19), (4, 3, 21), (5, 1, 24), (5, 2, 26), (5, 3, 28),
+    ]
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a torchvision network and the file of its weights, a plain state dict."""
+
+    network: str
+    layer: str
+    weights: Path
+
+    @property
+    def module(self) -> str:
+        """The layer's name in the network; VGG-16's are also known as ``conv3_3`` and so on."""
+        return _VGG16.get(self.layer, self.layer) if self.network == "vgg16" else self.layer
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer whose output is wanted."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+class Textures:
+    """Gram features of images, one image at a time, so that no batch changes their bits."""
+
+    def __init__(self, layer: Layer) -> None:
+        """Build the network; UsageError if there is no such network, layer or fitting file."""
+        import torch
+
+        self._layer = layer
+        self._network = _empty(layer)
+        called = self._called()
+        _fill(self._network, called, layer)
+        with torch.no_grad():
+            self.channels = len(self._activations(torch.zeros(3, CROP, CROP)))
+
+    @property
+    def width(self) -> int:
+        """Numbers of one feature row: the Gram matrix's upper triangle."""
+        return self.channels * (self.channels + 1) // 2
+
+    def __call__(self, content: bytes) -> NDArray[np.float32]:
+        """Return the row [width] of an image file, of length 1.
+
+        The upper triangle of the Gram matrix with what lies off the diagonal times √2: all
+        distances are those of the whole matrices divided by their Frobenius norm.
+        """
+        import torch
+
+        with torch.no_grad():
+            rows = self._activations(torch.from_numpy(prepare(content)))
+            gram = (rows @ rows.T).double()
+            scale = torch.full_like(gram, 2**0.5).fill_diagonal_(1.0)
+            first, second = torch.triu_indices(self.channels, self.channels)
+            flat = (gram * scale)[first, second]
+            norm = torch.linalg.vector_norm(flat)
+        if not torch.isfinite(norm) or norm == 0:
+            raise DataShardsError("its Gram matrix is zero or not finite")
+        row: NDArray[np.float32] = (flat / norm).float().numpy()
+        return row
+
+    def _called(self) -> list[str]:
+        """Return the names of the modules that an image passes up to the layer."""
+        import torch
+
+        called: list[str] = []
+        modules = dict(self._network.named_modules())
+        handles = [
+            module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+            for name, module in modules.items()
+        ]
+        modules[self._layer.module].register_forward_hook(_reach)
+        self._activations(torch.zeros(3, CROP, CROP, device="meta"))
+        for handle in handles:
+            handle.remove()
+        return called
+
+    def _activations(self, image: Tensor) -> Tensor:
+        """Return the layer's output [channels, places] for one image [3, h, w]."""
+        try:
+            self._network(image[None])
+        except _ReachedError as reached:
+            output = reached.output
+        else:
+            raise UsageError(f"{self._layer.network} never calls its layer {self._layer.layer!r}")
+        if getattr(output, "ndim", 0) != 4:
+            raise UsageError(
+                f"{self._layer.network}'s layer {self._layer.layer!r} gives no planes of "
+                "channels; name a convolution"
+            )
+        return output[0].flatten(1)
+
+
+def prepare(content: bytes) -> NDArray[np.float32]:
+    """Return an image file as the networks expect it, float32 [3, 224, 224].
+
+    Short side to 256 (bilinear), 224 × 224 from the centre, ImageNet's mean and deviation.
+    """
+    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
+        image = to_rgb(opened)
+    short = min(image.size)
+    size = tuple(side * RESIZE // short for side in image.size)
+    left, top = (round((side - CROP) / 2) for side in size)
+    resized = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized.crop((left, top, left + CROP, top + CROP)), dtype=np.float32) / 255
+    mean = np.array(IMAGENET_NORMALIZE.mean, dtype=np.float32)
+    std = np.array(IMAGENET_NORMALIZE.std, dtype=np.float32)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+
+def _reach(module: nn.Module, inputs: Any, output: Any) -> None:
+    raise _ReachedError(output)
+
+
+def _empty(layer: Layer) -> nn.Module:
+    """Return the network without memory for its weights; it has the layer."""
+    import torch
+    import torchvision.models  # type: ignore[import-untyped]
+
+    if layer.network not in torchvision.models.list_models(module=torchvision.models):
+        raise UsageError(f"torchvision has no network {layer.network!r}; for example vgg16")
+    with torch.device("meta"):
+        network: nn.Module = torchvision.models.get_model(layer.network, weights=None)
+    names = [name for name, _ in network.named_modules() if name]
+    if layer.module not in names:
+        near = difflib.get_close_matches(layer.layer, [*_VGG16, *names], cutoff=0.4) or names[:5]
+        raise UsageError(
+            f"{layer.network} has no layer {layer.layer!r}; near names: {', '.join(near)}"
+        )
+    return network.eval()
+
+
+def _fill(network: nn.Module, called: Sequence[str], layer: Layer) -> None:
+    """Give the called modules their weights from the file, which stays mapped, not copied."""
+    import torch
+
+    if not layer.weights.is_file():
+        raise UsageError(f"{layer.weights}: there is no such file of weights")
+    try:
+        state = torch.load(layer.weights, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(f"{layer.weights}: no file of weights by torch.save ({reason})") from None
+    modules = dict(network.named_modules())
+    needed = [
+        f"{name}.{key}" if name else key
+        for name in called
+        for key in modules[name].state_dict()
+        if "." not in key  # its own, not those of modules in it
+    ]
+    missing = [
+        key for key in needed if not isinstance(state, dict) or not torch.is_tensor(state.get(key))
+    ]
+    if missing:
+        raise UsageError(
+            f"{layer.weights}: has no {missing[0]}, which {layer.network} up to {layer.layer} "
+            "needs; give torchvision's plain state dict"
+        )
+    found = {
+        key: state[key].float() if state[key].is_floating_point() else state[key] for key in needed
+    }
+    try:
+        network.load_state_dict(found, strict=False, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{layer.weights}: does not fit {layer.network} ({reason})") from None
+
+
+def disk_needed(samples: int, width: int) -> int:
+    """Return the bytes of the feature rows, float32, of a split."""
+    return samples * width * 4
+
+
+@contextmanager
+def feature_rows(
+    folder: Path,
+    manifest: Manifest,
+    layer: Layer,
+    width: int,
+    *,
+    scratch: Path,
+    workers: int,
+    on_rows: Callable[[int], object] = lambda count: None,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the features [samples, width] of a split, in a file in ``scratch`` that has no name.
+
+    The same bits for any number of ``workers``, which are processes of one thread each.
+    ``on_rows`` gets the number of rows that were added. OSError if the disk is too small, at
+    once; DataShardsError if an image cannot be read.
+    """
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        # Reserved now: a write to a mapped file on a full disk would kill the process.
+        os.posix_fallocate(file.fileno(), 0, disk_needed(manifest.samples, width))
+        # The file vanishes with the last process that holds it, also when they are killed;
+        # until then this is its path.
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        shape = (manifest.samples, width)
+        chunks = [
+            range(start, min(start + _CHUNK, manifest.samples))
+            for start in range(0, manifest.samples, _CHUNK)
+        ]
+        with ProcessPoolExecutor(
+            workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(folder, layer, path, shape),
+        ) as pool:
+            try:
+                for count in pool.map(_work, chunks):
+                    on_rows(count)
+            except BrokenProcessPool:
+                raise DataShardsError(
+                    f"a process of {workers} was killed, perhaps for want of memory; give fewer "
+                    "--workers"
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        yield np.asarray(np.memmap(path, np.float32, "r", shape=shape))
+
+
+_worker: tuple[Path, Manifest, NDArray[np.void], Textures, NDArray[np.float32]]
+
+
+def _start(folder: Path, layer: Layer, path: str, shape: tuple[int, int]) -> None:
+    """Prepare a worker process."""
+    global _worker
+    import torch
+
+    end_with_parent()
+    torch.set_num_threads(1)
+    manifest, index = load_split(folder)
+    features = np.memmap(path, np.float32, "r+", shape=shape)
+    _worker = folder, manifest, index, Textures(layer), features
+
+
+def _work(rows: range) -> int:
+    folder, manifest, index, textures, features = _worker
+    for row in rows:
+        content = read_image(folder, manifest, index[row])
+        try:
+            features[row] = textures(content)
+        except (OSError, ValueError, SyntaxError, DataShardsError) as error:
+            shard = manifest.shards[index["shard"][row]].name
+            key = index["key"][row].decode(errors="replace")
+            raise DataShardsError(f"{folder / shard}: {key}: has no texture: {error}") from None
+    return len(rows)
+
+
+def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
+    """Return the cluster of each row of ``features``, int64 [n], 0 to ``clusters`` - 1.
+
+    Mini-batch k-means (Sculley, 2010) with k-means++ starts, on one thread: the seed alone
+    decides. UsageError if there are fewer rows than clusters.
+    """
+    from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    if len(features) < clusters:
+        raise UsageError(f"{len(features)} images make no {clusters} clusters; give --clusters")
+    with threadpool_limits(1):
+        means = MiniBatchKMeans(clusters, batch_size=_BATCH, n_init=3, random_state=seed)
+        return np.asarray(means.fit_predict(features), dtype=np.int64)

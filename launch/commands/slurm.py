@@ -1,0 +1,240 @@
+"""Train through SLURM: render the batch script, submit it, print the job.
+
+The job trains the run NAME; ahead of its time limit, and when it is preempted, the run saves and
+the job queues again, until the run is finished. What follows '--' is handed to sbatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_shards.files import write_synced
+from launch.record.folders import refuse_if_active
+from launch.record.launch_record import Record, write_record
+from launch.slurm.sbatch import check_words, render, resource_lines, safe_path, submit
+from rebias_dist.commands.parser import parse_train
+from rebias_dist.config.files import differences, to_yaml
+from rebias_dist.config.plan import check_world
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import EXIT_FINISHED, ConfigError
+from rebias_dist.runs.run_folder import RunFolder, fresh_name, refuse_changes
+
+EXAMPLES = """
+rebias-launch slurm imagenet9/rebias --nodes 4 --gpus-per-node 8 --time 12:00:00 --partition gpu
+rebias-launch slurm my.yaml --by srun --gpus-per-node 8 --dry-run
+rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exclude=node7
+"""
+
+_SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.:,+-]{1,200}")
+_SHORTEST = 60  # seconds that a job must have before its warning
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``slurm``."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
+    parser.add_argument("--name", help="name of the run [its method and the time]")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a field of the configuration, such as optimizer.lr=0.01; repeat at will",
+    )
+    parser.add_argument(
+        "--resume-override",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let a resumed run differ in this key, such as optimizer.lr; repeat at will",
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="[1]")
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument(
+        "--gpus-per-node", type=int, default=1, metavar="N", help="a rank for each [1]"
+    )
+    ranks.add_argument("--cpu", action="store_true", help="train on CPUs, without GPUs")
+    parser.add_argument(
+        "--ranks-per-node", type=int, default=1, metavar="N", help="with --cpu alone [1]"
+    )
+    parser.add_argument(
+        "--cpus-per-rank", type=int, metavar="N", help="cores, for computing and loading"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("torchrun", "srun"),
+        default="torchrun",
+        help="one torchrun a node, or one task of srun a rank [torchrun]",
+    )
+    parser.add_argument("--time", metavar="LIMIT", help="such as 12:00:00, or 2-00:00:00")
+    for name in ("partition", "account", "qos", "constraint"):
+        parser.add_argument(f"--{name}", metavar="NAME")
+    parser.add_argument(
+        "--warning",
+        type=int,
+        default=120,
+        metavar="SECONDS",
+        help="how long before the time limit the run is told to save [120]",
+    )
+    parser.add_argument(
+        "--env",
+        type=Path,
+        metavar="FILE",
+        help="what a job needs before it starts [the env.sh that comes with launch]",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submit a run."""
+    config = _resolve(arguments)
+    folder = Path(config.runs_dir) / str(config.name)
+    _check_run(config, folder, arguments.resume_override)
+    script = _script(arguments, config, folder)
+    rest = check_words(arguments.rest)
+    if arguments.dry_run:
+        print(script, end="")
+        return EXIT_FINISHED
+    launcher, logs = folder / "launcher", folder / "logs"
+    try:
+        launcher.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(exist_ok=True)
+        # The job trains from this copy, whatever becomes of the file while it queues.
+        write_synced(launcher / "config.yaml", to_yaml(config).encode())
+        write_synced(launcher / "job.sbatch", script.encode())
+    except OSError as error:
+        raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
+    job = submit([*rest, str(launcher / "job.sbatch")])
+    options = [*_options(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
+    write_record(folder, Record("slurm", arguments.config, options, rest, job=job))
+    print(f"submitted job {job}, run {config.name}; its output goes to {logs}")
+    return EXIT_FINISHED
+
+
+def _resolve(arguments: argparse.Namespace) -> Config:
+    """Return the configuration of the job, with a name and an absolute folder."""
+    for name in ("nodes", "gpus_per_node", "ranks_per_node", "cpus_per_rank", "warning"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {number} is too few; use 1 or more")
+    if arguments.ranks_per_node > 1 and not arguments.cpu:
+        raise ConfigError("--ranks-per-node: ranks follow from --gpus-per-node; use it with --cpu")
+    words = [f"--config={arguments.config}"]
+    words += [] if arguments.name is None else [f"--name={arguments.name}"]
+    words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
+    for setting in arguments.set:
+        key, equals, _ = setting.partition("=")
+        if not equals or not _KEY.fullmatch(key) or key in ("name", "runs_dir", "config"):
+            raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
+        words.append(f"--{setting}")
+    for key in arguments.resume_override:
+        if not _KEY.fullmatch(key):
+            raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
+        words.append(f"--resume-override={key}")
+    config = parse_train(words, program="rebias-launch slurm").config
+    check_world(config, arguments.nodes * _ranks_per_node(arguments))
+    runs_dir = safe_path(Path(config.runs_dir), "runs_dir")
+    device = "cpu" if arguments.cpu else config.device
+    return config.model_copy(
+        update={
+            "name": config.name or fresh_name(config),
+            "runs_dir": str(runs_dir),
+            "device": device,
+        }
+    )
+
+
+def _ranks_per_node(arguments: argparse.Namespace) -> int:
+    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node)
+
+
+def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
+    """Refuse a name that another configuration has, or that somebody is at work on."""
+    existing = RunFolder(folder)
+    if existing.config_file.exists():
+        changed = differences(existing.read_config().identity(), config.identity())
+        refuse_changes(folder, {line.partition(": ")[0]: line for line in changed}, overrides)
+    refuse_if_active(folder)
+
+
+def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
+    per_node = _ranks_per_node(arguments)
+    options: dict[str, str | None] = {
+        name: getattr(arguments, name)
+        for name in ("time", "partition", "account", "qos", "constraint")
+    }
+    for name, value in options.items():
+        if value is not None and not _SBATCH_VALUE.fullmatch(value):
+            raise ConfigError(f"--{name}: {value!r} is not what sbatch takes there")
+    seconds = _seconds(arguments.time)
+    if seconds is not None and seconds < arguments.warning + _SHORTEST:
+        raise ConfigError(
+            f"--time: {arguments.time} leaves no time to train before the warning "
+            f"({arguments.warning} s ahead of the end); use a longer one"
+        )
+    tasks = per_node if arguments.by == "srun" else 1
+    if not arguments.cpu:
+        options["gpus-per-node"] = str(per_node)
+    if arguments.cpus_per_rank is not None:
+        options["cpus-per-task"] = str(arguments.cpus_per_rank * per_node // tasks)
+    elif arguments.cpu and tasks == 1:
+        options["cpus-per-task"] = str(per_node)
+    granted = "${SLURM_GPUS_ON_NODE:?SLURM has granted no GPUs}"
+    env = arguments.env or Path(__file__).with_name("env.sh")
+    if not env.is_file():
+        raise ConfigError(f"--env: {env} is not a file")
+    return render(
+        f"{arguments.by}.sbatch",
+        NAME=str(config.name),
+        NODES=str(arguments.nodes),
+        TASKS=str(tasks),
+        RANKS=str(per_node) if arguments.cpu else granted,
+        RESOURCES=resource_lines(options),
+        WARNING=str(arguments.warning),
+        RUN=str(folder),
+        LOGS=str(folder / "logs"),
+        PYTHON=str(safe_path(Path(sys.executable), "the interpreter", resolve=False)),
+        ENV=str(safe_path(env, "--env")),
+        OVERRIDES="".join(f" --resume-override={key}" for key in arguments.resume_override),
+    )
+
+
+def _seconds(limit: str | None) -> int | None:
+    """Return a time limit in seconds: minutes, [hours:]minutes:seconds, or days-hours[:…]."""
+    if limit is None:
+        return None
+    if not re.fullmatch(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}", limit):
+        raise ConfigError(
+            f"--time: {limit!r} is no time limit; use minutes, hours:minutes:seconds or "
+            "days-hours:minutes:seconds"
+        )
+    days, dash, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    else:
+        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _options(arguments: argparse.Namespace) -> Sequence[str]:
+    """Return the flags that were given, but for the name and the folder of the runs."""
+    words = [f"--set={setting}" for setting in arguments.set]
+    words += [f"--resume-override={key}" for key in arguments.resume_override]
+    words += [f"--nodes={arguments.nodes}", f"--by={arguments.by}"]
+    if arguments.cpu:
+        words += ["--cpu", f"--ranks-per-node={arguments.ranks_per_node}"]
+    else:
+        words.append(f"--gpus-per-node={arguments.gpus_per_node}")
+    for name in ("cpus_per_rank", "time", "partition", "account", "qos", "constraint", "warning"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')}={value}")
+    if arguments.env is not None:
+        words.append(f"--env={arguments.env.absolute()}")
+    return words

@@ -1,0 +1,1 @@
+"""A supervised run on this machine: attempt after attempt of one torchrun."""

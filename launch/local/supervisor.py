@@ -1,0 +1,224 @@
+"""Attempt after attempt until a run is finished, refused, given up or told to stop.
+
+Every attempt is a fresh torchrun, which goes on from the newest checkpoint. torchrun's own
+restarts are not used: they keep the rendezvous of an attempt that has failed, and often hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
+from rebias_dist.errors import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_GIVE_UP,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ConfigError,
+    RebiasError,
+)
+from rebias_dist.ranks.parent import adopt_orphans
+
+_LONGEST_PAUSE = 60.0  # seconds
+# What asks the launcher to stop. A closed terminal (SIGHUP) does too.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the supervisor loses patience."""
+
+    max_restarts: int
+    """Restarts in all."""
+    fruitless: int
+    """Restarts in a row that end without a newer checkpoint."""
+    hang_timeout: float
+    """Seconds without a sign of life."""
+    grace: float
+    """Seconds to save and leave in."""
+
+
+def lock_path(run_folder: Path) -> Path:
+    """Return the file that the supervisor of a run holds locked."""
+    return run_folder / "launcher" / "lock"
+
+
+@contextmanager
+def ownership(run_folder: Path) -> Iterator[None]:
+    """Hold a run against other supervisors; the kernel lets go of it however this process ends.
+
+    Raises:
+        ConfigError: another supervisor holds it.
+    """
+    path = lock_path(run_folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
+    except OSError as error:
+        raise ConfigError(f"runs_dir: {path} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = lock.read(200).decode(errors="replace").strip() or "another launcher"
+            raise ConfigError(
+                f"name: {holder} supervises the run {run_folder}; stop it, or choose another name"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"launcher {os.getpid()} on {platform.node()}".encode())
+        lock.flush()
+        yield
+
+
+class Supervisor:
+    """Runs attempts, one after the other.
+
+    Args:
+        run_folder: of the run, which this process owns.
+        ranks: processes on this machine.
+        training: arguments of ``rebias_dist.train``.
+        limits: when to lose patience.
+    """
+
+    def __init__(
+        self, run_folder: Path, ranks: int, training: Sequence[str], limits: Limits
+    ) -> None:
+        self._folder = run_folder
+        self._ranks = ranks
+        self._training = training
+        self._limits = limits
+        self._stop = Stop()
+        self._logs = run_folder / "logs"
+
+    def run(self) -> int:
+        """Supervise the run to its end; return the exit code."""
+        adopt_orphans()
+        for number in _SIGNALS:
+            # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
+            shielded = signal.getsignal(number) == signal.SIG_IGN
+            if number == signal.SIGUSR2 or not shielded:
+                signal.signal(number, self._receive)
+        try:
+            return self._attempts()
+        except OSError as error:
+            raise RebiasError(f"{self._folder}: {error.strerror or error}") from None
+
+    def _attempts(self) -> int:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        restarts = fruitless = 0
+        while True:
+            before = newest_checkpoint(self._folder)
+            self._event("start", attempt=restarts + 1, checkpoint=before)
+            # A run that had to be new when it was launched is to be continued after a restart.
+            training = [*self._training, *(["--resume=auto"] if restarts else [])]
+            attempt = Attempt(self._folder, self._ranks, training, self._logs / "output.log")
+            outcome = attempt.watch(self._stop, self._limits.hang_timeout, self._limits.grace)
+            code = self._judge(outcome)
+            after = newest_checkpoint(self._folder)
+            self._event("end", code=code, checkpoint=after, **_described(outcome))
+            if code is not None:
+                self._say(_FAREWELLS.get(code, "failed"), outcome)
+                return code
+            fruitless = 0 if after != before else fruitless + 1
+            restarts += 1
+            if restarts > self._limits.max_restarts or fruitless > self._limits.fruitless:
+                counted = (
+                    f"{fruitless} attempts in a row have brought no newer checkpoint"
+                    if fruitless > self._limits.fruitless
+                    else f"{self._limits.max_restarts} restarts are the limit (--max-restarts)"
+                )
+                self._say(f"giving up: {counted}", outcome)
+                self._event("give up", reason=counted)
+                return EXIT_GIVE_UP
+            pause = 0.0 if _was_preempted(outcome) else min(_LONGEST_PAUSE, 2.0**fruitless)
+            where = "the start" if after is None else f"step {after}"
+            self._say(f"restart {restarts} from {where} in {pause:g} s", outcome)
+            if self._interrupted_within(pause):
+                self._event("end", code=EXIT_INTERRUPTED, checkpoint=after)
+                return EXIT_INTERRUPTED
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C means now. The other signals come in twos by themselves, as from a
+        # scheduler that warns, then terminates.
+        if self._stop.asked and number == signal.SIGINT:
+            self._stop.now = True
+        self._stop.asked = True
+
+    def _judge(self, outcome: Outcome) -> int | None:
+        """Return the launcher's exit code, or None if another attempt shall follow."""
+        codes = set(outcome.ranks.values())
+        for final in (EXIT_USAGE, EXIT_GIVE_UP):
+            if final in codes:
+                return final
+        if outcome.code == EXIT_FINISHED:
+            return EXIT_FINISHED
+        if self._stop.asked:
+            # What had not begun to train yet has nothing to save.
+            saved = EXIT_INTERRUPTED in codes or not outcome.began
+            return EXIT_INTERRUPTED if saved and not outcome.hang else EXIT_FAILED
+        return None
+
+    def _interrupted_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not self._stop.asked and time.monotonic() < end:
+            time.sleep(0.1)
+        return self._stop.asked
+
+    def _say(self, text: str, outcome: Outcome) -> None:
+        """Tell the user what follows from an outcome, and why."""
+        why = f" ({_cause(outcome)})" if _cause(outcome) else ""
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            print(f"rebias-launch: {self._folder.name}: {text}{why}", file=sys.stderr, flush=True)
+
+    def _event(self, event: str, **facts: Any) -> None:
+        """Add a line to the launcher's own record, which outlives it."""
+        line = {"event": event, "time": time.time(), "monotonic": time.monotonic(), **facts}
+        with (self._logs / "launcher.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+_FAREWELLS = {
+    EXIT_FINISHED: "finished",
+    EXIT_USAGE: "refused; a restart cannot help",
+    EXIT_GIVE_UP: "given up; a restart cannot help",
+    EXIT_INTERRUPTED: "interrupted; 'rebias-launch resume' goes on from here",
+}
+
+
+def _was_preempted(outcome: Outcome) -> bool:
+    """Return whether the ranks were asked to leave by somebody else, and saved."""
+    return EXIT_INTERRUPTED in outcome.ranks.values()
+
+
+def _cause(outcome: Outcome) -> str:
+    if outcome.hang:
+        return outcome.hang
+    if outcome.code == 0:
+        return ""
+    if outcome.code < 0:
+        return f"torchrun ended by {signal.Signals(-outcome.code).name}"
+    codes = ", ".join(f"rank {rank}: {code}" for rank, code in sorted(outcome.ranks.items()))
+    return f"exit codes {codes}" if codes else "the ranks were killed or left no exit code"
+
+
+def _described(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "torchrun": outcome.code,
+        "ranks": outcome.ranks,
+        "hang": outcome.hang,
+        "detected": outcome.detected,
+    }

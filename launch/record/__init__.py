@@ -1,0 +1,1 @@
+"""How runs were launched, and how they stand, read from their folders."""

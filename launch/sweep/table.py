@@ -1,0 +1,133 @@
+"""What became of a sweep: one CSV row a cell, and the code that each cell ran with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards.files import write_synced
+from rebias_dist.config.files import flat
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.runs.results import choice_name
+from rebias_dist.runs.results import read as read_results
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell as the table needs it."""
+
+    name: str
+    folder: Path
+    config: Config
+    code: Path
+    """File with the commits that the cell ran with."""
+
+
+def git_commit() -> str:
+    """Return the commit of the checkout that this package runs from; empty outside of one.
+
+    ``-dirty`` says that a file which git knows was changed since.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_PACKAGE), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
+
+    try:
+        # An installed package may lie in somebody else's checkout.
+        git("ls-files", "--error-unmatch", str(_PACKAGE / "__init__.py"))
+        return git("rev-parse", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def note_commit(path: Path) -> None:
+    """Add the present commit to those that a cell ran with."""
+    commits = _commits(path)
+    now = git_commit()
+    if now not in commits:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, (json.dumps([*commits, now]) + "\n").encode())
+
+
+def _commits(path: Path) -> list[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
+def status_of(folder: Path) -> str:
+    """Return how a run stands by its state file; ``not started`` where there is none."""
+    try:
+        status = json.loads((folder / "state.json").read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "not started"
+    return status if isinstance(status, str) else "damaged"
+
+
+def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
+    """Write the table: cell, status, commit, the keys that vary, accuracies, the configuration.
+
+    Accuracies are columns such as ``last/unbiased/f``, in [0, 1]; empty for a cell that is not
+    finished. What test data chose is ``oracle/…``, not ``best/…``.
+
+    Args:
+        path: of the CSV file, replaced as a whole.
+        rows: the cells.
+        axes: dotted keys that vary between the cells, beside the seeds.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    keys = list(dict.fromkeys([*axes, "seed", "data.seed"]))
+    figures = [_figures(row) for row in rows]
+    columns = list(dict.fromkeys(name for found in figures for name in found))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["cell", "status", "git_commit", *keys, *columns, "config"])
+    for row, found in zip(rows, figures, strict=True):
+        settings = flat(row.config.model_dump())
+        writer.writerow(
+            [
+                *(row.name, status_of(row.folder), " ".join(_commits(row.code))),
+                *(settings.get(key, "") for key in keys),
+                *(found.get(column, "") for column in columns),
+                json.dumps(row.config.identity()),
+            ]
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, text.getvalue().encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _figures(row: Row) -> Mapping[str, float]:
+    if status_of(row.folder) != "finished":
+        return {}
+    try:
+        results = read_results(row.folder / "results.json")
+        checkpoints: dict[str, Any] = results["checkpoints"]
+        return {
+            f"{choice_name(results, choice)}/{split}/{network}": float(score["accuracy"])
+            for choice, found in sorted(checkpoints.items(), reverse=True)  # last before best
+            for split, part in found["splits"].items()
+            for network, score in part["networks"].items()
+        }
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
+        return {}

@@ -1,0 +1,34 @@
+"""What ``rebias-train --dry-run`` does: print the plan of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from rebias_dist import assemble, methods
+from rebias_dist.config import plan
+from rebias_dist.config.schema import Config
+from rebias_dist.ranks.process_group import resolve_placement
+from rebias_dist.step.precision import Precision
+
+
+def print_plan(config: Config) -> None:
+    """Print the plan on rank 0; nothing is trained and no process group is joined.
+
+    Args:
+        config: a resolved configuration.
+
+    Raises:
+        RebiasError: the configuration, the data and the ranks do not fit together.
+    """
+    placement = resolve_placement()
+    plan.check_world(config, placement.world_size)
+    if placement.rank != 0:
+        return
+    data = assemble.open_data(config, assemble.data_root(config))
+    layout = plan.derive(config, placement.world_size, len(data.train))
+    device = torch.device("cpu")
+    networks = assemble.build_networks(
+        config, len(data.classes), Precision(config.precision, device)
+    )
+    facts = assemble.facts(config, data, networks, methods.build(config.method), device)
+    print("\n".join(plan.describe(config, layout, facts)))

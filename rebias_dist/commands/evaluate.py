@@ -1,0 +1,227 @@
+"""The command ``rebias-evaluate``: any checkpoints on any shards, each sample once.
+
+The figures themselves are made in :mod:`rebias_dist.evaluation.splits`; this module reads the
+command line and prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebias_dist.commands.parser import (
+    OneLineParser,
+    add_config_flags,
+    read_file_of,
+    resolve_config,
+    run_cli,
+)
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.ranks.placement import is_rank_zero
+
+# torch is imported where it is first needed: --help and usage errors do not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    from rebias_dist.evaluation.subjects import Named
+    from rebias_dist.ranks.consensus import Consensus
+
+_EPILOG = """examples:
+  rebias-evaluate runs/demo                       a run's last and best checkpoint on its test data
+  rebias-evaluate runs/a runs/b --csv             several, every figure with its interval
+  torchrun --nproc_per_node=2 -m rebias_dist.commands.evaluate runs/demo
+  rebias-evaluate runs/demo/checkpoints/step-000000840
+  rebias-evaluate runs/nine --on shards/imagenet9/val --on shards/imagenet9-c
+                                                  other shards; a folder of splits is all of them
+  rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
+                                                  a checkpoint of the public ReBias code
+"""
+_OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
+    values, where, default = read_file_of(argv)
+    parser = OneLineParser(
+        prog="rebias-evaluate",
+        usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--json | --csv] "
+        "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        description="Evaluate runs, and checkpoints in the public ReBias code's format.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "checkpoints",
+        metavar="RUN_OR_FILE",
+        nargs="+",
+        help="a run's folder, a step's folder in its checkpoints/, or a public checkpoint",
+    )
+    parser.add_argument(
+        "--on",
+        metavar="[NAME=]FOLDER",
+        action="append",
+        default=[],
+        help="shards of a split, or a folder of such (all but train); may be given several times; "
+        "unset: the test splits of the run. Their classes may be some of the networks'",
+    )
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
+    add_config_flags(parser, values)
+    arguments = parser.parse_args(argv)
+    if arguments.json and arguments.csv:
+        raise ConfigError("--json and --csv: give one of them")
+    given = [key for key in vars(arguments) if key not in _OWN]
+    files = [path for path in arguments.checkpoints if Path(path).is_file()]
+    if files and default:
+        raise ConfigError(
+            f"{files[0]}: a checkpoint file needs --config, which says what its networks are"
+        )
+    if not files and (given or not default):
+        run = arguments.checkpoints[0]
+        if not Path(run).is_dir():
+            raise ConfigError(f"{run}: no such run or checkpoint")
+        raise ConfigError(
+            f"{run}: a run brings its own configuration, but for --data.root; "
+            f"leave out {'--config' if not default else '--' + given[0]}"
+        )
+    if not files:
+        return arguments, None
+    if arguments.on and "data.root" not in vars(arguments) and not _has_root(values):
+        # The configuration of a data set has to say where it lies; here --on does.
+        setattr(arguments, "data.root", str(Path(arguments.on[0].rpartition("=")[2]).parent))
+    return arguments, resolve_config(arguments, values, where)
+
+
+def _has_root(values: dict[str, Any]) -> bool:
+    data = values.get("data", {})
+    return data.get("root") is not None or data.get("dataset", "biased_mnist") == "biased_mnist"
+
+
+def _evaluate(
+    named: Named,
+    config: Config | None,
+    on: dict[str, Path],
+    root: str | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> dict[str, Any]:
+    """Return what a checkpoint does on its splits; a collective."""
+    from rebias_dist.assemble import Normalise, eval_transform
+    from rebias_dist.evaluation.corruptions import corruption_figures
+    from rebias_dist.evaluation.splits import evaluate_split
+    from rebias_dist.evaluation.subjects import columns_of, load_subject, open_splits
+    from rebias_dist.step.precision import Precision
+
+    with consensus.together():
+        subject = load_subject(named, config, device)
+        splits = open_splits(subject, on, root)
+        columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
+        if consensus.rank == 0:
+            for dataset in splits.values():
+                dataset.check_files()
+    if len(set(consensus.gather(subject.step))) > 1:
+        raise ConfigError(
+            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
+        )
+    settings = subject.config
+    precision = Precision(settings.precision, device)
+    normalise = Normalise(subject.constants, precision)
+    found: dict[str, Any] = {}
+    for name, dataset in splits.items():
+        figures = evaluate_split(
+            subject.networks,
+            dataset,
+            batch=settings.evaluate.batch,
+            transform=eval_transform(settings),
+            workers=settings.data.workers,
+            normalise=normalise,
+            precision=precision,
+            radii=subject.radii,
+            hsic_samples=settings.evaluate.hsic_samples,
+            consensus=consensus,
+            columns=columns[name],
+            with_intervals=True,
+        )
+        about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
+        about["folder"] = str(dataset.folder.resolve())
+        found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
+    return {
+        "checkpoint": named.source,
+        "choice": named.choice,
+        "step": subject.step,
+        "method": settings.method.name,
+        "finished": named.finished,
+        "splits": found,
+        "corruptions": corruption_figures(found),
+    }
+
+
+def _evaluate_all(
+    arguments: argparse.Namespace,
+    config: Config | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> tuple[list[dict[str, Any]], list[RebiasError]]:
+    """Return what each checkpoint does, and what is wrong with those that cannot be evaluated."""
+    from rebias_dist.evaluation.subjects import Named, find_splits, named_checkpoints
+
+    root = getattr(arguments, "data.root", None)
+    with consensus.together():
+        on = find_splits(arguments.on)
+    evaluated: list[dict[str, Any]] = []
+    problems: list[RebiasError] = []
+    for path in arguments.checkpoints:
+        try:
+            chosen: list[dict[str, Any]] = []
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    chosen = [vars(named) for named in named_checkpoints(path)]
+            by_step: dict[int | None, dict[str, Any]] = {}
+            for values in consensus.broadcast(chosen):
+                named = Named(**values)
+                if named.step not in by_step:
+                    by_step[named.step] = _evaluate(named, config, on, root, device, consensus)
+                evaluated.append({**by_step[named.step], "choice": named.choice})
+        except (ConfigError, DataError) as error:  # the same on all ranks
+            problems.append(error)
+    return evaluated, problems
+
+
+def cli(argv: Sequence[str] | None = None) -> None:
+    """Run ``rebias-evaluate``."""
+
+    def command() -> int:
+        arguments, config = _parse(sys.argv[1:] if argv is None else argv)
+
+        from rebias_dist.evaluation import tables
+        from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
+
+        placement = resolve_placement()
+        wanted = "auto" if config is None else config.device
+        device = choose_device(wanted, placement.local_rank, placement.bound)
+        with process_group(placement, device) as consensus:
+            evaluated, problems = _evaluate_all(arguments, config, device, consensus)
+        if is_rank_zero() and evaluated:
+            if arguments.json:
+                print(json.dumps(evaluated))
+            elif arguments.csv:
+                print(tables.as_csv(evaluated), end="")
+            else:
+                print(tables.text(evaluated))
+        for problem in problems[:-1]:
+            if is_rank_zero():
+                print(f"rebias-evaluate: error: {problem}", file=sys.stderr)
+        if problems:
+            raise problems[-1]
+        return 0
+
+    run_cli("rebias-evaluate", command)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,159 @@
+"""The model card of an exported f, filled from its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rebias_dist.evaluation.text import CHOICES
+from rebias_dist.reporting.runs import plain
+
+if TYPE_CHECKING:
+    from rebias_dist.evaluation.loaded_run import LoadedRun
+
+_METHODS = {
+    "rebias": "ReBias (Bahng et al., ICML 2020): f was trained to be independent, by HSIC, of a "
+    "deliberately biased network g that was trained against it",
+    "vanilla": "cross-entropy alone, without any treatment of bias",
+    "rubi": "RUBi: f's logits were masked by those of a biased network g",
+    "learned_mixin": "LearnedMixin: f was trained in an ensemble with a fixed, biased network g",
+}
+_MANY = 40  # classes, above which their names are left to config.json
+
+
+def model_card(
+    loaded: LoadedRun, description: Mapping[str, Any], choice: str, difference: float
+) -> str:
+    """Return the card as Markdown with a YAML head.
+
+    Args:
+        loaded: the run.
+        description: the content of config.json.
+        choice: ``last``, ``best`` or ``oracle``.
+        difference: what the check of the exported files found.
+    """
+    parts = [
+        "---\nlibrary_name: pytorch\npipeline_tag: image-classification\n"
+        "tags: [rebias, debiasing, image-classification]\n---",
+        _head(loaded, description, choice),
+        "## Use\n\n" + _use(description),
+        "## Figures\n\n" + _figures(loaded, choice),
+        "## Training\n\n" + _training(loaded, description),
+        "## Limits\n\n" + _limits(loaded),
+        "## Check\n\n"
+        "`model.pt2` and `model.safetensors` were read back and compared with the run's own "
+        f"network on random images: the largest difference was {difference:.1e} of the largest "
+        "logit.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str:
+    config, classes = loaded.config, description["classes"]
+    names = ", ".join(plain(name) for name in classes) if len(classes) <= _MANY else "see "
+    names += "" if len(classes) <= _MANY else "`config.json`"
+    return (
+        f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
+        f"An image classifier of {len(classes)} classes ({names}). Method: "
+        f"{_METHODS.get(config.method.name, config.method.name)}.\n\n"
+        f"Weights: step {loaded.step}, {CHOICES[choice]}."
+    )
+
+
+def _use(description: Mapping[str, Any]) -> str:
+    seen = description["preprocessing"]
+    height, width = description["shape"][1:]
+    if seen["resize_short_side"]:
+        lines = [
+            f"image = F.resize(image, [{seen['resize_short_side']}])",
+            f"image = F.center_crop(image, [{seen['center_crop']}])",
+        ]
+        words = f"Resize the short side to {seen['resize_short_side']} pixels (bilinear), crop "
+        words += f"the central {height} × {width}."
+    else:
+        lines = []
+        words = f"Images are {height} × {width} pixels."
+    code = [
+        "import json",
+        "",
+        "import torch",
+        "from torchvision.io import ImageReadMode, decode_image",
+        "from torchvision.transforms.v2 import functional as F",
+        "",
+        'network = torch.export.load("model.pt2").module()',
+        'classes = json.load(open("config.json"))["classes"]',
+        'image = decode_image("image.png", ImageReadMode.RGB)',
+        *lines,
+        "print(classes[int(network(image[None]).argmax())])",
+    ]
+    mean, std = seen["mean"], seen["std"]
+    return (
+        f"`model.pt2` takes uint8 RGB `[batch, 3, {height}, {width}]` and normalises it itself. "
+        f"{words} With the weights of `model.safetensors` alone, scale pixels to 0..1, subtract "
+        f"the mean {mean} and divide by {std}.\n\n```python\n" + "\n".join(code) + "\n```"
+    )
+
+
+def _figures(loaded: LoadedRun, choice: str) -> str:
+    if loaded.metrics is None:
+        return "None: the run was not finished when it was exported."
+    found = loaded.metrics["checkpoints"]["last" if choice == "last" else "best"]
+    if found["step"] != loaded.step:
+        return f"None: the run's results are of step {found['step']}, not of these weights."
+    rows = [
+        "| test split | images | network | accuracy | 95 % interval | unbiased | conflicting |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for split, figures in found["splits"].items():
+        for network, of_network in figures["networks"].items():
+            interval = of_network["intervals"]["accuracy"]
+            cells = [
+                *(plain(split), f"{figures['samples']:,}", network),
+                _percent(of_network["accuracy"]),
+                " – ".join(map(_percent, interval)),
+                *(_percent(of_network[name]) for name in ("unbiased", "conflicting")),
+            ]
+            rows.append("| " + " | ".join(cells) + " |")
+    notes = [
+        "Percent, of one run with one seed; the interval is a bootstrap over the images. "
+        "Unbiased: mean over cells of class and texture cluster. Conflicting: images whose bias is "
+        "another class's. Only f is in these files."
+    ]
+    if choice == "oracle":
+        notes.append(
+            "**These weights were chosen on the test data themselves: the figures are an oracle's, "
+            "not an estimate of what new images would give.**"
+        )
+    return "\n".join(rows) + "\n\n" + "\n\n".join(notes)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _training(loaded: LoadedRun, description: Mapping[str, Any]) -> str:
+    config = loaded.config
+    digests = "\n".join(
+        f"| {plain(split)} | `{plain(digest)}` |"
+        for split, digest in description["data_digests"].items()
+    )
+    return (
+        f"Global batch {config.global_batch} in micro-batches of {config.b}, {config.epochs} "
+        f"epochs, {config.optimizer.name} with learning rate {config.optimizer.lr:g}, seed "
+        f"{config.seed}, {config.precision}. All settings are in `config.yaml`; with the same "
+        "data `rebias-train --config config.yaml` trains it again, on any number of ranks.\n\n"
+        f"rebias-dist {description['versions']['rebias_dist']}, torch "
+        f"{description['versions']['torch']}.\n\n"
+        f"| data | digest of the manifest |\n|---|---|\n{digests}"
+    )
+
+
+def _limits(loaded: LoadedRun) -> str:
+    lines = [
+        f"Trained on {plain(loaded.config.data.dataset)} alone; it knows no class besides those "
+        "above and says one of them of any image.",
+        "Its confidences are not calibrated.",
+        "That f is less biased than g on these test splits does not mean that it is free of "
+        "bias, nor of biases that no g was built to have.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,210 @@
+"""Configuration files: strict YAML in, one clear line out when something is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import ConfigError
+
+DEFAULT_CONFIG = "biased_mnist/demo"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and aliases, and reads 1e-3 as a number.
+
+    YAML 1.1 reads ``1e-3`` (no dot) as text; aliases are refused for a few of them can
+    expand to gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise ConfigError(f"line {event.start_mark.line + 1}: YAML aliases are not read")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(f"line {line}: the key {key!r} is not a name")
+            if key in seen:
+                raise ConfigError(f"line {line}: the key {key!r} is given twice; remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what the loader above reads back: it quotes the texts that look like 1e3."""
+
+
+for _side in (_StrictLoader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML text; ``where`` (a file or a flag) opens the message of a ``ConfigError``."""
+    try:
+        # Derived from SafeLoader: it builds plain values only.
+        return yaml.load(text, _StrictLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {line}{problem}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configurations, installed or in a checkout."""
+    checkout = Path(__file__).resolve().parent.parent / "configs"
+    if checkout.is_dir() and (checkout.parent / "setup.cfg").is_file():
+        return checkout
+    return Path(__file__).resolve().parent / "configs"
+
+
+def list_configs() -> Iterator[tuple[str, str]]:
+    """Yield the name and the first comment line of each shipped configuration."""
+    folder = configs_folder()
+    for path in sorted(folder.glob("*/*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        yield path.relative_to(folder).with_suffix("").as_posix(), first.lstrip("# ")
+
+
+def config_comment(name: str) -> str:
+    """Return the comment that opens a configuration: command, cost, what to expect."""
+    lines = find_config(name).read_text(encoding="utf-8").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in opening)
+
+
+def find_config(name: str) -> Path:
+    """Return the path of a configuration given as a file or as the name of a shipped one."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = configs_folder() / name.removeprefix("configs/").removesuffix(".yaml")
+    path = shipped.with_name(shipped.name + ".yaml")
+    if path.is_file() and path.resolve().is_relative_to(configs_folder().resolve()):
+        return path
+    names = [known for known, _ in list_configs()]
+    raise ConfigError(
+        f"config: no file {name!r} and no shipped configuration; {_nearest(name, names)}"
+    )
+
+
+def read_config_file(name: str) -> dict[str, Any]:
+    """Read a configuration file into a plain mapping, unvalidated."""
+    path = find_config(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} cannot be read: {error}") from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of names to values")
+    return values
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field's type is or lists, or None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (section_of(argument) for argument in typing.get_args(annotation))
+    return next((section for section in inner if section is not None), None)
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = section_of(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def validate(values: dict[str, Any], where: str = "") -> Config:
+    """Build the typed configuration, or raise ``ConfigError`` with one line for the first fault."""
+    prefix = f"{where}: " if where else ""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+    # A union reports its members as parts of the place, which are no fields.
+    location = tuple(part for part in error["loc"] if part in _path_names(values, error["loc"]))
+    name = ".".join(map(str, location))
+    if error["type"] == "extra_forbidden":
+        hint = _nearest(str(location[-1]), _fields_at(location[:-1]))
+        raise ConfigError(f"{prefix}{name}: no such key; {hint}")
+    if error["type"] == "value_error":
+        raise ConfigError(prefix + error["msg"].removeprefix("Value error, "))
+    given = error["input"]
+    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "literal_error" and isinstance(given, str):
+        expected = re.findall(r"'([^']*)'", error["msg"])
+        message += f"; {_nearest(given, expected)}"
+    if isinstance(given, float) and not math.isfinite(given):
+        message = "a finite number is needed"
+    raise ConfigError(f"{prefix}{name}: {given!r}: {message}")
+
+
+def _path_names(values: Any, location: tuple[int | str, ...]) -> set[int | str]:
+    """Return the parts of an error's place that exist as keys in ``values``."""
+    found: set[int | str] = set()
+    for part in location:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        found.add(part)
+    return found
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML that reads back to the same configuration."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Return one text for each field in which two nested values differ: 'key: old → new'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in [*old, *(k for k in new if k not in old)]
+            for line in differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        ]
+    return [] if old == new else [f"{prefix.removesuffix('.')}: {old!r} → {new!r}"]
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings and lists as one mapping from dotted names to plain values."""
+    if isinstance(values, list):
+        values = {str(i): value for i, value in enumerate(values)}
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    parts = (flat(value, f"{prefix}{key}.") for key, value in values.items())
+    return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,119 @@
+"""The numbers that follow from a configuration, a world size and a data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rebias_dist.config.schema import Config, SchedulerConfig
+from rebias_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is laid out; only ``W`` and ``A`` depend on the ranks, and nothing on them."""
+
+    N: int
+    """Samples of an optimizer step."""
+    b: int
+    """Samples of a micro-batch."""
+    M: int
+    """Micro-batches of a step."""
+    W: int
+    """Ranks."""
+    samples: int
+    """Training samples."""
+    steps_per_epoch: int
+    dropped: int
+    """Samples that an epoch leaves out; others in each epoch."""
+    pretrain_epochs: int
+    epochs: int
+    """Epochs in all, pretraining included."""
+    total_steps: int
+    """Steps in all, cut by ``max_steps``."""
+
+    @property
+    def A(self) -> str:  # noqa: N802
+        """Return the micro-batches on a rank, as text: the ranks may differ by one."""
+        low, high = self.M // self.W, math.ceil(self.M / self.W)
+        return str(low) if low == high else f"{low}-{high}"
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Refuse more ranks than micro-batches, naming the values that would work."""
+    n, b = config.global_batch, config.b
+    if world_size > n // b:
+        fitting = [d for d in range(1, b + 1) if n % d == 0 and n // d >= world_size]
+        cure = f"at most {n // b} ranks"
+        if fitting:
+            cure += f", or micro_batch {fitting[-1]} or less"
+        raise ConfigError(
+            f"micro_batch: {n} / {b} gives {n // b} micro-batches a step, "
+            f"too few for {world_size} ranks; use {cure}"
+        )
+
+
+def derive(config: Config, world_size: int, samples: int) -> Plan:
+    """Derive the plan, or raise ``ConfigError`` when the parts do not fit together."""
+    check_world(config, world_size)
+    steps, dropped = divmod(samples, config.global_batch)
+    if steps == 0:
+        raise ConfigError(
+            f"global_batch: {config.global_batch} exceeds the {samples} training samples; "
+            f"use at most {samples}"
+        )
+    epochs = config.pretrain_epochs + config.epochs
+    total = epochs * steps
+    return Plan(
+        N=config.global_batch,
+        b=config.b,
+        M=config.global_batch // config.b,
+        W=world_size,
+        samples=samples,
+        steps_per_epoch=steps,
+        dropped=dropped,
+        pretrain_epochs=config.pretrain_epochs,
+        epochs=epochs,
+        total_steps=min(total, config.max_steps or total),
+    )
+
+
+def learning_rate(base: float, scheduler: SchedulerConfig, epoch: int, epochs: int) -> float:
+    """Return the learning rate of an epoch, counted from the end of pretraining.
+
+    A pure function, so that nothing has to be restored when a run resumes. Pretraining
+    (``epoch < 0``) uses the base rate. ``epochs`` is the number of epochs after pretraining;
+    cosine falls as in SGDR (Loshchilov & Hutter 2017, eq. 5) without restarts.
+    """
+    epoch = max(epoch, 0)
+    if scheduler.name == "step":
+        return base * float(scheduler.gamma ** (epoch // scheduler.step_size))
+    if scheduler.name == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return base
+
+
+def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
+    """Return the plan as lines of text, every derived number among them.
+
+    Args:
+        config: the configuration.
+        plan: what follows from it.
+        facts: further lines, by name: data, networks, device.
+    """
+    o, s = config.optimizer, config.scheduler
+    first = learning_rate(o.lr, s, 0, config.epochs)
+    last = learning_rate(o.lr, s, config.epochs - 1, config.epochs)
+    lines = {
+        "method": f"{config.method.name}, precision {config.precision}",
+        "global batch": f"N = {plan.N} samples a step",
+        "micro-batch": f"b = {plan.b}, so M = {plan.M} a step",
+        "layout": f"W = {plan.W} ranks, A = {plan.A} micro-batches on each",
+        "samples": f"{plan.samples:,} for training, {plan.dropped} dropped an epoch",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all "
+        f"({plan.pretrain_epochs} epochs of pretraining, {config.epochs} of the game)",
+        "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name})",
+        "deterministic": "yes" if config.deterministic else "as the device's algorithms are",
+        **facts,
+    }
+    return [f"{name:15} {text}" for name, text in lines.items()]

@@ -1,0 +1,98 @@
+"""What a rank says when it fails: which rank, at which step, why; the traceback once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rebias_dist.errors import RankError
+from rebias_dist.ranks.consensus import Consensus
+
+# How the transports put it that a peer has gone or keeps silent.
+_LOST = (
+    "gloo",
+    "NCCL",
+    "TCPStore",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "pair closure",
+    "Timed out waiting",
+)
+
+
+@dataclass
+class Whereabouts:
+    """Where this rank is, for the message of a fault that nobody expected."""
+
+    rank: int
+    step: int | None = None
+    """Optimizer steps taken; None before the first."""
+    log_file: Path | None = None
+    peers: list[Any] = field(default_factory=list)
+    """Host and process of each rank."""
+
+    def meet(self, consensus: Consensus) -> None:
+        """Tell the other ranks who this one is; a collective."""
+        self.peers = consensus.gather([platform.node(), os.getpid()])
+
+    def fault(self, error: Exception) -> RankError:
+        """Return an unexpected exception as this rank's fault; its traceback is shown, once.
+
+        A rank that only notices the end of another has nothing of its own to show: its
+        traceback goes to its log file alone.
+        """
+        where = f"rank {self.rank}, " + ("start" if self.step is None else f"step {self.step}")
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        first = first.partition(". This is typically")[0]  # advice that gloo adds
+        trace = "".join(traceback.format_exception(error))
+        if self._is_loss(error):
+            text = f"{where}: another rank is lost{self._lost_ranks()}; {first}"
+        else:
+            sys.stderr.write(trace)
+            text = f"{where}: {type(error).__name__}: {first}"
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                text += "; out of memory: a smaller micro_batch needs less"
+        if self.log_file is not None:
+            with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
+                file.write(f"{trace}{text}\n")
+        return RankError(text)
+
+    @staticmethod
+    def _is_loss(error: Exception) -> bool:
+        if isinstance(error, dist.DistError):
+            return True
+        return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
+
+    def _lost_ranks(self) -> str:
+        """Say which of the ranks on this machine have ended or are stopped."""
+        found = []
+        for rank, (host, process) in enumerate(self.peers):
+            if host != platform.node() or rank == self.rank:
+                continue
+            try:
+                stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+                state = stat.rpartition(")")[2].split()[0]
+            except (OSError, IndexError):
+                state = "X"
+            if state in "ZXTt":
+                how = "stopped" if state in "Tt" else "ended"
+                found.append(f"rank {rank} (process {process}) has {how}")
+        found = [text.replace("has stopped", "is stopped") for text in found]
+        return f": {', '.join(found)}" if found else ""
+
+
+def origin(of_ranks: list[list[str]]) -> str:
+    """Say on which ranks the values were not finite before the ranks' sums were taken."""
+    ranks = [rank for rank, names in enumerate(of_ranks) if names]
+    if not ranks or len(ranks) == len(of_ranks) > 1:
+        return ""
+    return "".join(f"; from rank {rank} ({', '.join(of_ranks[rank])})" for rank in ranks)

@@ -1,0 +1,180 @@
+"""Which rank this process is, and the process group that it joins."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from rebias_dist.errors import InterruptedRun, PlacementError, RankError, RebiasError
+from rebias_dist.ranks import placement
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.placement import Placement
+from rebias_dist.ranks.roll_call import call_the_roll, facts_of
+
+# A stopped peer must end a command in minutes, not in the 30 that torch waits by default.
+_MINUTES = 10.0
+# What a hang on GPUs leaves behind: the last collectives of each rank. The user's own values win.
+_NCCL_DEFAULTS = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_NCCL_ENABLE_MONITORING": "1",
+}
+
+
+def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Return this process's place: that in an existing process group, else the environment's.
+
+    Raises:
+        ConfigError: variables are missing, contradict each other or are no numbers.
+    """
+    if dist.is_initialized():
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        origin = f"an existing process group of {dist.get_world_size()} ranks"
+        return Placement(dist.get_rank(), dist.get_world_size(), local_rank, origin)
+    return placement.resolve_placement(environment)
+
+
+def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.device:
+    """Return this rank's device: the CPU, or the CUDA device of its local rank.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``.
+        local_rank: of this process on its node.
+        bound: the launcher may have shown this process one GPU alone; then that is it.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise PlacementError("device: cuda is not available here; use device: cpu or auto")
+    count = torch.cuda.device_count()
+    index = 0 if bound and count == 1 else local_rank
+    if index >= count:
+        raise PlacementError(
+            f"device: local rank {local_rank} has no CUDA device of its own among "
+            f"{count}; start fewer ranks on this node"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(
+    place: Placement,
+    device: torch.device,
+    minutes: float = _MINUTES,
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Consensus]:
+    """Join the process group (none for a single process) and yield what decides jointly in it.
+
+    An existing group, as in a notebook or a test, is used and left alone. Before a group is
+    formed, the ranks compare what they are (see ``roll_call``).
+
+    Args:
+        place: of this process.
+        device: of this process; it chooses the backend.
+        minutes: how long ranks wait for each other, until :func:`set_time_out` says otherwise.
+        settings: by name, what all ranks must have alike.
+    """
+    patience = timedelta(minutes=minutes)
+    if place.world_size == 1:
+        yield Consensus()
+        return
+    if dist.is_initialized():
+        gloo = dist.get_backend() == "gloo"
+        yield Consensus(None if gloo else _gloo_group(patience))
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        for name, value in _NCCL_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+    try:
+        store = _meeting_point(place, patience)
+        store.set_timeout(patience)
+        call_the_roll(store, facts_of(place, device, settings or {}), place.world_size)
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("ranks", store),
+            timeout=patience,
+            rank=place.rank,
+            world_size=place.world_size,
+            device_id=device if backend == "nccl" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise _not_together(place, minutes, error) from None
+    group = _gloo_group(patience) if backend == "nccl" else None
+    try:
+        yield Consensus(group)
+    except InterruptedRun:
+        # All ranks leave so, and the launcher may end the others as soon as one has left.
+        dist.barrier(group)
+        _leave()
+        raise
+    except RebiasError:
+        _leave()
+        raise
+    # Any other exception is this rank's alone: leaving in good order could wait for the others
+    # for ever, so that is left to the launcher.
+    dist.barrier(group)
+    _leave()
+
+
+def _meeting_point(place: Placement, patience: timedelta) -> Store:
+    """Return the store in which the ranks meet; torchrun has its own, else rank 0 opens it."""
+    if place.address is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
+        return store
+    return TCPStore(
+        place.address or os.environ["MASTER_ADDR"],
+        place.port or int(os.environ["MASTER_PORT"]),
+        place.world_size,
+        is_master=place.rank == 0,
+        timeout=patience,
+        # Waiting is for the roll call, which can tell who is missing.
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _not_together(place: Placement, minutes: float, error: Exception) -> RankError:
+    where = f"rank {place.rank}, start"
+    address = place.address or os.environ.get("MASTER_ADDR")
+    port = place.port or os.environ.get("MASTER_PORT")
+    reason = next(iter(str(error).splitlines()), "")
+    if "EADDRINUSE" in str(error):
+        return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
+    return RankError(
+        f"{where}: the {place.world_size} ranks did not come together at {address}:{port} "
+        f"within {minutes:g} minutes ({reason}); see what became of the others, or whether "
+        "they reach this address"
+    )
+
+
+def set_time_out(consensus: Consensus, minutes: float) -> None:
+    """Set how long the ranks wait for each other from now on, in minutes."""
+    if consensus.world_size > 1:
+        for group in {dist.group.WORLD, consensus.group} - {None}:
+            dist.set_timeout(timedelta(minutes=minutes), group)
+
+
+def _gloo_group(patience: timedelta) -> dist.ProcessGroup:
+    # Decisions are taken on the host; with NCCL they need a group of their own.
+    group = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _leave() -> None:
+    # DDP's reducers sit in reference cycles. One that outlives the group is freed when the
+    # interpreter ends, together with gloo's threads, and that has been seen to abort the process.
+    gc.collect()
+    dist.destroy_process_group()

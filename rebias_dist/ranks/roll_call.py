@@ -1,0 +1,149 @@
+"""Before the ranks join: is each there once, with the same software and settings, on its own GPU?
+
+The ranks meet in the store through which the process group is formed afterwards, so a rank that
+is there twice or has another configuration is named; the group itself would wait for ever. What
+they exchange is JSON: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
+
+from rebias_dist.errors import ConfigError, PlacementError
+from rebias_dist.ranks.placement import Placement
+
+_PACKAGES = ("torchvision", "numpy", "webdataset", "rebias-dist")
+_SHOWN = 3  # differences of a rank that are named
+_NAMED = 8  # ranks that are named as missing
+_FAREWELL = timedelta(seconds=20)
+
+
+def facts_of(
+    placement: Placement, device: torch.device, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a rank says of itself."""
+    same = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            same[package] = metadata.version(package)
+    same |= {key: str(value) for key, value in settings.items()}
+    gpu = None
+    if device.type == "cuda":
+        gpu = str(torch.cuda.get_device_properties(device).uuid)
+    return {
+        "rank": placement.rank,
+        "same": {"number of ranks": str(placement.world_size), "device": device.type, **same},
+        "gpu": gpu,
+        "host": platform.node(),
+    }
+
+
+def verdict(ranks: Sequence[Mapping[str, Any]], world_size: int) -> str | None:
+    """Return what is wrong with the ranks that came, or None: by name, in one line.
+
+    Args:
+        ranks: the facts of those that came, ``world_size`` of them.
+        world_size: the number that rank 0 knows.
+    """
+    times = Counter(facts["rank"] for facts in ranks)
+    twice = sorted(rank for rank, count in times.items() if count > 1)
+    if twice:
+        missing = sorted(set(range(world_size)) - set(times))
+        return (
+            f"rank {twice[0]} is there {times[twice[0]]} times"
+            + (f" and rank {missing[0]} is missing" if missing else "")
+            + "; every process needs a RANK of its own"
+        )
+    by_rank = {facts["rank"]: facts for facts in ranks}
+    if 0 not in by_rank:
+        return "rank 0 is missing"
+    reference = by_rank[0]
+    found = []
+    for rank, facts in sorted(by_rank.items()):
+        keys = [*reference["same"], *(k for k in facts["same"] if k not in reference["same"])]
+        differing = [
+            f"{key} {facts['same'].get(key, 'unknown')} instead of "
+            f"{reference['same'].get(key, 'unknown')}"
+            for key in keys
+            if facts["same"].get(key) != reference["same"].get(key)
+        ]
+        if differing:
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            found.append(f"rank {rank} has {', '.join(differing[:_SHOWN])}{more}")
+    if found:
+        more = f" (and {len(found) - 1} more ranks differ)" if len(found) > 1 else ""
+        return f"{found[0]}{more}; all ranks need what rank 0 on {reference['host']} has"
+    owners: dict[str, int] = {}
+    for rank, facts in sorted(by_rank.items()):
+        if facts["gpu"] is not None:
+            first = owners.setdefault(facts["gpu"], rank)
+            if first != rank:
+                return (
+                    f"ranks {first} and {rank} share GPU {facts['gpu']} of {facts['host']}; "
+                    "start fewer ranks a node, or bind one GPU to each"
+                )
+    return None
+
+
+def _missing(came: Sequence[int], world_size: int) -> str:
+    absent = sorted(set(range(world_size)) - set(came))
+    if not absent:  # they came while this was found out
+        return "the last of them came too late"
+    names = ", ".join(map(str, absent[:_NAMED]))
+    more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    return f"rank {names} is missing" if len(absent) == 1 else f"ranks {names}{more} are missing"
+
+
+def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> None:
+    """Wait until all ranks came, and compare them.
+
+    Args:
+        store: of this start; its time-out is how long to wait.
+        facts: of this rank.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: the ranks differ; alike on all of them.
+        PlacementError: this process is one too many.
+        DistError: not all of them came; on rank 0 it names those that did not.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"roll-call/{attempt}", store)
+    place = store.add("came", 1)
+    if place > world_size:
+        raise PlacementError(
+            f"rank {facts['rank']} on {facts['host']} is one too many: {world_size} ranks were "
+            "there before; every process needs a RANK of its own"
+        )
+    store.set(f"facts/{place}", json.dumps(facts))
+    # The first of those that call themselves rank 0 speaks: there may be two of them.
+    speaks = facts["rank"] == 0 and store.add("speakers", 1) == 1
+    if speaks:
+        keys = [f"facts/{n}" for n in range(1, world_size + 1)]
+        try:
+            store.wait(keys)
+        except DistError:
+            came = [json.loads(store.get(key))["rank"] for key in keys if store.check([key])]
+            raise DistError(_missing(came, world_size)) from None
+        found = verdict([json.loads(store.get(key)) for key in keys], world_size)
+        store.set("verdict", json.dumps(found))
+    found = json.loads(store.get("verdict"))
+    if found is None:
+        return
+    if store.add("heard", 1) == world_size:
+        store.set("all heard", "")
+    if speaks:  # the store may live in this process, so it stays until all have heard
+        with contextlib.suppress(DistError, RuntimeError):
+            store.wait(["all heard"], _FAREWELL)
+    raise ConfigError(str(found))

@@ -1,0 +1,65 @@
+"""On which data a run was trained, as far as its configuration and its shards tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataShardsError
+from data_shards.files import open_regular
+from rebias_dist.config.schema import Config
+
+_LARGEST_MANIFEST = 64 << 20  # bytes
+# Options of shards that decide no figure, or that are told apart as seeds are.
+_NO_SETTINGS = frozenset({"seed", "samples_per_shard", "bytes_per_shard"})
+
+
+def made_with(config: Config) -> Mapping[str, Any]:
+    """Return the options that the training shards of a run were made with, if they are at hand."""
+    if config.data.root is None:
+        return {}
+    manifest = Path(config.data.root) / config.data.train_split / "manifest.json"
+    try:
+        with open_regular(manifest) as file:
+            options = json.loads(file.read(_LARGEST_MANIFEST))["options"]
+    except (DataShardsError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def rho_of(config: Config) -> float | None:
+    """Return the training correlation; None where it is not known."""
+    if config.data.dataset != "biased_mnist":
+        return None
+    if config.data.root is None:
+        return config.data.rho
+    rho = made_with(config).get("rho")
+    return float(rho) if isinstance(rho, (int, float)) else None
+
+
+def data_settings(config: Config) -> dict[str, str]:
+    """Return what tells the training data from others, but for their seed, by dotted key.
+
+    The identity of a configuration does not: it leaves out where data lie, for they may be moved.
+    These are the options of the shards, or their folder where they are not at hand; without a
+    folder, whether the digits are MNIST's or those that need no files.
+    """
+    if config.data.root is None:
+        return {"data.source": json.dumps("unset" if config.data.source is None else "given")}
+    options = {
+        f"data.{key}": json.dumps(value)
+        for key, value in made_with(config).items()
+        if key not in _NO_SETTINGS and isinstance(value, (bool, int, float, str))
+    }
+    # What the configuration says of these is of no data: with a root it changes nothing.
+    fields = ("data.rho", "data.confusing_colours", "data.image_size")
+    unknown = dict.fromkeys(fields, json.dumps("unknown"))
+    return {**unknown, **(options or {"data.root": json.dumps(config.data.root)})}
+
+
+def seeds_of(config: Config) -> tuple[int, int]:
+    """Return the seed of a run and that of its data, which shards bring with them."""
+    seed = made_with(config).get("seed", config.data.seed)
+    return config.seed, seed if isinstance(seed, int) else config.data.seed

@@ -1,0 +1,153 @@
+"""Where a run stands: all that decides its future, saved and restored as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rebias_dist.assemble import Data
+from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import ConfigError
+from rebias_dist.models import load_state
+from rebias_dist.step.minimax import Radii
+from rebias_dist.step.player import Player
+
+
+class Snapshot:
+    """The position and state of a run.
+
+    Randomness needs no state of a generator: all of it is keyed by the seed, the step or epoch,
+    and by what it is for. These keys are saved.
+
+    Args:
+        players: the networks with what their updates need.
+        data: the splits.
+        shape: (C, H, W) of the networks' input.
+        config: the resolved configuration.
+        steps_per_epoch: optimizer steps of an epoch, in which the position is counted.
+    """
+
+    def __init__(
+        self,
+        players: dict[str, Player],
+        data: Data,
+        shape: tuple[int, int, int],
+        config: Config,
+        steps_per_epoch: int,
+    ) -> None:
+        self.players = players
+        self.data = data
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        constants = data.train.manifest.normalize
+        self._input = {
+            "mean": list(constants.mean),
+            "std": list(constants.std),
+            "shape": list(shape),
+        }
+        self.step = 0
+        """Optimizer steps taken, pretraining included."""
+        self.epoch = 0
+        """Epochs that are over, with their evaluation."""
+        self.radii: Radii | None = None
+        self.radii_epoch = -1
+        """The epoch for which the radii were measured."""
+        self.best: dict[str, float] | None = None
+        """The best figure on the monitored split so far, and its step."""
+
+    # ---------------------------------------------------------------- to and from disk
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values, which load without unpickling."""
+        radii = None if self.radii is None else {"f": self.radii.f, "g": list(self.radii.g)}
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "radii": radii,
+            "radii_epoch": self.radii_epoch,
+            "best": self.best,
+            "players": {name: player.state_dict() for name, player in self.players.items()},
+            "classes": list(self.data.classes),
+            # So that the weights can be used where the training data are not.
+            "input": self._input,
+            "data": self.data.digests(),
+            "config": to_yaml(self.config),
+            "randomness": {
+                "seed": self.config.seed,
+                "step": self.step,
+                "epoch": self.epoch,
+                "steps_per_epoch": self.steps_per_epoch,
+            },
+        }
+
+    def changes(self, state: dict[str, Any]) -> dict[str, str]:
+        """Return what differs from the run that a state was saved in, by key: 'key: old → new'.
+
+        The keys are those of the configuration that decide the weights, and ``manifest.<split>``
+        for the data.
+        """
+        then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
+        lines = differences(then, self.config.identity())
+        manifests = self.data.digests()
+        known = {split: digest for split, digest in state["data"].items() if split in manifests}
+        now = {split: manifests[split] for split in known}
+        lines += differences({"manifest": known}, {"manifest": now})
+        return {line.partition(": ")[0]: line for line in lines}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state, whose :meth:`changes` the caller has judged.
+
+        Raises:
+            ConfigError: it is of other networks, or of other steps than this run takes.
+        """
+        then = state["randomness"]["steps_per_epoch"]
+        if then != self.steps_per_epoch:
+            raise ConfigError(
+                f"name: {self.config.name} stands at step {state['step']}, counted in epochs of "
+                f"{then} steps; now an epoch has {self.steps_per_epoch}, so it cannot go on there; "
+                "start another run"
+            )
+        self.restore_networks(state)
+        for name, player in self.players.items():
+            player.load_training_state(state["players"][name])
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
+        self.best = state["best"]
+
+    def restore_networks(self, state: dict[str, Any]) -> None:
+        """Load the networks' weights alone."""
+        for name, player in self.players.items():
+            if name not in state["players"]:
+                raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
+            load_state(player.network, state["players"][name]["network"], where=name)
+
+    # ---------------------------------------------------------------- on the way
+
+    def note(self, figure: float) -> bool:
+        """Note a figure of the monitored split; return whether it is the best so far."""
+        improved = self.best is None or figure > self.best["figure"]
+        if improved:
+            self.best = {"figure": figure, "step": self.step}
+        return improved
+
+    @property
+    def best_step(self) -> int | None:
+        """Return the step of the best figure so far."""
+        return None if self.best is None else int(self.best["step"])
+
+    def constants(self) -> dict[str, float]:
+        """Return the scalars that do not come from a step: learning rates and radii."""
+        values = {
+            f"{name}/lr": float(player.optimizer.param_groups[0]["lr"])
+            for name, player in self.players.items()
+        }
+        if self.radii is not None:
+            values["f/sigma"] = self.radii.f
+            values |= {f"g{index}/sigma": sigma for index, sigma in enumerate(self.radii.g)}
+        return values
+
+
+def radii_of(state: dict[str, Any]) -> Radii | None:
+    """Return the kernel radii in a saved state."""
+    radii = state["radii"]
+    return None if radii is None else Radii(radii["f"], tuple(radii["g"]))

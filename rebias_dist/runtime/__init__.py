@@ -1,1 +1,0 @@
-"""The machinery around training: ranks, precision, randomness, state on disk, telemetry."""

@@ -1,0 +1,1 @@
+"""One optimizer step: the game of f and g, precision, BatchNorm, randomness, optimizers."""

@@ -1,0 +1,208 @@
+"""One network of the game with all that an update of it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.errors import NonFiniteError
+from rebias_dist.methods.base import Output
+from rebias_dist.phases import phase, switch
+from rebias_dist.step.adamp import AdamP
+from rebias_dist.step.batchnorm import RunningStatistics
+from rebias_dist.step.compilation import compiled
+from rebias_dist.step.precision import Precision
+
+
+class Player:
+    """A network, its optimizer, gradient scaler, BatchNorm buffers and gradient all-reduce.
+
+    Args:
+        name: ``f``, ``g0``, ``g1`` …; used in messages and metrics.
+        network: maps images to ``(logits, features)``; already on its device.
+        heads: trained with the network (those of RUBi and LearnedMixin), or None.
+        optimizer: settings of the optimizer, which the network does not share.
+        precision: the types of the forward pass.
+        unused: some parameters get no gradient (g without its cross-entropy).
+        skips: updates with a gradient that is not finite which are skipped in a row, before one
+            raises.
+        compile: run the passes of the updates through torch.compile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        heads: nn.Module | None = None,
+        optimizer: OptimizerConfig,
+        precision: Precision,
+        unused: bool = False,
+        skips: int = 0,
+        compile: bool = False,
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.heads = heads
+        self.precision = precision
+        self.clip_norm = optimizer.clip_norm
+        self.parameters = [
+            parameter
+            for module in (network, heads)
+            if module is not None
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
+        self.optimizer = make_optimizer(self.parameters, optimizer)
+        self.scaler = precision.scaler()
+        self.statistics = RunningStatistics(network)
+        self.fixed = False
+        self.skipped = 0
+        """Updates that were skipped in a row."""
+        self._skips = skips
+        self._compiled = compile
+        self._module = compiled(network) if compile else network
+        self._replica = _replicate(self._module, precision.device, unused)
+        self._reduces = False
+        self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
+
+    def fix(self) -> None:
+        """Put the network into evaluation mode for good: it trains no more."""
+        self.network.eval()
+        self.fixed = True
+
+    def forward(self, images: Tensor, *, gradient: bool) -> Output:
+        """Run one micro-batch; only passes with ``gradient`` reach the BatchNorm buffers.
+
+        Passes without go around DDP, which counts a forward as the start of a reduction.
+        """
+        module = self._replica if gradient else self._module
+        with (
+            # Compiled for gradients and without, a network rounds differently: both passes of
+            # gradient caching run the one for gradients.
+            torch.set_grad_enabled(gradient or self._compiled),
+            self.statistics.protected(collect=gradient),
+            self.precision.autocast(),
+        ):
+            logits, features = module(images)
+        return Output(logits, features) if gradient else Output(logits.detach(), features.detach())
+
+    @contextmanager
+    def without_reduction(self, without: bool) -> Iterator[None]:
+        """Keep the gradients of this forward and backward local: not the last micro-batch."""
+        self._reduces = isinstance(self._replica, DistributedDataParallel) and not without
+        with ExitStack() as stack:
+            for module in (self._replica, self.heads_replica):
+                if without and isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate a loss, scaled where the precision needs it."""
+        with phase("backward"):
+            scaled = self.scaler.scale(loss)
+            if self._reduces:
+                scaled.register_hook(_begin_communication_last)  # type: ignore[no-untyped-call]
+            scaled.backward()  # type: ignore[no-untyped-call]
+
+    def take_step(self, micro_batches: int) -> Tensor:
+        """Update the weights and then the BatchNorm buffers; return the gradients' norm.
+
+        All ranks hold the same reduced gradients, bit for bit, so that each of them comes to
+        the same decision: a non-finite gradient skips the update in fp16, where a smaller
+        scale cures it; otherwise, as often in a row as was allowed. BatchNorm buffers then
+        stay as they were.
+
+        Raises:
+            NonFiniteError: alike on all ranks.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        finite = bool(torch.isfinite(norm))
+        # Where the scale does not magnify any more, it is not what made the gradient overflow.
+        scaling = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
+        self.skipped = 0 if finite else self.skipped + (not scaling)
+        if self.skipped > self._skips:
+            raise NonFiniteError(
+                f"the gradient of {self.name} is not finite; lower optimizer.lr "
+                f"or set optimizer.clip_norm"
+            )
+        if finite or scaling:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Not earlier: a buffer that changes between forward and backward breaks the graph.
+        if finite:
+            self.statistics.commit(micro_batches)
+        else:
+            self.statistics.discard()
+        return norm
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the coming steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the future of this network depends on."""
+        return {
+            "network": self.network.state_dict(),
+            "heads": None if self.heads is None else self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, but for the network itself."""
+        if self.heads is not None:
+            self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+
+
+def _begin_communication_last(gradient: Tensor) -> None:
+    # The engine runs its callbacks in their order when all gradients are there. DDP's, which
+    # waits for the reductions that are still on their way, comes last: it is queued when the last
+    # gradient is there, and this one when the first is.
+    torch.autograd.Variable._execution_engine.queue_callback(lambda: switch("communication"))
+
+
+def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Module:
+    if not dist.is_initialized() or not any(p.requires_grad for p in module.parameters()):
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        # Ranks agree on the buffers by their own rule (runtime/batchnorm.py).
+        forward_sync_buffers=False,
+        find_unused_parameters=unused,
+        gradient_as_bucket_view=True,  # no copy into what is reduced, nor memory for it
+    )
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Return the configured optimizer over ``parameters``."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    adaptive = {"adamp": AdamP, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    optimizer: torch.optim.Optimizer = adaptive(
+        parameters, lr=config.lr, weight_decay=config.weight_decay
+    )
+    return optimizer

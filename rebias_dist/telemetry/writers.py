@@ -1,0 +1,370 @@
+"""What a run writes while it goes on: metrics, TensorBoard, state, log files, progress.
+
+====================  ==================================================================
+``metrics.jsonl``     one JSON object a line: step, epoch, time and the scalars
+``tensorboard/``      the same scalars under the same tags and steps; images, texts, hparams
+``state.json``        how the run stands now, replaced as a whole about once a second
+``logs/rank<k>.log``  the log of rank k, the only file that ranks other than 0 write
+====================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+
+from data_shards.files import write_synced
+from rebias_dist.errors import RebiasError
+from rebias_dist.telemetry.progress import Rate, describe, progress_line
+
+Status = Literal["starting", "running", "evaluating", "finished", "interrupted", "failed"]
+
+_STATE_INTERVAL = 1.0  # seconds between two versions of state.json
+_FLUSH_INTERVAL = 10  # seconds that TensorBoard's events may wait in memory
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+_log = logging.getLogger("rebias_dist")
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _leader_writes(method: Method) -> Method:
+    """Make a method do nothing on other ranks than 0, and keep its OSError as the fault."""
+
+    @functools.wraps(method)
+    def guarded(self: Telemetry, *args: Any, **kwargs: Any) -> None:
+        if not self.leader or self.fault is not None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except OSError as error:
+            self.fault = _unwritable(self._folder, error)
+
+    return cast(Method, guarded)
+
+
+def _unwritable(folder: Path, error: OSError) -> RebiasError:
+    return RebiasError(f"{folder}: cannot be written ({error.strerror or error})")
+
+
+class Telemetry:
+    """What a run writes while it goes on; all of it on rank 0, but for the log files.
+
+    The logger ``rebias_dist`` writes to ``logs/rank<k>.log`` and on rank 0 to stderr as well,
+    until ``close``. If a file cannot be written (a full disk), ``fault`` says so from then on and
+    nothing more is written: rank 0 must not leave alone, so the trainer tells the others.
+
+    When a run resumes, what was recorded after ``start_step`` belongs to steps that are lost
+    and that will be taken again. It is dropped, so that each step is recorded once; with
+    ``start_step`` 0 that is everything.
+
+    Args:
+        run_folder: folder of the run; it is made if need be.
+        rank: this process's rank.
+        total_steps: optimizer steps of the whole run.
+        global_batch: images of an optimizer step, over all ranks.
+        start_step: optimizer steps that were done before, when a run resumes.
+        identity: constant entries of state.json (name, method, pid ...), plain JSON data.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        *,
+        rank: int,
+        total_steps: int,
+        global_batch: int,
+        start_step: int = 0,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.leader = rank == 0
+        self.fault: RebiasError | None = None
+        self._folder = run_folder
+        self._closed = False
+        self._total_steps = total_steps
+        self._global_batch = global_batch
+        self._identity = dict(identity)
+        self._status: Status | None = None
+        self._next_state = -math.inf
+        self._last_step = start_step
+        try:
+            self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
+            if self.leader:
+                self._open(start_step)
+        except OSError as error:
+            raise _unwritable(run_folder, error) from None
+
+    def _open(self, start_step: int) -> None:
+        # Only rank 0 needs it, and importing it takes a second.
+        from torch.utils.tensorboard import SummaryWriter
+
+        first_lost_step = start_step + 1 if start_step else 0
+        metrics_path = self._folder / "metrics.jsonl"
+        _drop_lost_steps(metrics_path, first_lost_step)
+        # Line buffering: each line is handed to the system at once and whole.
+        self._metrics = metrics_path.open("a", buffering=1, encoding="utf-8")
+        self._writer: Any = SummaryWriter(
+            str(self._folder / "tensorboard"),
+            purge_step=first_lost_step,
+            flush_secs=_FLUSH_INTERVAL,
+        )
+        self._state_path = self._folder / "state.json"
+        self._rate = Rate()
+        self._rate.update(start_step, time.monotonic())
+        self._progress = progress_line(self._total_steps, start_step)
+
+    @_leader_writes
+    def scalars(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
+        """Record scalars under their tags, in metrics.jsonl and in TensorBoard.
+
+        A value that is NaN or infinite is null in metrics.jsonl, because JSON has no such
+        numbers, and a warning in the log; TensorBoard has it as it is.
+        """
+        now = time.time()
+        record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
+        for tag, number in values.items():
+            record[tag] = value = float(number)  # of a tensor or numpy scalar, too
+            if not math.isfinite(value):
+                _log.warning("%s is %s at step %d", tag, value, step)
+            self._writer.add_scalar(tag, value, step, walltime=now)
+        self._metrics.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._last_step = step
+
+    @_leader_writes
+    def progress(self, step: int, *, epoch: int, text: str, details: str = "") -> None:
+        """Note that ``step`` steps are done; call it after every one, the display is throttled.
+
+        Args:
+            step: optimizer steps done.
+            epoch: the current epoch.
+            text: what else to show, the losses for instance.
+            details: what may be cut off where the line is too long.
+        """
+        self._rate.update(step, time.monotonic())
+        line = describe(epoch, text, self._images_per_s(), self._eta(step), details)
+        self._progress.show(step, line)
+
+    @_leader_writes
+    def state(
+        self, status: Status, *, step: int, epoch: int, force: bool = False, **more: Any
+    ) -> None:
+        """Replace state.json, once a second at most unless the status changes or ``force``.
+
+        ``images_per_s`` and ``eta_seconds`` speak of training alone: the time that is spent
+        in any status but ``running`` is left out. They are null as long as they are unknown.
+
+        Args:
+            status: what the run does.
+            step: optimizer steps done.
+            epoch: the current epoch.
+            force: write now.
+            more: further entries, plain JSON data.
+        """
+        if status == "running":
+            self._rate.resume(step, time.monotonic())
+        else:
+            self._rate.pause()
+        if not force and status == self._status and time.monotonic() < self._next_state:
+            return
+        state = {
+            **self._identity,
+            **more,
+            "status": status,
+            "step": step,
+            "total_steps": self._total_steps,
+            "epoch": epoch,
+            "eta_seconds": self._eta(step),
+            "images_per_s": self._images_per_s(),
+            "updated": time.time(),
+        }
+        # Replaced, so that a reader never sees half of it; not synced to the disk, because
+        # after a power cut nothing in it holds any more.
+        temporary = self._state_path.with_name("state.json.tmp")
+        temporary.write_text(json.dumps(_plain(state), allow_nan=False, indent=1) + "\n")
+        temporary.replace(self._state_path)
+        if status != self._status:
+            self.flush()
+        self._status = status
+        self._next_state = time.monotonic() + _STATE_INTERVAL
+
+    @_leader_writes
+    def text(self, tag: str, step: int, text: str) -> None:
+        """Show a text (Markdown) in TensorBoard."""
+        self._writer.add_text(tag, text, step)
+
+    @_leader_writes
+    def image(self, tag: str, step: int, image: torch.Tensor | np.ndarray[Any, Any]) -> None:
+        """Show an image in TensorBoard: uint8, ``[3, height, width]``."""
+        self._writer.add_image(tag, image, step)
+
+    @_leader_writes
+    def layout(self, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+        """Show scalars side by side in TensorBoard's tab "Custom scalars".
+
+        Args:
+            layout: by category and title of a chart ``["Multiline", tags]``, each tag the
+                beginning of a regular expression.
+        """
+        self._writer.add_custom_scalars(layout)
+
+    @_leader_writes
+    def histogram(self, tag: str, step: int, values: torch.Tensor) -> None:
+        """Show the distribution of finite values in TensorBoard; others are left out."""
+        finite = values[values.isfinite()]
+        if finite.numel():
+            self._writer.add_histogram(tag, finite, step)
+
+    @_leader_writes
+    def embedding(
+        self,
+        tag: str,
+        step: int,
+        rows: torch.Tensor,
+        columns: Sequence[str],
+        about: Sequence[Sequence[str]],
+        images: torch.Tensor,
+    ) -> None:
+        """Show points in TensorBoard's projector.
+
+        Args:
+            tag: a name without slashes.
+            step: optimizer steps done.
+            rows: ``[n, d]``, the points; those that are not finite are left out.
+            columns: what is known of a point.
+            about: the values of these columns for each point.
+            images: ``[n, 3, side, side]`` in 0..1, one for each point.
+        """
+        finite = rows.isfinite().all(1)
+        if not finite.any():
+            return
+        # Of an end that was interrupted after this; TensorBoard would print a warning.
+        shutil.rmtree(self._folder / "tensorboard" / f"{step:05d}" / tag, ignore_errors=True)
+        kept = [list(row) for row, keep in zip(about, finite.tolist(), strict=True) if keep]
+        self._writer.add_embedding(
+            rows[finite], kept, images[finite], step, tag, metadata_header=list(columns)
+        )
+
+    def warning(self, kind: str, step: int, text: str) -> None:
+        """Warn in the log, and as a text in TensorBoard under ``warnings/<kind>``."""
+        if self.leader:
+            _log.warning("step %d: %s", step, text)
+        self.text(f"warnings/{kind}", step, text)
+
+    @_leader_writes
+    def hparams(
+        self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
+    ) -> None:
+        """Show a configuration with its results in TensorBoard's table of hyperparameters.
+
+        The results are scalars with the tag ``hparam/<name>`` at the last recorded step.
+
+        Args:
+            config: the fields of the configuration by their dotted names.
+            metrics: the results by name.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        tagged = {f"hparam/{name}": value for name, value in metrics.items()}
+        # SummaryWriter.add_hparams would open a further event file in a folder of its own,
+        # which TensorBoard takes for a second run.
+        summaries = hparams(dict(config), tagged)  # type: ignore[no-untyped-call]
+        for summary in summaries:
+            self._writer.file_writer.add_summary(summary)
+        for tag, value in tagged.items():
+            self._writer.add_scalar(tag, value, self._last_step)
+
+    @_leader_writes
+    def flush(self) -> None:
+        """Bring all scalars to the disk; call it before a checkpoint is saved.
+
+        Otherwise a run that is killed and resumes from that checkpoint would have a gap in
+        its records: TensorBoard's events may wait in memory for some seconds.
+        """
+        self._writer.flush()
+        os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        """Write out what is pending and let files, terminal and logger go."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.leader:
+            self._progress.close()
+            with contextlib.suppress(OSError):  # after a fault, which has been told
+                self._writer.close()
+                self._metrics.close()
+        self._detach_log()
+
+    def _images_per_s(self) -> float | None:
+        rate = self._rate.steps_per_second
+        return None if rate is None else rate * self._global_batch
+
+    def _eta(self, step: int) -> float | None:
+        return self._rate.seconds_left(self._total_steps - step)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON data with null in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _drop_lost_steps(path: Path, first_lost_step: int) -> None:
+    """Drop the lines of metrics.jsonl from ``first_lost_step`` on, and those that are damaged."""
+    if path.exists():
+        write_synced(path, b"".join(_kept_lines(path, first_lost_step)))
+
+
+def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                # A node that dies or a full disk may leave the last line torn.
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                step = None
+            if not isinstance(step, int):
+                _log.warning("%s: line %d is damaged and was dropped", path, number)
+            elif step < first_lost_step:
+                yield line.rstrip(b"\n") + b"\n"
+
+
+def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
+    """Send the logger ``rebias_dist`` to a file and perhaps stderr; return how to undo it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    if on_terminal:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+        _log.addHandler(handler)
+    level, propagate = _log.level, _log.propagate
+    _log.setLevel(logging.INFO)
+    # Libraries that give the root logger a handler would show every message twice.
+    _log.propagate = False
+
+    def detach() -> None:
+        for handler in handlers:
+            _log.removeHandler(handler)
+            handler.close()
+        _log.setLevel(level)
+        _log.propagate = propagate
+
+    return detach
