@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rebias_dist.commands.parser import OneLineParser, run_cli, version
+from rebias_dist import version
+from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import ConfigError
 
-# Subcommand -> what it does. Its module ``launch.<name>`` has a docstring, EXAMPLES (one command
-# a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+# Subcommand -> what it does. Its module in ``launch.commands`` has a docstring, EXAMPLES (one
+# command a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 _COMMANDS = {
     "local": "train on this machine, restarting from the newest checkpoint after a failure",
     "slurm": "train through SLURM: render the batch script and submit it",
@@ -49,7 +50,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         if name != chosen:
             commands.add_parser(name, help=summary, add_help=False)
             continue
-        module = importlib.import_module(f"launch.{name}")
+        module = importlib.import_module(f"launch.commands.{name}")
         sub = commands.add_parser(
             name,
             help=summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,3 +26,11 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Load
     from rebias_dist.evaluation.loaded_run import load_run
 
     return load_run(run, checkpoint, device)
+
+
+def version() -> str:
+    """Return the installed version, or that of the checkout."""
+    try:
+        return metadata.version("rebias-dist")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"

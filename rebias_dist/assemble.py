@@ -1,81 +1,129 @@
-"""The parts of a run, made from its configuration: data, networks, players."""
+"""The parts of a run, made from its configuration: data, networks, players, records."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from data_shards.format.manifest import Normalize
-from rebias_dist import models
+from rebias_dist import methods, models
+from rebias_dist.config import plan
+from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config, DataConfig, NetworkConfig
-from rebias_dist.data import (
-    EvalTransform,
-    ShardDataset,
-    TrainLoader,
-    TrainTransform,
-    Transform,
-    identity,
-    open_split,
-    prepare_biased_mnist,
-)
+from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
+from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.splits import Data
+from rebias_dist.data.transforms import train_transform
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
 from rebias_dist.models import feature_dim
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.session import Session
+from rebias_dist.runs.keeper import Keeper
+from rebias_dist.runs.run_folder import RunFolder
+from rebias_dist.runs.saver import Saver
+from rebias_dist.runs.snapshot import Snapshot
 from rebias_dist.step.batchnorm import check_micro_batch_of_one
 from rebias_dist.step.compilation import check_compilation
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
-from rebias_dist.step.precision import Precision
+from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
+from rebias_dist.telemetry.flops import Work
+from rebias_dist.telemetry.recorder import Recorder
 
 
 @dataclass(frozen=True)
-class Data:
-    """The splits of a data set."""
+class Parts:
+    """What a run is made of."""
 
-    train: ShardDataset
-    selection: ShardDataset | None
-    tests: dict[str, ShardDataset]
+    precision: Precision
+    method: Method
+    data: Data
+    layout: Plan
+    networks: dict[str, nn.Module]
+    """``f``, ``g0``, ``g1`` … as far as the method has them."""
+    players: dict[str, Player]
+    game: Minimax
+    loader: TrainLoader
+    normalise: Normalise
+    work: Work
+    folder: RunFolder
+    snapshot: Snapshot
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes, by label."""
-        return self.train.manifest.classes
 
-    @property
-    def monitored(self) -> dict[str, ShardDataset]:
-        """Return the splits that are evaluated during training.
+def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
+    """Build the parts of a run; a collective.
 
-        Test data are looked at only when there are no selection data, and what they choose
-        is then an oracle.
-        """
-        return self.tests if self.selection is None else {"selection": self.selection}
+    Rank 0 makes the shards if need be and checks them; then all ranks open the same ones.
 
-    def digests(self) -> dict[str, str]:
-        """Return the digest of the manifest of each split that a run depends on."""
-        splits = {"train": self.train, **self.tests}
-        if self.selection is not None:
-            splits["selection"] = self.selection
-        return {name: split.manifest.digest for name, split in splits.items()}
+    Args:
+        config: with a name, and the data section as recorded.
+        consensus: the ranks.
+        device: of this rank.
 
-    def check_digests(self, expected: dict[str, str]) -> None:
-        """Refuse data that are not those a run was started with."""
-        for name, digest in self.digests().items():
-            if name in expected and expected[name] != digest:
-                raise ConfigError(
-                    f"{self.train.folder.parent}: the split {name} is not the one that the run "
-                    "was started with; restore it, or start a run under another name"
-                )
+    Raises:
+        RebiasError: alike on all ranks; the configuration, the data and the ranks do not fit
+            together.
+    """
+    if config.deterministic:
+        make_deterministic()
+    precision = Precision(config.precision, device)
+    method = methods.build(config.method)
+    root = ""
+    with consensus.on_rank_zero() as leader:
+        if leader:
+            root = str(data_root(config))
+            open_data(config, Path(root)).check()
+    root = consensus.broadcast(root)
+    with consensus.together():
+        data = open_data(config, Path(root))
+        shape = sample_shape(config, data)
+        layout = plan.derive(config, consensus.world_size, len(data.train))
+    classes = len(data.classes)
+    with consensus.together():
+        networks = build_networks(config, classes, precision)
+        check_networks(config, networks, shape, precision)
+    players = build_players(config, method, networks, shape, classes, precision)
+    normalise = build_normalise(data, precision)
+    assert config.name is not None
+    return Parts(
+        precision=precision,
+        method=method,
+        data=data,
+        layout=layout,
+        networks=networks,
+        players=players,
+        game=build_game(config, method, players, normalise),
+        loader=build_loader(config, data.train, consensus.rank, consensus.world_size),
+        normalise=normalise,
+        work=Work(method, networks, shape, layout.N),
+        folder=RunFolder(Path(config.runs_dir) / config.name),
+        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch),
+    )
 
-    def check(self) -> None:
-        """Check that every shard is there and whole in size."""
-        for split in (self.train, self.selection, *self.tests.values()):
-            if split is not None:
-                split.check_files()
+
+def open_records(
+    config: Config, parts: Parts, ranks: Session, held: ExitStack
+) -> tuple[Recorder, Keeper]:
+    """Open what records a run and what saves it; a collective."""
+    recorder = Recorder(
+        config,
+        parts.folder.path,
+        parts.layout,
+        len(parts.data.classes),
+        consensus=ranks.consensus,
+        precision=parts.precision,
+        start_step=parts.snapshot.step,
+        held=held,
+    )
+    saver = held.enter_context(closing(Saver(parts.folder.checkpoints, config.checkpoint.keep)))
+    at = parts.snapshot
+    return recorder, Keeper(config.checkpoint, at, saver, recorder.telemetry, ranks)
 
 
 def data_root(config: Config) -> Path:
@@ -121,40 +169,6 @@ def open_data(config: Config, root: Path) -> Data:
         place = Path(folder)
         tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
     return Data(train, selection, tests)
-
-
-def train_transform(config: Config) -> Transform:
-    """Return the augmentation of the training samples."""
-    if config.data.augmentation == "none":
-        return identity
-    return TrainTransform(config.data.crop, config.seed)
-
-
-def eval_transform(config: Config) -> Transform:
-    """Return what evaluation does to a sample."""
-    if config.data.augmentation == "none":
-        return identity
-    return EvalTransform(config.data.resize, config.data.crop)
-
-
-class Normalise:
-    """Maps uint8 images ``[b, 3, H, W]`` to what the networks take, on the images' device."""
-
-    def __init__(self, dataset: ShardDataset | Normalize, precision: Precision) -> None:
-        """Take the constants of a data set, or the constants themselves."""
-        constants = dataset if isinstance(dataset, Normalize) else dataset.manifest.normalize
-        mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
-        self._mean = _per_channel(255 * mean, precision)
-        self._scale = _per_channel(1 / (255 * std), precision)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the images as floating point, about zero mean and unit deviation."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        return (images.to(self._mean.dtype) - self._mean) * self._scale
-
-
-def _per_channel(values: Tensor, precision: Precision) -> Tensor:
-    return values.view(3, 1, 1).to(precision.device, precision.parameters)
 
 
 def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
@@ -236,6 +250,11 @@ def build_players(
     }
 
 
+def build_normalise(data: Data, precision: Precision) -> Normalise:
+    """Return what makes the networks' input of the data's images."""
+    return Normalise(data.train.manifest.normalize, precision.device, precision.parameters)
+
+
 def build_game(
     config: Config, method: Method, players: dict[str, Player], normalise: Normalise
 ) -> Minimax:
@@ -260,7 +279,7 @@ def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: i
         seed=config.seed,
         rank=rank,
         world_size=world_size,
-        transform=train_transform(config),
+        transform=train_transform(config.data, config.seed),
         workers=config.data.workers,
         window=config.data.window,
         verify=config.data.verify,

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from rebias_dist.commands.parser import parse_train, run_cli
+from rebias_dist.commands.parser import run_cli
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import (
     configs_folder,
     list_configs,
@@ -333,7 +334,7 @@ def test_help_names_every_field_and_explains_it():
 )
 def test_answers_come_without_torch(flags):
     code = (
-        "import sys\nfrom rebias_dist.commands.parser import parse_train\n"
+        "import sys\nfrom rebias_dist.commands.train import parse_train\n"
         "try: parse_train(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "sys.exit(9 if 'torch' in sys.modules else 0)"
@@ -346,7 +347,7 @@ def test_answers_come_without_torch(flags):
 
 def test_only_rank_zero_speaks():
     for rank, spoken in (("0", 1), ("1", 0)):
-        code = "import sys; from rebias_dist.commands.parser import parse_train; parse_train(sys.argv[1:])"
+        code = "import sys, rebias_dist.commands.train as t; t.parse_train(sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", code, "--lr", "1"],
             cwd=ROOT,

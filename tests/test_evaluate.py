@@ -15,9 +15,10 @@ import pytest
 import torch
 import yaml
 
-from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
+from rebias_dist.assemble import build_networks, build_normalise, data_root, open_data
 from rebias_dist.commands import evaluate
 from rebias_dist.config.files import validate
+from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_splits
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
@@ -285,10 +286,9 @@ def test_a_public_checkpoint_has_the_figures_of_its_networks(small_run, tmp_path
     file.write_text(yaml.safe_dump(small_run))
     (entry,) = found(capsys, public, "--config", file)
     data = open_data(config, data_root(config))
-    normalise = Normalise(data.train, precision)
-    expected = evaluate_splits(
-        networks, config, data.tests, normalise, precision, None, Consensus(), with_intervals=True
-    )
+    normalise = build_normalise(data, precision)
+    evaluator = Evaluator.of(config, networks, normalise, precision, Consensus())
+    expected = evaluate_splits(evaluator, data.tests, None, with_intervals=True)
     assert (entry["choice"], entry["step"]) == ("public", 7)
     for split, figures in json.loads(json.dumps(expected)).items():
         assert figures.items() <= entry["splits"][split].items()

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist import load
-from rebias_dist.assemble import Normalise, build_networks, data_root, open_data
+from rebias_dist.assemble import build_networks, data_root, open_data
 from rebias_dist.commands import export
 from rebias_dist.commands.model_card import model_card
 from rebias_dist.config.files import validate
+from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.evaluation.loaded_run import LoadedRun
 from rebias_dist.step.precision import Precision
@@ -52,7 +53,9 @@ def test_both_files_say_what_the_run_says_of_its_test_images(runs, exported):
     images = torch.stack([data.tests["rho0"].image(i) for i in range(21)])
     precision = Precision("float32", torch.device("cpu"))
     with torch.no_grad():
-        expected = run.f(Normalise(data.train, precision)(images))[0]
+        expected = run.f(
+            Normalise(data.train.manifest.normalize, precision.device, precision.parameters)(images)
+        )[0]
         program = torch.export.load(exported / "model.pt2").module()
         found = program(images)
         weights = load_file(exported / "model.safetensors")
@@ -77,7 +80,7 @@ def test_the_code_of_the_card_runs_without_this_package(runs, exported, tmp_path
     )
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        normalise = Normalise(run.constants, Precision("float32", torch.device("cpu")))
+        normalise = Normalise(run.constants, torch.device("cpu"))
         expected = run.classes[int(run.f(normalise(image[None]))[0].argmax())]
     assert done.stdout.strip() == expected
 

@@ -108,15 +108,14 @@ def test_from_photographs_to_the_unbiased_accuracy(tree, tmp_path):
 
     # ------------------------------------------------------------ the unbiased accuracy of f
     from rebias_dist import load
-    from rebias_dist.assemble import Normalise
     from rebias_dist.data import EvalTransform, open_split
-    from rebias_dist.step.precision import Precision
+    from rebias_dist.data.normalisation import Normalise
 
     import torch  # isort: skip
 
     run = load(tmp_path / "runs/a")
     data = open_split(root, "val", dataset="imagenet9")
-    normalise = Normalise(data, Precision("float32", torch.device("cpu")))
+    normalise = Normalise(data.manifest.normalize, torch.device("cpu"))
     see = EvalTransform(72, 64)
     images = torch.stack([see(data.image(i), 0, i) for i in range(len(data))])
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.protocol import departures

@@ -10,9 +10,9 @@ from PIL import Image
 from data_shards.format.manifest import Normalize
 from data_shards.format.writer import Plan, split_writer
 from data_shards.sources.datasets import dataset
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import cli, parse_train
 from rebias_dist.config.files import list_configs
-from rebias_dist.train import cli, main
+from rebias_dist.train import main
 
 SHIPPED = [name for name, _ in list_configs()]
 IMAGENETS = [name for name in SHIPPED if name.startswith("imagenet")]

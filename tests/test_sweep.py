@@ -227,7 +227,7 @@ raise SystemExit(75)
 SWEEP_OF_TWO = """
 import sys
 from pathlib import Path
-from rebias_dist.cli import run_cli
+from rebias_dist.commands.parser import run_cli
 from tests.test_sweep import STOPPABLE, run_cells, script_cell
 cells = [script_cell(Path(sys.argv[1]), name, STOPPABLE) for name in ("one", "two")]
 run_cli("rebias-sweep", lambda: run_cells(cells, "the same command"))
@@ -288,7 +288,7 @@ def test_a_terminal_shows_the_last_line_of_the_cell(tmp_path):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from rebias_dist.cell_runner import CellRunner
+        from launch.sweep.runner import CellRunner
         cell = [sys.executable, "-uc", "import time; print('step 1\\\\rstep 2'); time.sleep(2.5)"]
         CellRunner().run(cell, 1, Path(sys.argv[1]), "[1/1] cell")
     """)

@@ -157,8 +157,8 @@ def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
     import torch
 
     import rebias_dist
-    from rebias_dist.assemble import Normalise, data_root, open_data
-    from rebias_dist.step.precision import Precision
+    from rebias_dist.assemble import data_root, open_data
+    from rebias_dist.data.normalisation import Normalise
 
     assert (
         train("--config", config_file, "--name", "a", "--max-steps", "12", cwd=tmp_path).returncode
@@ -167,7 +167,7 @@ def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
     run = rebias_dist.load(tmp_path / "runs/a", "last")
     assert run.metrics is not None
     data = open_data(run.config, data_root(run.config))
-    normalise = Normalise(data.train, Precision("float64", torch.device("cpu")))
+    normalise = Normalise(data.train.manifest.normalize, torch.device("cpu"), torch.float64)
     for split, dataset in data.tests.items():
         cells = np.zeros((10, 10, 2), dtype=int)
         for i in range(len(dataset)):

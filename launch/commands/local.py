@@ -18,7 +18,7 @@ from pathlib import Path
 from launch.local.supervisor import Limits, Supervisor, ownership
 from launch.record.folders import refuse_if_active
 from launch.record.launch_record import Record, read_record, record_path, write_record
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.plan import check_world
 from rebias_dist.errors import EXIT_USAGE, ConfigError
 from rebias_dist.runs.run_folder import fresh_name

@@ -16,7 +16,7 @@ from data_shards.files import write_synced
 from launch.record.folders import refuse_if_active
 from launch.record.launch_record import Record, write_record
 from launch.slurm.sbatch import check_words, render, resource_lines, safe_path, submit
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
 from rebias_dist.config.plan import check_world
 from rebias_dist.config.schema import Config
@@ -185,7 +185,7 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
     elif arguments.cpu and tasks == 1:
         options["cpus-per-task"] = str(per_node)
     granted = "${SLURM_GPUS_ON_NODE:?SLURM has granted no GPUs}"
-    env = arguments.env or Path(__file__).with_name("env.sh")
+    env = arguments.env or Path(__file__).parents[1] / "env.sh"
     if not env.is_file():
         raise ConfigError(f"--env: {env} is not a file")
     return render(

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
+from data_shards.processes import die_with_parent
 from launch.local.agent import AGENT_PID
-from rebias_dist import train
-from rebias_dist.ranks.parent import die_with_parent
+from rebias_dist.commands import train
 
 
 def train_and_note(arguments: Sequence[str], path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_shards.processes import adopt_orphans
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
 from rebias_dist.errors import (
     EXIT_FAILED,
@@ -31,7 +32,6 @@ from rebias_dist.errors import (
     ConfigError,
     RebiasError,
 )
-from rebias_dist.ranks.parent import adopt_orphans
 
 _LONGEST_PAUSE = 60.0  # seconds
 # What asks the launcher to stop. A closed terminal (SIGHUP) does too.

@@ -1,7 +1,7 @@
 """One rank of a sweep's cell: it dies with what has started it, and listens on loopback only.
 
-Started as ``python -m launch.sweep.cell PARENT training-arguments``: alone by the sweep, whose process id
-is PARENT; one of several by ``launch.local.agent``, with ``agent`` in its place.
+Started as ``python -m launch.sweep.cell PARENT training-arguments``: alone by the sweep, whose
+process id is PARENT; one of several by ``launch.local.agent``, with ``agent`` in its place.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
+from data_shards.processes import die_with_parent
 from launch.local.agent import AGENT_PID
-from rebias_dist import train
-from rebias_dist.ranks.parent import die_with_parent
+from rebias_dist.commands import train
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ from pydantic import Field, ValidationError, model_validator
 from launch.sweep.array import submit_sweep
 from launch.sweep.runner import CellRunner, handle_signals, shares
 from launch.sweep.table import Row, note_commit, write_table
-from rebias_dist.commands.parser import OneLineParser, parse_train, run_cli, version
+from rebias_dist import version
+from rebias_dist.commands.parser import OneLineParser, run_cli
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, parse_yaml, read_config_file, validate
 from rebias_dist.config.plan import check_world
 from rebias_dist.config.schema import Config, Count, Section

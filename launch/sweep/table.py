@@ -18,7 +18,7 @@ from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.runs.results import choice_name
 from rebias_dist.runs.results import read as read_results
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

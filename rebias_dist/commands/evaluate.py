@@ -1,6 +1,6 @@
 """The command ``rebias-evaluate``: any checkpoints on any shards, each sample once.
 
-The figures themselves are made in :mod:`rebias_dist.evaluation.splits`; this module reads the
+The figures themselves are made in :mod:`rebias_dist.evaluation.checkpoints`; this module reads the
 command line and prints.
 """
 
@@ -11,25 +11,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rebias_dist.commands.parser import (
-    OneLineParser,
-    add_config_flags,
-    read_file_of,
-    resolve_config,
-    run_cli,
-)
+from rebias_dist.commands.parser import OneLineParser, run_cli
+from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
-from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.placement import is_rank_zero
-
-# torch is imported where it is first needed: --help and usage errors do not wait for it.
-if TYPE_CHECKING:
-    import torch
-
-    from rebias_dist.evaluation.subjects import Named
-    from rebias_dist.ranks.consensus import Consensus
 
 _EPILOG = """examples:
   rebias-evaluate runs/demo                       a run's last and best checkpoint on its test data
@@ -102,117 +90,36 @@ def _has_root(values: dict[str, Any]) -> bool:
     return data.get("root") is not None or data.get("dataset", "biased_mnist") == "biased_mnist"
 
 
-def _evaluate(
-    named: Named,
-    config: Config | None,
-    on: dict[str, Path],
-    root: str | None,
-    device: torch.device,
-    consensus: Consensus,
-) -> dict[str, Any]:
-    """Return what a checkpoint does on its splits; a collective."""
-    from rebias_dist.assemble import Normalise, eval_transform
-    from rebias_dist.evaluation.corruptions import corruption_figures
-    from rebias_dist.evaluation.splits import evaluate_split
-    from rebias_dist.evaluation.subjects import columns_of, load_subject, open_splits
-    from rebias_dist.step.precision import Precision
-
-    with consensus.together():
-        subject = load_subject(named, config, device)
-        splits = open_splits(subject, on, root)
-        columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
-        if consensus.rank == 0:
-            for dataset in splits.values():
-                dataset.check_files()
-    if len(set(consensus.gather(subject.step))) > 1:
-        raise ConfigError(
-            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
-        )
-    settings = subject.config
-    precision = Precision(settings.precision, device)
-    normalise = Normalise(subject.constants, precision)
-    found: dict[str, Any] = {}
-    for name, dataset in splits.items():
-        figures = evaluate_split(
-            subject.networks,
-            dataset,
-            batch=settings.evaluate.batch,
-            transform=eval_transform(settings),
-            workers=settings.data.workers,
-            normalise=normalise,
-            precision=precision,
-            radii=subject.radii,
-            hsic_samples=settings.evaluate.hsic_samples,
-            consensus=consensus,
-            columns=columns[name],
-            with_intervals=True,
-        )
-        about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
-        about["folder"] = str(dataset.folder.resolve())
-        found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
-    return {
-        "checkpoint": named.source,
-        "choice": named.choice,
-        "step": subject.step,
-        "method": settings.method.name,
-        "finished": named.finished,
-        "splits": found,
-        "corruptions": corruption_figures(found),
-    }
-
-
-def _evaluate_all(
-    arguments: argparse.Namespace,
-    config: Config | None,
-    device: torch.device,
-    consensus: Consensus,
-) -> tuple[list[dict[str, Any]], list[RebiasError]]:
-    """Return what each checkpoint does, and what is wrong with those that cannot be evaluated."""
-    from rebias_dist.evaluation.subjects import Named, find_splits, named_checkpoints
-
-    root = getattr(arguments, "data.root", None)
-    with consensus.together():
-        on = find_splits(arguments.on)
-    evaluated: list[dict[str, Any]] = []
-    problems: list[RebiasError] = []
-    for path in arguments.checkpoints:
-        try:
-            chosen: list[dict[str, Any]] = []
-            with consensus.on_rank_zero() as leader:
-                if leader:
-                    chosen = [vars(named) for named in named_checkpoints(path)]
-            by_step: dict[int | None, dict[str, Any]] = {}
-            for values in consensus.broadcast(chosen):
-                named = Named(**values)
-                if named.step not in by_step:
-                    by_step[named.step] = _evaluate(named, config, on, root, device, consensus)
-                evaluated.append({**by_step[named.step], "choice": named.choice})
-        except (ConfigError, DataError) as error:  # the same on all ranks
-            problems.append(error)
-    return evaluated, problems
-
-
 def cli(argv: Sequence[str] | None = None) -> None:
     """Run ``rebias-evaluate``."""
 
     def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
-        from rebias_dist.evaluation import tables
+        # They import torch: --help and usage errors do not wait for it.
+        from rebias_dist.evaluation import text
+        from rebias_dist.evaluation.checkpoints import evaluate_all
         from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
 
         placement = resolve_placement()
         wanted = "auto" if config is None else config.device
         device = choose_device(wanted, placement.local_rank, placement.bound)
         with process_group(placement, device) as consensus:
-            evaluated, problems = _evaluate_all(arguments, config, device, consensus)
+            evaluated, problems = evaluate_all(
+                arguments.checkpoints,
+                arguments.on,
+                getattr(arguments, "data.root", None),
+                config,
+                device,
+                consensus,
+            )
         if is_rank_zero() and evaluated:
             if arguments.json:
                 print(json.dumps(evaluated))
             elif arguments.csv:
-                print(tables.as_csv(evaluated), end="")
+                print(text.as_csv(evaluated), end="")
             else:
-                print(tables.text(evaluated))
+                print(text.text(evaluated))
         for problem in problems[:-1]:
             if is_rank_zero():
                 print(f"rebias-evaluate: error: {problem}", file=sys.stderr)

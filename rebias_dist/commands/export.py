@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_shards.files import staged_folder
-from rebias_dist.commands.parser import OneLineParser, run_cli, version
+from rebias_dist import version
+from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import ConfigError, RebiasError
 
 # torch is imported where it is first needed: --help and usage errors do not wait for it.
@@ -197,13 +198,14 @@ def check(loaded: LoadedRun, folder: Path) -> float:
     import torch
     from safetensors.torch import load_model
 
-    from rebias_dist.assemble import Normalise, build_networks
+    from rebias_dist.assemble import build_networks
+    from rebias_dist.data.normalisation import Normalise
     from rebias_dist.step.precision import Precision
 
     assert loaded.f is not None
     assert loaded.constants is not None
     precision = Precision(loaded.config.precision, torch.device("cpu"))
-    normalise = Normalise(loaded.constants, precision)
+    normalise = Normalise(loaded.constants, precision.device, precision.parameters)
     fresh = build_networks(loaded.config, len(loaded.classes), precision)["f"].eval()
     load_model(fresh, str(folder / "model.safetensors"))
     with warnings.catch_warnings(action="ignore"):

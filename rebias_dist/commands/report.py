@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebias_dist.commands.parser import OneLineParser, run_cli, version
+from rebias_dist import version
+from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError
 from rebias_dist.reporting.runs import Group, find_runs, group_runs, read_run, splits_of
 from rebias_dist.reporting.text import text_table

@@ -76,10 +76,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def configs_folder() -> Path:
     """Return the folder of the shipped configurations, installed or in a checkout."""
-    checkout = Path(__file__).resolve().parent.parent / "configs"
+    checkout = Path(__file__).resolve().parents[2] / "configs"
     if checkout.is_dir() and (checkout.parent / "setup.cfg").is_file():
         return checkout
-    return Path(__file__).resolve().parent / "configs"
+    return Path(__file__).resolve().parents[1] / "configs"
 
 
 def list_configs() -> Iterator[tuple[str, str]]:

@@ -39,6 +39,24 @@ class Plan:
         return str(low) if low == high else f"{low}-{high}"
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch does."""
+
+    number: int
+    begin: int
+    """The step at which it begins, counted over the whole run."""
+    end: int
+    """The step at which it ends, or the run does."""
+    playing: bool
+    """The game of f and g is played; otherwise they pretrain, each on its own."""
+    train_f: bool
+    """f pretrains."""
+    train_g: bool
+    """Every g pretrains."""
+    learning_rate: float
+
+
 def check_world(config: Config, world_size: int) -> None:
     """Refuse more ranks than micro-batches, naming the values that would work."""
     n, b = config.global_batch, config.b
@@ -75,6 +93,23 @@ def derive(config: Config, world_size: int, samples: int) -> Plan:
         pretrain_epochs=config.pretrain_epochs,
         epochs=epochs,
         total_steps=min(total, config.max_steps or total),
+    )
+
+
+def epoch(config: Config, plan: Plan, number: int) -> Epoch:
+    """Return what an epoch does, counted from 0 with pretraining included."""
+    begin = number * plan.steps_per_epoch
+    after_pretraining = number - plan.pretrain_epochs
+    return Epoch(
+        number=number,
+        begin=begin,
+        end=min(begin + plan.steps_per_epoch, plan.total_steps),
+        playing=after_pretraining >= 0,
+        train_f=number < config.method.f_pretrain_epochs,
+        train_g=number < config.method.g_pretrain_epochs,
+        learning_rate=learning_rate(
+            config.optimizer.lr, config.scheduler, after_pretraining, config.epochs
+        ),
     )
 
 

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_shards.ordering import derive
+from data_shards.processes import die_with_parent
 from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.ranks.parent import die_with_parent
+from rebias_dist.phases import phase
 
 # Other samples that can take the place of damaged ones in a micro-batch. More damage than that
 # is no accident of a few samples.
@@ -254,6 +255,24 @@ class TrainLoader:
             if not 0 <= step < self.steps_per_epoch:
                 raise ValueError(f"step {step} is outside the {self.steps_per_epoch} of an epoch")
         return self._fetched(epoch, steps)
+
+    def on_device(
+        self, device: torch.device, epoch: int, start_step: int
+    ) -> Iterator[tuple[list[MicroBatch], DataError | None]]:
+        """Yield :meth:`epoch` on a device; a damaged sample is yielded, not raised.
+
+        A rank that raised it alone would leave the others waiting: the caller tells them first.
+        """
+        batches = self.epoch(epoch, start_step)
+        while True:
+            with phase("data_wait"):
+                try:
+                    found, fault = [batch.to(device) for batch in next(batches)], None
+                except DataError as error:
+                    found, fault = [], error
+                except StopIteration:
+                    return
+            yield found, fault
 
     def _fetched(self, epoch: int, steps: Sequence[int]) -> Iterator[list[MicroBatch]]:
         fetched = _fetch(self._fetcher, self._requests(epoch, steps), self._workers)

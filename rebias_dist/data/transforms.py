@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from data_shards.ordering import derive, splitmix64
+from rebias_dist.config.schema import DataConfig
 
 # Random resized crop (Szegedy et al., "Going deeper with convolutions", 2015) with the
 # ranges that torchvision's class of that name has by default.
@@ -96,3 +97,13 @@ class EvalTransform:
         """Return uint8 [3, crop, crop]."""
         resized: Tensor = F.resize(image, [self.resize])
         return F.center_crop(resized, [self.crop, self.crop])  # type: ignore[no-any-return]
+
+
+def train_transform(data: DataConfig, seed: int) -> Transform:
+    """Return the augmentation of the training samples, keyed by ``seed``."""
+    return identity if data.augmentation == "none" else TrainTransform(data.crop, seed)
+
+
+def eval_transform(data: DataConfig) -> Transform:
+    """Return what evaluation does to a sample."""
+    return identity if data.augmentation == "none" else EvalTransform(data.resize, data.crop)

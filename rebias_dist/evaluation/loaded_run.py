@@ -17,9 +17,8 @@ from rebias_dist.models import load_state
 from rebias_dist.runs import results
 from rebias_dist.runs.checkpoint import load, load_choice
 from rebias_dist.runs.run_folder import RunFolder
-from rebias_dist.runs.snapshot import radii_of
-from rebias_dist.step.minimax import Radii
 from rebias_dist.step.precision import Precision
+from rebias_dist.step.radii import Radii, radii_of
 
 
 @dataclass(frozen=True)

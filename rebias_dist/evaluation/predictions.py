@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from rebias_dist.data import EvalLoader, ShardDataset, Transform
+from rebias_dist.data import EvalLoader, ShardDataset
 from rebias_dist.errors import DataError
+from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.ranks.consensus import Consensus
-from rebias_dist.step.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,24 @@ class Predictions:
 
 
 def predict(
-    networks: Mapping[str, nn.Module],
-    dataset: ShardDataset,
-    *,
-    batch: int,
-    transform: Transform,
-    workers: int,
-    normalise: Callable[[Tensor], Tensor],
-    precision: Precision,
-    feature_samples: int,
-    consensus: Consensus,
-    columns: Sequence[int] | None = None,
+    evaluator: Evaluator, dataset: ShardDataset, columns: Sequence[int] | None = None
 ) -> Predictions:
     """Ask the networks, in evaluation mode; a collective.
 
-    The contents of a batch do not depend on the ranks, so neither does what the networks say.
+    The contents of a batch do not depend on the ranks, so neither do the predictions. The
+    networks are in the mode they were in afterwards.
 
     Args:
-        networks: by name; they are in the mode they were in afterwards.
+        evaluator: the networks, and how samples reach them.
         dataset: the split.
-        batch: samples of a forward pass.
-        transform: what is done to each image.
-        workers: processes that decode.
-        normalise: makes the networks' input of uint8 images on their device.
-        precision: of the forward pass, and the device.
-        feature_samples: number of samples whose features are kept, from the first.
-        consensus: the ranks.
         columns: for networks of more classes than the split has, the output that stands for
             each class of the split; the others are left out before the largest is taken.
 
     Raises:
         DataError: on all ranks; a sample is damaged, or there is none.
     """
+    networks, consensus = evaluator.networks, evaluator.consensus
+    precision = evaluator.precision
     n = len(dataset)
     if n == 0:
         raise DataError(f"{dataset.folder}: has no samples to evaluate on")
@@ -75,11 +61,11 @@ def predict(
     kept: list[Tensor] = []
     loader = EvalLoader(
         dataset,
-        batch=batch,
+        batch=evaluator.batch,
         rank=consensus.rank,
         world_size=consensus.world_size,
-        transform=transform,
-        workers=workers,
+        transform=evaluator.transform,
+        workers=evaluator.workers,
     )
     training = {name: network.training for name, network in networks.items()}
     try:
@@ -87,8 +73,8 @@ def predict(
             network.eval()
         with consensus.together(), torch.no_grad():
             for found in loader:
-                images = normalise(found.images.to(precision.device))
-                first = found.samples < feature_samples
+                images = evaluator.normalise(found.images.to(precision.device))
+                first = found.samples < evaluator.hsic_samples
                 kept.append(found.samples[first])
                 for name, network in networks.items():
                     with precision.autocast():
@@ -112,7 +98,7 @@ def predict(
         dataset.bias.astype(np.int64),
         {name: values.numpy() for name, values in predicted.items()},
         {name: values.numpy() for name, values in confidence.items()},
-        _gathered(rows, kept, min(n, feature_samples), consensus),
+        _gathered(rows, kept, min(n, evaluator.hsic_samples), consensus),
     )
 
 

@@ -74,8 +74,9 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 
     import torch
 
-    from rebias_dist.assemble import Normalise, data_root, eval_transform, open_data
+    from rebias_dist.assemble import build_normalise, data_root, open_data
     from rebias_dist.data import EvalLoader
+    from rebias_dist.data.transforms import eval_transform
     from rebias_dist.evaluation.loaded_run import load_run
     from rebias_dist.step.precision import Precision
 
@@ -87,11 +88,11 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
         raise ConfigError(f"the run has no test split {split}")
     data.tests[split].check_files()
     precision = Precision(config.precision, torch.device("cpu"))
-    normalise = Normalise(data.train, precision)
+    normalise = build_normalise(data, precision)
     assert loaded.f is not None
     f, g = loaded.f, loaded.g_nets[0]
     loader = EvalLoader(
-        data.tests[split], batch=config.evaluate.batch, transform=eval_transform(config)
+        data.tests[split], batch=config.evaluate.batch, transform=eval_transform(config.data)
     )
     found = Disagreements(run.name, split)
     with torch.no_grad():

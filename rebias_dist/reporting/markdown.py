@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from rebias_dist.commands.parser import version
+from rebias_dist import version
 from rebias_dist.reporting.page import DatasetPart
 from rebias_dist.reporting.tables import Table
 

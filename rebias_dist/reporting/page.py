@@ -9,7 +9,7 @@ from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rebias_dist.commands.parser import version
+from rebias_dist import version
 from rebias_dist.config.files import to_yaml
 from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.command import command_of

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from data_shards.files import sync_folder, write_synced
-from rebias_dist.commands.parser import version
+from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 
 FORMAT = 2

@@ -1,30 +1,17 @@
-"""The figures of a run: results.json, what the log says at the end, what TensorBoard shows."""
+"""The figures of a run: results.json, and what the log says at the end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_shards.files import write_synced
-from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import DataError
 
-if TYPE_CHECKING:
-    from rebias_dist.data import ShardDataset
-    from rebias_dist.telemetry.writers import Telemetry
-
 FORMAT = 1
-
-# What TensorBoard shows of a network on a split, where there is such a figure, and its name there.
-_OF_SPLIT = {
-    "accuracy": "accuracy",
-    "conflicting": "conflicting_accuracy",
-    "unbiased": "unbiased_accuracy",
-}
 
 
 def judged_network(config: Config) -> str:
@@ -141,78 +128,3 @@ def closing_text(content: dict[str, Any], folder: Path) -> str:
             f"tensorboard --logdir {folder / 'tensorboard'}",
         ]
     )
-
-
-# ---------------------------------------------------------------- TensorBoard
-
-
-def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
-    """Record the accuracies and HSIC of an evaluation as scalars."""
-    scalars: dict[str, float] = {}
-    for split, found in splits.items():
-        for network, figures in found["networks"].items():
-            for key, name in _OF_SPLIT.items():
-                if figures[key] is not None:
-                    scalars[f"{split}/{network}_{name}"] = figures[key]
-            quantiles = found["kernel_quantiles"][network]
-            if quantiles is not None:
-                scalars[f"{split}/{network}_kernel"] = quantiles[1]
-        for index, value in enumerate(found["hsic"]):
-            if value is not None:
-                scalars[f"{split}/hsic_g{index}"] = value
-    telemetry.scalars(step, scalars, epoch=epoch)
-
-
-def _show_matrices(
-    telemetry: Telemetry, step: int, tag: str, figures: Mapping[str, Any], classes: Sequence[str]
-) -> None:
-    import numpy as np
-
-    from rebias_dist.telemetry.pictures import confusion_image
-
-    confusion = confusion_image(np.array(figures["confusion"]), classes, classes, tag)
-    telemetry.image(f"{tag}_confusion", step, confusion)
-    count = np.array(figures["bias_count"])
-    if count.any():
-        with np.errstate(invalid="ignore"):  # a cell without samples is 0 / 0, shown empty
-            cells = np.array(figures["bias_correct"]) / count
-        names = [str(bias) for bias in range(count.shape[1])]
-        image = confusion_image(cells, classes, names, f"{tag}: accuracy", column_axis="colour")
-        telemetry.image(f"{tag}_accuracy_by_colour", step, image)
-
-
-def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
-    """Show the first training images."""
-    import numpy as np
-
-    from rebias_dist.telemetry.pictures import sample_grid
-
-    if telemetry.leader:
-        images = [image.numpy() for image in islice(dataset.sound_images(), 32)]
-        same = [image for image in images if image.shape == images[0].shape]
-        telemetry.image("data/train", 0, sample_grid(np.stack(same)))
-
-
-def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
-    """Record the test figures, and the configuration with them in TensorBoard's table of runs."""
-    settings = {
-        key: value if isinstance(value, (str, int, float, bool)) else str(value)
-        for key, value in flat(config.identity()).items()
-    }
-    metrics = {
-        f"{choice_name(content, choice)}_{split}_{network}_{name}": figures[key]
-        for choice, found in content["checkpoints"].items()
-        for split, of_split in found["splits"].items()
-        for network, figures in of_split["networks"].items()
-        for key, name in _OF_SPLIT.items()
-        if figures[key] is not None
-    }
-    last = content["checkpoints"]["last"]
-    if config.data.selection != "none":  # else the last evaluation has recorded the same
-        show(telemetry, last["step"], epoch, last["splits"])
-    if telemetry.leader:
-        for split, found in last["splits"].items():
-            for network, figures in found["networks"].items():
-                tag = f"{split}/{network}"
-                _show_matrices(telemetry, last["step"], tag, figures, content["classes"])
-    telemetry.hparams(settings, metrics)

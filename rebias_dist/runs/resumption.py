@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-from rebias_dist.config.schema import Config
+from rebias_dist.config.schema import Config, FaultsConfig
+from rebias_dist.errors import NonFiniteError, RolledBack
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.runs import checkpoint, results
 from rebias_dist.runs.attempts import Attempts
 from rebias_dist.runs.run_folder import RunFolder, open_run, refuse_changes
 from rebias_dist.runs.snapshot import Snapshot
+
+_log = logging.getLogger("rebias_dist")
 
 
 @dataclass
@@ -31,6 +35,33 @@ class Resumption:
     """Checkpoints that were passed over, and why."""
     attempts: Attempts | None = None
     """On rank 0."""
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know of how the run goes on."""
+        return [
+            *(
+                f"passed over a damaged checkpoint: {line}; its folder is {checkpoint.DAMAGED}… now"
+                for line in self.damaged
+            ),
+            *(f"changed in mid-run, as --resume-override says: {c}" for c in self.changes.values()),
+        ]
+
+    def stop_or_roll_back(
+        self, text: str, step: int, faults: FaultsConfig, consensus: Consensus
+    ) -> NoReturn:
+        """Handle a gradient that is not finite as ``faults.non_finite`` says; a collective.
+
+        Raises:
+            NonFiniteError: the run is to stop.
+            RolledBack: the run is to go on from its newest checkpoint.
+        """
+        if faults.non_finite != "rollback":
+            raise NonFiniteError(text) from None
+        _log.warning("%s; rolling back to the newest checkpoint", text)
+        with consensus.together():
+            if self.attempts is not None:
+                self.attempts.roll_back(step, faults.non_finite_limit)
+        raise RolledBack(text) from None
 
 
 def resume_run(

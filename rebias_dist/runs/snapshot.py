@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rebias_dist.assemble import Data
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
+from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
 from rebias_dist.models import load_state
-from rebias_dist.step.minimax import Radii
 from rebias_dist.step.player import Player
+from rebias_dist.step.radii import Radii, radii_of
 
 
 class Snapshot:
@@ -145,9 +145,3 @@ class Snapshot:
             values["f/sigma"] = self.radii.f
             values |= {f"g{index}/sigma": sigma for index, sigma in enumerate(self.radii.g)}
         return values
-
-
-def radii_of(state: dict[str, Any]) -> Radii | None:
-    """Return the kernel radii in a saved state."""
-    radii = state["radii"]
-    return None if radii is None else Radii(radii["f"], tuple(radii["g"]))

@@ -33,18 +33,11 @@ from rebias_dist.methods.base import Method, Output, wide
 from rebias_dist.objectives import Features, gather_features, hsic
 from rebias_dist.phases import phase
 from rebias_dist.step.player import Player
+from rebias_dist.step.radii import Radii
 from rebias_dist.step.randomness import keyed
 
 Terms = Callable[[int, Output], dict[str, Tensor]]
 """Maps a local micro-batch's place and output to its per-sample objective terms."""
-
-
-@dataclass(frozen=True)
-class Radii:
-    """The kernel radii: of f's features and of those of each g."""
-
-    f: float
-    g: tuple[float, ...]
 
 
 @dataclass

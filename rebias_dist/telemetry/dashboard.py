@@ -1,33 +1,25 @@
-"""TensorBoard, made for this game: layout, texts, histograms, projector."""
+"""TensorBoard, made for this game: layout, texts, histograms."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_shards.images.clusters import CLUSTERS_NAME
-from rebias_dist.assemble import eval_transform
-from rebias_dist.commands.parser import version
+from rebias_dist import version
 from rebias_dist.config.files import to_yaml
 from rebias_dist.config.schema import Config
+from rebias_dist.data.splits import Data
 from rebias_dist.phases import PHASES
-
-if TYPE_CHECKING:
-    from rebias_dist.assemble import Data, Normalise
-    from rebias_dist.step.precision import Precision
-    from rebias_dist.telemetry.writers import Telemetry
+from rebias_dist.telemetry.writers import Telemetry
 
 HISTOGRAMS = 10
 """How often a run has its weights as histograms, at most."""
-PROJECTED = 500
-"""Samples in the projector."""
-_COLUMNS = ("label", "bias", "prediction")
-_SPRITE = 32  # pixels of an image's side in the projector
 _MANY = 12  # classes, above which a table of data has only the smallest and the largest
 
 
@@ -140,49 +132,3 @@ def show_weights(
     for name, network in networks.items():
         for parameter, values in network.named_parameters():
             telemetry.histogram(f"{name}/{parameter}", step, values.detach())
-
-
-def project(
-    telemetry: Telemetry,
-    config: Config,
-    data: Data,
-    networks: Mapping[str, nn.Module],
-    normalise: Normalise,
-    precision: Precision,
-    step: int,
-) -> None:
-    """Put the features of a test split's first samples into the projector, on rank 0 alone.
-
-    Each point has its image, its label, its bias and what the network says. The split is that of
-    ``evaluate.monitor``, or the first.
-
-    Raises:
-        DataError: a sample is damaged.
-    """
-    split = config.evaluate.monitor
-    split = split if split in data.tests else next(iter(data.tests))
-    dataset, transform = data.tests[split], eval_transform(config)
-    count = min(len(dataset), PROJECTED)
-    images = torch.stack([transform(dataset.image(i), 0, i) for i in range(count)])
-    labels = [data.classes[label] for label in dataset.labels[:count]]
-    biases = ["–" if bias < 0 else str(bias) for bias in dataset.bias[:count]]
-    sprites = _sprites(images)
-    for name, network in networks.items():
-        training = network.training
-        network.eval()
-        with torch.no_grad(), precision.autocast():
-            parts = [
-                network(normalise(some.to(precision.device)))
-                for some in torch.split(images, config.evaluate.batch)
-            ]
-        network.train(training)
-        said = torch.cat([logits for logits, _ in parts]).argmax(1).tolist()
-        rows = list(zip(labels, biases, (data.classes[label] for label in said), strict=True))
-        features = torch.cat([features for _, features in parts]).float().cpu()
-        telemetry.embedding(f"{split}_{name}", step, features, _COLUMNS, rows, sprites)
-
-
-def _sprites(images: Tensor) -> Tensor:
-    """Return images as squares that fit into the projector's one picture, in 0..1."""
-    side = min(_SPRITE, *images.shape[-2:])
-    return nn.functional.adaptive_avg_pool2d(images.float() / 255, side)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from rebias_dist.config.plan import Epoch
 from rebias_dist.methods.base import Method
 from rebias_dist.step.precision import Precision
 from rebias_dist.step.randomness import keyed
@@ -94,6 +95,12 @@ class Work:
         # and no run should end for a figure that it does not depend on.
         except Exception as error:
             log.info("FLOPs are not counted: %s", str(error).partition("\n")[0])
+
+    def of(self, epoch: Epoch) -> float | None:
+        """Return the model FLOPs of a step of an epoch, in all."""
+        if epoch.playing:
+            return self.game()
+        return self.pretraining(train_f=epoch.train_f, train_g=epoch.train_g)
 
     def game(self) -> float | None:
         """Return the model FLOPs of a step of the game, in all.

@@ -3,7 +3,7 @@
 =============================  =============================================================
 ``speed/images_per_s``         images a second, in all
 ``speed/images_per_s_rank``    the same per rank
-``speed/tflops``               10¹² model FLOPs a second, in all (:mod:`rebias_dist.telemetry.flops`)
+``speed/tflops``               10¹² model FLOPs a second, in all, as ``flops.py`` counts them
 ``speed/mfu``                  model FLOPs utilisation: these, in percent of what the ranks' GPUs
                                can do; only where that is known
 ``time/<phase>``               percent of the time, mean over the ranks; the phases add up to 100

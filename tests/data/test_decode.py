@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_shards.format.manifest import Normalize
 from data_shards.format.writer import Plan, split_writer
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import DecodeError, choose_decoder, decode, describe_decoder
 from rebias_dist.data.shards import DamagedSample

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rebias_dist.evaluation.dependence import dependence
-from rebias_dist.step.minimax import Radii
+from rebias_dist.step.radii import Radii
 
 
 def features(n: int, dependent: bool) -> dict[str, torch.Tensor]:

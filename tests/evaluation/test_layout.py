@@ -8,9 +8,10 @@ import torch
 
 from data_shards.images.clusters import read_clusters
 from rebias_dist import models
-from rebias_dist.assemble import Normalise
 from rebias_dist.data import ShardDataset, identity
+from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import DataError
+from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.predictions import predict
 from rebias_dist.evaluation.splits import evaluate_split
 from rebias_dist.evaluation.unbiased import unbiased_accuracy
@@ -31,22 +32,16 @@ def networks(classes: int = 3) -> dict[str, torch.nn.Module]:
     }
 
 
+def evaluator(networks, dataset: ShardDataset, batch: int, hsic_samples: int) -> Evaluator:
+    normalise = Normalise(dataset.manifest.normalize, torch.device("cpu"))
+    consensus = Consensus()
+    return Evaluator(networks, batch, identity, 0, normalise, PRECISION, hsic_samples, consensus)
+
+
 def figures(folder: Path, batch: int, classes: int = 3, **more):
     torch.set_num_threads(1)
     dataset = ShardDataset(folder)
-    return evaluate_split(
-        networks(classes),
-        dataset,
-        batch=batch,
-        transform=identity,
-        workers=0,
-        normalise=Normalise(dataset, PRECISION),
-        precision=PRECISION,
-        radii=None,
-        hsic_samples=40,
-        consensus=Consensus(),
-        **more,
-    )
+    return evaluate_split(evaluator(networks(classes), dataset, batch, 40), dataset, None, **more)
 
 
 def all_figures(cases: list[tuple[Path, int]]):
@@ -73,7 +68,7 @@ def test_the_figures_are_those_of_one_image_after_the_other(tmp_path):
     folder = write(tmp_path, "val", [i % 3 for i in range(61)], with_clusters=True)
     found = figures(folder, 61)
     dataset = ShardDataset(folder)
-    normalise = Normalise(dataset, PRECISION)
+    normalise = Normalise(dataset.manifest.normalize, torch.device("cpu"))
     clusterings = read_clusters(folder, dataset._index)
     assert (clusterings < 0).sum() == 2 * 9
     for name, network in networks().items():
@@ -92,14 +87,13 @@ def test_networks_of_more_classes_choose_among_those_of_the_split(tmp_path):
     folder = write(tmp_path, "test", [i % 3 for i in range(20)])
     dataset = ShardDataset(folder)
     columns = [4, 0, 2]
-    more = {"batch": 8, "transform": identity, "workers": 0, "precision": PRECISION}
-    more |= {"normalise": Normalise(dataset, PRECISION), "feature_samples": 5}
-    said = predict(networks(6), dataset, consensus=Consensus(), columns=columns, **more)
+    said = predict(evaluator(networks(6), dataset, 8, 5), dataset, columns)
+    normalise = Normalise(dataset.manifest.normalize, torch.device("cpu"))
     images = torch.stack([dataset.image(i) for i in range(20)])
     for name, network in networks(6).items():
         network.eval()
         with torch.no_grad():
-            logits, features = network(Normalise(dataset, PRECISION)(images))
+            logits, features = network(normalise(images))
         share = logits.double()[:, columns].softmax(1)
         assert said.predicted[name].tolist() == share.argmax(1).tolist()
         np.testing.assert_allclose(said.confidence[name], share.max(1).values, rtol=1e-4)
@@ -113,17 +107,7 @@ def test_networks_are_in_their_mode_again(tmp_path):
     both["g0"].eval()
     (folder / dataset.manifest.shards[0].name).write_bytes(b"")
     with pytest.raises(DataError):
-        predict(
-            both,
-            dataset,
-            batch=2,
-            transform=identity,
-            workers=0,
-            normalise=Normalise(dataset, PRECISION),
-            precision=PRECISION,
-            feature_samples=2,
-            consensus=Consensus(),
-        )
+        predict(evaluator(both, dataset, 2, 2), dataset)
     assert [network.training for network in both.values()] == [True, False, True]
 
 

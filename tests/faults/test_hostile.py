@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import parse_yaml, read_config_file, validate
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.runs import checkpoint

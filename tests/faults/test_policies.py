@@ -231,11 +231,11 @@ def test_a_stop_request_is_heard_between_the_splits_of_an_evaluation(small_run, 
     evaluated: list[str] = []
     one = evaluation.evaluate_split
 
-    def noting(networks, dataset, **more):
+    def noting(evaluator, dataset, *more, **options):
         evaluated.append(dataset.manifest.split)
         if len(evaluated) == 2:  # the first test split, after the selection data
             os.kill(os.getpid(), signal.SIGTERM)
-        return one(networks, dataset, **more)
+        return one(evaluator, dataset, *more, **options)
 
     monkeypatch.setattr(evaluation, "evaluate_split", noting)
     config = validate({**settings(small_run), "name": "a", "max_steps": 3})
@@ -258,10 +258,10 @@ def test_a_damaged_best_checkpoint_does_not_take_the_last_one_with_it(
     monkeypatch.setattr(results, "chosen_figure", lambda config, splits: next(figures))
     one = evaluation.evaluate_split
 
-    def damaging(networks, dataset, **more):
+    def damaging(evaluator, dataset, *more, **options):
         if dataset.manifest.split == "rho0":  # only tested, after training
             best.write_bytes(best.read_bytes()[:-1])
-        return one(networks, dataset, **more)
+        return one(evaluator, dataset, *more, **options)
 
     monkeypatch.setattr(evaluation, "evaluate_split", damaging)
     config = validate({**settings(small_run), "name": "a"})

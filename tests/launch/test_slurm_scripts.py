@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.verdict import judge
-from rebias_dist.commands.parser import parse_train
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -198,7 +198,7 @@ def test_the_missing_are_named():
 _RANK = """
 import json, sys
 from rebias_dist.errors import RebiasError
-from rebias_dist.runtime.process_group import choose_device, process_group, resolve_placement
+from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
 place = resolve_placement()
 try:
     with process_group(place, choose_device("cpu", 0), 2.0, json.loads(sys.argv[1])) as consensus:

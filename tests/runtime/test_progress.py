@@ -85,7 +85,7 @@ def test_details_come_behind_all_that_a_narrow_terminal_has_to_show():
 SHORT = """
 import logging, sys, time
 from pathlib import Path
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.telemetry.writers import Telemetry
 telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=30, global_batch=64, identity={})
 for step in range(1, 31):
     time.sleep(0.02)

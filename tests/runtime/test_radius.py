@@ -10,7 +10,7 @@ from rebias_dist import assemble, methods
 from rebias_dist.config.files import validate
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import measure, sampled_steps
+from rebias_dist.step.measuring import measure_radii, sampled_steps
 
 
 def _game(values: dict):
@@ -21,7 +21,7 @@ def _game(values: dict):
     networks = assemble.build_networks(config, 10, precision)
     shape = assemble.sample_shape(config, data)
     players = assemble.build_players(config, method, networks, shape, 10, precision)
-    normalise = assemble.Normalise(data.train, precision)
+    normalise = assemble.build_normalise(data, precision)
     game = assemble.build_game(config, method, players, normalise)
     return config, networks, game, assemble.build_loader(config, data.train, 0, 1), normalise
 
@@ -30,7 +30,7 @@ def test_the_median_is_numpys_over_the_sampled_batches(small_run):
     settings = {"f": "median", "g": "median", "fraction": 0.4, "scale_g": 2.0}
     config, networks, game, loader, normalise = _game({**small_run, "radius": settings})
     before = copy.deepcopy({name: net.state_dict() for name, net in networks.items()})
-    found = measure(config, game, loader, Consensus(), epoch=1, step=9)
+    found = measure_radii(config, game, loader, Consensus(), epoch=1, step=9)
 
     steps = sampled_steps(config.seed, 1, loader.steps_per_epoch, 0.4)
     assert len(steps) == 4 == len(set(steps))
@@ -52,7 +52,7 @@ def test_the_median_is_numpys_over_the_sampled_batches(small_run):
 def test_fixed_modes(small_run):
     settings = {"f": "dimension", "g": 3.0, "scale_f": 0.5}
     config, _, game, loader, _ = _game({**small_run, "radius": settings})
-    found = measure(config, game, loader, Consensus(), epoch=0, step=0)
+    found = measure_radii(config, game, loader, Consensus(), epoch=0, step=0)
     assert found.f == pytest.approx(0.5 * 32**0.5)
     assert found.g == (3.0,)
 

@@ -157,7 +157,7 @@ def test_starting_again_from_the_beginning_drops_everything(tmp_path):
 STUCK = """
 import signal, sys
 from pathlib import Path
-from rebias_dist.runtime.telemetry import Telemetry
+from rebias_dist.telemetry.writers import Telemetry
 telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=40, global_batch=2, identity={})
 for step in range(1, 26):
     telemetry.scalars(step, {"train/f": 1 / step}, epoch=0)

@@ -1,0 +1,138 @@
+"""The command ``rebias-train``, also ``python -m rebias_dist.train``.
+
+The command line is parsed before torch is imported: ``--help``, ``--print-config`` and usage
+errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rebias_dist import version
+from rebias_dist.commands.parser import OneLineParser, leave_at_once, run_cli
+from rebias_dist.config.files import DEFAULT_CONFIG, config_comment, list_configs, to_yaml
+from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
+from rebias_dist.config.schema import Config
+from rebias_dist.errors import ConfigError, RankError
+from rebias_dist.ranks.placement import is_rank_zero
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for, besides the configuration itself."""
+
+    config: Config
+    resume: str = "auto"
+    overrides: tuple[str, ...] = ()
+    """Keys in which a resumed run may differ from what it was."""
+    dry_run: bool = False
+    default: bool = False
+    """No ``--config`` was given."""
+
+
+_EPILOG = """examples:
+  rebias-train                                   the default: ReBias on 5,000 real digits
+  torchrun --nproc_per_node=2 -m rebias_dist.train --config biased_mnist/rebias --data.rho 0.997
+  rebias-train --config imagenet9/rebias --data.root shards/imagenet9 --dry-run
+"""
+
+
+def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
+    """Parse the command line of ``rebias-train``; prints and exits for ``--help`` and its like."""
+    values, where, default = read_file_of(argv)
+    parser = OneLineParser(
+        prog=program,
+        usage=f"{program} [--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        description="Train f and g against each other, the same run on any layout of ranks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
+    parser.add_argument("--list-configs", action="store_true", help="list shipped configurations")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved file, stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the derived plan and stop")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="continue the run of this name: if there is one (auto), never, or always (must)",
+    )
+    parser.add_argument(
+        "--resume-override",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let a resumed run differ in this key, for example optimizer.lr, or manifest.train "
+        "for the data of a split; may be given several times",
+    )
+    add_config_flags(parser, values)
+    arguments = parser.parse_args(argv)
+    if arguments.list_configs:
+        for name, text in list_configs():
+            print(f"{name:28} {text}")
+        raise SystemExit(0)
+    config = resolve_config(arguments, values, where)
+    if arguments.print_config:
+        if is_rank_zero():
+            print(to_yaml(config), end="")
+        raise SystemExit(0)
+    if arguments.resume == "must" and config.name is None:
+        raise ConfigError("--resume must: which run? give its --name")
+    overrides = tuple(arguments.resume_override)
+    _check_overrides(config, overrides)
+    return Request(config, arguments.resume, overrides, arguments.dry_run, default)
+
+
+def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
+    splits = ["train", "selection", *config.data.test_splits]
+    known = [*_leaves(config.identity()), *(f"manifest.{split}" for split in splits)]
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see the keys of --print-config"
+            raise ConfigError(f"--resume-override {key}: no key that decides the run; {hint}")
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def cli(
+    argv: Sequence[str] | None = None, leaving: Callable[[int], None] = lambda code: None
+) -> None:
+    """Run ``rebias-train``.
+
+    Args:
+        argv: its arguments; None for those of the process.
+        leaving: called with the exit code before the process ends at once, without SystemExit.
+    """
+
+    def command() -> None:
+        request = parse_train(sys.argv[1:] if argv is None else argv)
+        if request.dry_run:
+            from rebias_dist.commands.dry_run import print_plan
+
+            print_plan(request.config)
+            return
+        if request.default and is_rank_zero():
+            print(f"no --config given, so this is {DEFAULT_CONFIG}:")
+            print(config_comment(DEFAULT_CONFIG), flush=True)
+        from rebias_dist.train import main
+
+        try:
+            main(request.config, request.resume, request.overrides)
+        except RankError as error:
+            leaving(error.exit_code)
+            leave_at_once("rebias-train", error)
+
+    run_cli("rebias-train", command)

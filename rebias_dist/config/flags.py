@@ -1,0 +1,195 @@
+"""A configuration from the command line: every field is a flag, taught by ``--help``.
+
+No torch here: ``--help``, ``--print-config`` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from rebias_dist.config.files import (
+    DEFAULT_CONFIG,
+    parse_yaml,
+    read_config_file,
+    section_of,
+    validate,
+)
+from rebias_dist.config.schema import Config, Section
+from rebias_dist.errors import ConfigError
+
+# The contract's short names, beside which every field has its dotted flag.
+_SHORT = {"method.name": "--method", "log.profile": "--profile"}
+
+
+def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
+    """Add ``--config`` and a flag for every field; ``values`` of a file are shown as defaults."""
+    parser.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        help=f"a YAML file or a shipped configuration (--list-configs); default {DEFAULT_CONFIG}",
+    )
+    _add_section(parser, Config, values, "")
+
+
+def _add_section(
+    parser: argparse.ArgumentParser, section: type[Section], values: Any, prefix: str
+) -> None:
+    title = f"{prefix.removesuffix('.')}: {section.__doc__}" if prefix else "run"
+    group = parser.add_argument_group(title)
+    nested: list[tuple[type[Section], Any, str]] = []
+    for name, field in section.model_fields.items():
+        dotted = prefix + name
+        given = values.get(name) if isinstance(values, dict) else None
+        inner = section_of(field.annotation)
+        if inner is None or _is_list(field):
+            _add_field(group, dotted, field, given)
+        if inner is None:
+            continue
+        default = given if given is not None else field.default
+        if _is_list(field):
+            # A list of sections has a flag for the whole (as YAML) and one for each entry's field.
+            entries = default if isinstance(default, list) else [{}]
+            nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]  # type: ignore[misc]
+        else:
+            nested.append((inner, default, f"{dotted}."))  # type: ignore[arg-type]
+    for inner, default, inner_prefix in nested:
+        shown = default.model_dump() if isinstance(default, Section) else default
+        _add_section(parser, inner, shown, inner_prefix)
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return typing.get_origin(field.annotation) is list
+
+
+def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
+    flags = [f"--{dotted}"]
+    if "_" in dotted:
+        flags.append(f"--{dotted.replace('_', '-')}")
+    if dotted in _SHORT:
+        flags.append(_SHORT[dotted])
+    default = given if given is not None else field.get_default(call_default_factory=True)
+    if isinstance(default, list):
+        default = [
+            e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default
+        ]
+    text = re.sub(r"\s+", " ", field.description or "").strip()
+    action = group.add_argument(
+        *flags,
+        dest=dotted,
+        default=argparse.SUPPRESS,
+        metavar=_metavar(field),
+        type=str if field.annotation in (str, str | None) else _yaml_value(dotted),
+        help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
+        **({"nargs": "?", "const": True} if field.annotation is bool else {}),
+    )
+    # For the shell; not as argparse's choices, for the errors are those of the configuration.
+    action.completer = lambda **_: _choices(field)
+
+
+def _yaml_value(dotted: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parse_yaml(text, f"--{dotted} {text}")
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    return [
+        str(choice)
+        for part in (field.annotation, *typing.get_args(field.annotation))
+        if typing.get_origin(part) is typing.Literal
+        for choice in typing.get_args(part)
+    ]
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = _choices(field)
+    if choices:
+        others = float in _plain_types(field.annotation)
+        return "{" + ",".join(choices + ["NUMBER"] * others) + "}"
+    plain = _plain_types(field.annotation)
+    for kind, text in ((bool, "BOOL"), (int, "INT"), (float, "NUMBER"), (str, "TEXT")):
+        if kind in plain:
+            return text
+    return "YAML"
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    arguments = typing.get_args(annotation)
+    if not arguments:
+        return {annotation}
+    if typing.get_origin(annotation) in (list, dict):
+        return set()
+    return set().union(*(_plain_types(argument) for argument in arguments))
+
+
+def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where: str) -> Config:
+    """Lay the given flags over a file's values and validate the whole."""
+    merged: dict[str, Any] = values
+    overrides = {
+        key: value
+        for key, value in vars(arguments).items()
+        if key.split(".")[0] in Config.model_fields
+    }
+    # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
+    for dotted in sorted(overrides, key=lambda key: key.count(".")):
+        merged = _with(merged, dotted.split("."), overrides[dotted], Config)
+    try:
+        return validate(merged)
+    except ConfigError as error:
+        # A fault of the file is reported with its name; a flag's fault speaks for itself.
+        raise ConfigError(
+            f"{where}: {error}" if _fault(values) == str(error) else str(error)
+        ) from None
+
+
+def _fault(values: dict[str, Any]) -> str | None:
+    try:
+        validate(values)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, at: str = "") -> Any:
+    """Return a copy of nested ``values`` in which ``path`` is ``value``; ``at`` is for messages."""
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if head.isdigit():
+        if not isinstance(values, list) or int(head) >= len(values):
+            raise ConfigError(f"{at}: {values!r} has no entry {head}")
+        entries = list(values)
+        entries[int(head)] = _with(entries[int(head)], rest, value, section, f"{at}.{head}")
+        return entries
+    if not isinstance(values, dict):
+        raise ConfigError(f"{at}: {values!r} is not a mapping of names to values")
+    field = section.model_fields[head] if section else None
+    inner = values.get(head)
+    if inner is None and rest and field is not None:
+        default = field.default
+        inner = (
+            [entry.model_dump(exclude_unset=True) for entry in default]
+            if isinstance(default, list)
+            else default.model_dump(exclude_unset=True)
+        )
+    section_inside = section_of(field.annotation) if field else None
+    deeper = f"{at}.{head}".lstrip(".")
+    return {**values, head: _with(inner, rest, value, section_inside, deeper)}
+
+
+def read_file_of(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
+    """Return the values and name of the configuration that ``argv`` names, or of the default."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")
+    chosen = first.parse_known_args(argv)[0].config
+    return read_config_file(chosen or DEFAULT_CONFIG), chosen or DEFAULT_CONFIG, chosen is None

@@ -1,0 +1,29 @@
+"""From uint8 images to what networks take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from data_shards.format.manifest import Normalize
+
+
+class Normalise:
+    """Maps uint8 images ``[b, 3, H, W]`` to what the networks take, on the images' device."""
+
+    def __init__(
+        self, constants: Normalize, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Take mean and standard deviation of each channel, in [0, 1], and the result's type."""
+        mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
+        self._mean = _per_channel(255 * mean, device, dtype)
+        self._scale = _per_channel(1 / (255 * std), device, dtype)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images as floating point, about zero mean and unit deviation."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        return (images.to(self._mean.dtype) - self._mean) * self._scale
+
+
+def _per_channel(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return values.view(3, 1, 1).to(device, dtype)

@@ -1,0 +1,53 @@
+"""The splits of a data set, opened together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rebias_dist.data.shards import ShardDataset
+from rebias_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set."""
+
+    train: ShardDataset
+    selection: ShardDataset | None
+    tests: dict[str, ShardDataset]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, by label."""
+        return self.train.manifest.classes
+
+    @property
+    def monitored(self) -> dict[str, ShardDataset]:
+        """Return the splits that are evaluated during training.
+
+        Test data are looked at only when there are no selection data, and what they choose
+        is then an oracle.
+        """
+        return self.tests if self.selection is None else {"selection": self.selection}
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of the manifest of each split that a run depends on."""
+        splits = {"train": self.train, **self.tests}
+        if self.selection is not None:
+            splits["selection"] = self.selection
+        return {name: split.manifest.digest for name, split in splits.items()}
+
+    def check_digests(self, expected: dict[str, str]) -> None:
+        """Refuse data that are not those a run was started with."""
+        for name, digest in self.digests().items():
+            if name in expected and expected[name] != digest:
+                raise ConfigError(
+                    f"{self.train.folder.parent}: the split {name} is not the one that the run "
+                    "was started with; restore it, or start a run under another name"
+                )
+
+    def check(self) -> None:
+        """Check that every shard is there and whole in size."""
+        for split in (self.train, self.selection, *self.tests.values()):
+            if split is not None:
+                split.check_files()

@@ -1,0 +1,111 @@
+"""The figures of any checkpoints on any shards, as ``rebias-evaluate`` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebias_dist.config.schema import Config
+from rebias_dist.data.normalisation import Normalise
+from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.evaluation.corruptions import corruption_figures
+from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.evaluation.splits import evaluate_split
+from rebias_dist.evaluation.subjects import (
+    Named,
+    columns_of,
+    find_splits,
+    load_subject,
+    named_checkpoints,
+    open_splits,
+)
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.precision import Precision
+
+
+def _evaluate(
+    named: Named,
+    config: Config | None,
+    on: dict[str, Path],
+    root: str | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> dict[str, Any]:
+    """Return what a checkpoint does on its splits; a collective."""
+    with consensus.together():
+        subject = load_subject(named, config, device)
+        splits = open_splits(subject, on, root)
+        columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
+        if consensus.rank == 0:
+            for dataset in splits.values():
+                dataset.check_files()
+    if len(set(consensus.gather(subject.step))) > 1:
+        raise ConfigError(
+            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
+        )
+    settings = subject.config
+    precision = Precision(settings.precision, device)
+    normalise = Normalise(subject.constants, precision.device, precision.parameters)
+    evaluator = Evaluator.of(settings, subject.networks, normalise, precision, consensus)
+    found: dict[str, Any] = {}
+    for name, dataset in splits.items():
+        figures = evaluate_split(
+            evaluator, dataset, subject.radii, columns[name], with_intervals=True
+        )
+        about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
+        about["folder"] = str(dataset.folder.resolve())
+        found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
+    return {
+        "checkpoint": named.source,
+        "choice": named.choice,
+        "step": subject.step,
+        "method": settings.method.name,
+        "finished": named.finished,
+        "splits": found,
+        "corruptions": corruption_figures(found),
+    }
+
+
+def evaluate_all(
+    paths: Sequence[str],
+    on: Sequence[str],
+    root: str | None,
+    config: Config | None,
+    device: torch.device,
+    consensus: Consensus,
+) -> tuple[list[dict[str, Any]], list[RebiasError]]:
+    """Evaluate checkpoints; a collective.
+
+    Args:
+        paths: runs, checkpoints of runs, or checkpoints of the public code.
+        on: folders of shards; empty: those that each run was tested on.
+        root: folder of the shards, in place of the run's own; None: the run's own.
+        config: of checkpoints of the public code, which have none.
+        device: of this rank.
+        consensus: the ranks.
+
+    Returns:
+        The figures of each checkpoint, and what is wrong with those that cannot be evaluated.
+    """
+    with consensus.together():
+        splits = find_splits(on)
+    evaluated: list[dict[str, Any]] = []
+    problems: list[RebiasError] = []
+    for path in paths:
+        try:
+            chosen: list[dict[str, Any]] = []
+            with consensus.on_rank_zero() as leader:
+                if leader:
+                    chosen = [vars(named) for named in named_checkpoints(path)]
+            by_step: dict[int | None, dict[str, Any]] = {}
+            for values in consensus.broadcast(chosen):
+                named = Named(**values)
+                if named.step not in by_step:
+                    by_step[named.step] = _evaluate(named, config, splits, root, device, consensus)
+                evaluated.append({**by_step[named.step], "choice": named.choice})
+        except (ConfigError, DataError) as error:  # the same on all ranks
+            problems.append(error)
+    return evaluated, problems

@@ -1,0 +1,136 @@
+"""What TensorBoard shows of evaluations: scalars, pictures, the table of runs, the projector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rebias_dist.config.files import flat
+from rebias_dist.config.schema import Config
+from rebias_dist.data import ShardDataset
+from rebias_dist.data.splits import Data
+from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.runs import results
+from rebias_dist.telemetry.pictures import confusion_image, sample_grid
+from rebias_dist.telemetry.writers import Telemetry
+
+PROJECTED = 500
+"""Samples in the projector."""
+_COLUMNS = ("label", "bias", "prediction")
+_SPRITE = 32  # pixels of an image's side in the projector
+# What TensorBoard shows of a network on a split, where there is such a figure, and its name there.
+_OF_SPLIT = {
+    "accuracy": "accuracy",
+    "conflicting": "conflicting_accuracy",
+    "unbiased": "unbiased_accuracy",
+}
+
+
+def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
+    """Record the accuracies and HSIC of an evaluation as scalars."""
+    scalars: dict[str, float] = {}
+    for split, found in splits.items():
+        for network, figures in found["networks"].items():
+            for key, name in _OF_SPLIT.items():
+                if figures[key] is not None:
+                    scalars[f"{split}/{network}_{name}"] = figures[key]
+            quantiles = found["kernel_quantiles"][network]
+            if quantiles is not None:
+                scalars[f"{split}/{network}_kernel"] = quantiles[1]
+        for index, value in enumerate(found["hsic"]):
+            if value is not None:
+                scalars[f"{split}/hsic_g{index}"] = value
+    telemetry.scalars(step, scalars, epoch=epoch)
+
+
+def _show_matrices(
+    telemetry: Telemetry, step: int, tag: str, figures: Mapping[str, Any], classes: Sequence[str]
+) -> None:
+    confusion = confusion_image(np.array(figures["confusion"]), classes, classes, tag)
+    telemetry.image(f"{tag}_confusion", step, confusion)
+    count = np.array(figures["bias_count"])
+    if count.any():
+        with np.errstate(invalid="ignore"):  # a cell without samples is 0 / 0, shown empty
+            cells = np.array(figures["bias_correct"]) / count
+        names = [str(bias) for bias in range(count.shape[1])]
+        image = confusion_image(cells, classes, names, f"{tag}: accuracy", column_axis="colour")
+        telemetry.image(f"{tag}_accuracy_by_colour", step, image)
+
+
+def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
+    """Show the first training images."""
+    if telemetry.leader:
+        images = [image.numpy() for image in islice(dataset.sound_images(), 32)]
+        same = [image for image in images if image.shape == images[0].shape]
+        telemetry.image("data/train", 0, sample_grid(np.stack(same)))
+
+
+def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
+    """Record the test figures, and the configuration with them in TensorBoard's table of runs."""
+    settings = {
+        key: value if isinstance(value, (str, int, float, bool)) else str(value)
+        for key, value in flat(config.identity()).items()
+    }
+    metrics = {
+        f"{results.choice_name(content, choice)}_{split}_{network}_{name}": figures[key]
+        for choice, found in content["checkpoints"].items()
+        for split, of_split in found["splits"].items()
+        for network, figures in of_split["networks"].items()
+        for key, name in _OF_SPLIT.items()
+        if figures[key] is not None
+    }
+    last = content["checkpoints"]["last"]
+    if config.data.selection != "none":  # else the last evaluation has recorded the same
+        show(telemetry, last["step"], epoch, last["splits"])
+    if telemetry.leader:
+        for split, found in last["splits"].items():
+            for network, figures in found["networks"].items():
+                tag = f"{split}/{network}"
+                _show_matrices(telemetry, last["step"], tag, figures, content["classes"])
+    telemetry.hparams(settings, metrics)
+
+
+def project(
+    telemetry: Telemetry, config: Config, data: Data, evaluator: Evaluator, step: int
+) -> None:
+    """Put the features of a test split's first samples into the projector, on rank 0 alone.
+
+    Each point has its image, its label, its bias and what the network says. The split is that of
+    ``evaluate.monitor``, or the first.
+
+    Raises:
+        DataError: a sample is damaged.
+    """
+    split = config.evaluate.monitor
+    split = split if split in data.tests else next(iter(data.tests))
+    dataset = data.tests[split]
+    precision = evaluator.precision
+    count = min(len(dataset), PROJECTED)
+    images = torch.stack([evaluator.transform(dataset.image(i), 0, i) for i in range(count)])
+    labels = [data.classes[label] for label in dataset.labels[:count]]
+    biases = ["–" if bias < 0 else str(bias) for bias in dataset.bias[:count]]
+    sprites = _sprites(images)
+    for name, network in evaluator.networks.items():
+        training = network.training
+        network.eval()
+        with torch.no_grad(), precision.autocast():
+            parts = [
+                network(evaluator.normalise(some.to(precision.device)))
+                for some in torch.split(images, evaluator.batch)
+            ]
+        network.train(training)
+        said = torch.cat([logits for logits, _ in parts]).argmax(1).tolist()
+        rows = list(zip(labels, biases, (data.classes[label] for label in said), strict=True))
+        features = torch.cat([features for _, features in parts]).float().cpu()
+        telemetry.embedding(f"{split}_{name}", step, features, _COLUMNS, rows, sprites)
+
+
+def _sprites(images: Tensor) -> Tensor:
+    """Return images as squares that fit into the projector's one picture, in 0..1."""
+    side = min(_SPRITE, *images.shape[-2:])
+    return nn.functional.adaptive_avg_pool2d(images.float() / 255, side)

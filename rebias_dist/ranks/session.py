@@ -1,0 +1,61 @@
+"""This rank of a run, joined with the others from its start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rebias_dist.errors import RebiasError
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.faults import Whereabouts
+from rebias_dist.ranks.placement import Placement
+from rebias_dist.ranks.process_group import choose_device, process_group
+from rebias_dist.ranks.signals import StopRequest, stop_requests
+
+
+@dataclass(frozen=True)
+class Session:
+    """This rank and its connection to the others."""
+
+    consensus: Consensus
+    device: torch.device
+    stop: StopRequest
+    """Whether a signal has asked this rank to stop."""
+    where: Whereabouts
+    """Where this rank is, for the message of a fault."""
+    started_by: str
+
+
+@contextmanager
+def session(
+    placement: Placement, device: str, start_minutes: float, settings: Mapping[str, Any]
+) -> Iterator[Session]:
+    """Join the other ranks, and leave them in good order at the end of the block.
+
+    Args:
+        placement: of this process.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        start_minutes: how long the ranks wait for each other at first.
+        settings: by name, what all ranks must have alike.
+
+    Raises:
+        RebiasError: one of the expected errors, alike on all ranks. Any other exception becomes
+            a RankError, which is this rank's alone.
+    """
+    chosen = choose_device(device, placement.local_rank, placement.bound)
+    where = Whereabouts(placement.rank)
+    try:
+        with (
+            process_group(placement, chosen, start_minutes, settings) as consensus,
+            stop_requests() as stop,
+        ):
+            where.meet(consensus)
+            yield Session(consensus, chosen, stop, where, placement.origin)
+    except RebiasError:
+        raise
+    except Exception as error:
+        raise where.fault(error) from None

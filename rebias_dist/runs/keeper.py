@@ -1,0 +1,100 @@
+"""When a run is saved, and how it leaves when it was asked to: all ranks together."""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+from rebias_dist.config.schema import CheckpointConfig
+from rebias_dist.errors import InterruptedRun, RebiasError
+from rebias_dist.ranks.session import Session
+from rebias_dist.runs.saver import Saver
+from rebias_dist.runs.snapshot import Snapshot
+from rebias_dist.telemetry.writers import Status, Telemetry
+
+
+class Keeper:
+    """Saves a run while it trains and before it leaves.
+
+    Args:
+        settings: when to save.
+        at: where the run stands.
+        saver: writes the checkpoints; used on rank 0.
+        telemetry: the records, which must reach the disk before a checkpoint does.
+        ranks: this rank and its connection to the others.
+    """
+
+    def __init__(
+        self,
+        settings: CheckpointConfig,
+        at: Snapshot,
+        saver: Saver,
+        telemetry: Telemetry,
+        ranks: Session,
+    ) -> None:
+        self.status: Status = "failed"
+        """How the run ended, as far as is known."""
+        self._settings, self._at, self._saver = settings, at, saver
+        self._telemetry, self._ranks = telemetry, ranks
+        self._saved_step, self._saved_at = at.step, time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Begin to save if so many steps or minutes have passed, by rank 0's own clock."""
+        step, every = self._at.step, self._settings.every_steps
+        late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
+        if step > self._saved_step and (late or (every and step % every == 0)):
+            self.begin_to_save()
+
+    def begin_to_save(self) -> None:
+        """Save on rank 0, with the records up to here; the writing goes on beside training.
+
+        A disk error on rank 0 is raised on all ranks in :meth:`leave_if_asked`.
+        """
+        at = self._at
+        if self._ranks.consensus.rank == 0:
+            self._telemetry.flush()
+            stall = self._saver.begin(at.step, at.state(), at.best_step)
+            self._telemetry.scalars(at.step, {"checkpoint/stall_seconds": stall}, epoch=at.epoch)
+        self._saved_step, self._saved_at = at.step, time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until what is being saved is on the disk; a collective."""
+        self._saver.wait()
+        self._ranks.consensus.agree(self._saver.fault())
+
+    def leave_if_asked(self, fault: RebiasError | None = None) -> None:
+        """Save and leave if any rank was asked to; a collective.
+
+        Args:
+            fault: what this rank has met; it is raised on all ranks.
+        """
+        if self._asked_to_leave(fault):
+            self.begin_to_save()
+            self.wait()
+            self._leave()
+
+    def leave_unsaved_if_asked(self) -> None:
+        """Leave if any rank was asked to, with everything saved already; a collective.
+
+        The networks may by now be those of the best checkpoint, so they must not be saved.
+        """
+        if self._asked_to_leave():
+            self._leave()
+
+    def _asked_to_leave(self, fault: RebiasError | None = None) -> bool:
+        fault = fault or self._telemetry.fault or self._saver.fault()
+        return self._ranks.consensus.agree(fault, stop=bool(self._ranks.stop))
+
+    def _leave(self) -> NoReturn:
+        self.status = "interrupted"
+        raise InterruptedRun(
+            f"interrupted; saved at step {self._at.step}, and the same command "
+            f"with --name {self._at.config.name} goes on from there"
+        )
+
+    def close(self) -> None:
+        """Wait for what is being saved, and record how the run ended."""
+        self._saver.wait()
+        at = self._at
+        self._telemetry.state(self.status, step=at.step, epoch=at.epoch, force=True)
+        self._telemetry.close()

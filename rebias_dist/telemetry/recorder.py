@@ -1,0 +1,106 @@
+"""What is recorded of a run, step by step: scalars, speed, warnings, traces, progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from rebias_dist.config.plan import Plan
+from rebias_dist.config.schema import Config
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.minimax import Metrics
+from rebias_dist.step.precision import Precision
+from rebias_dist.telemetry.meter import Meter, describe_speed
+from rebias_dist.telemetry.profiling import profiled
+from rebias_dist.telemetry.watch import Watch
+from rebias_dist.telemetry.writers import Telemetry
+
+_log = logging.getLogger("rebias_dist")
+
+
+class Recorder:
+    """The records of a run on this rank; opening them is a collective.
+
+    Args:
+        config: of the run, with a name.
+        folder: of the run.
+        layout: the plan of the run.
+        classes: number of classes.
+        consensus: the ranks.
+        precision: of the networks, and their device.
+        start_step: optimizer steps that were done before, when a run resumes.
+        held: receives what stays open for the whole run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        layout: Plan,
+        classes: int,
+        *,
+        consensus: Consensus,
+        precision: Precision,
+        start_step: int,
+        held: ExitStack,
+    ) -> None:
+        self._layout = layout
+        self._every = config.log.every_steps
+        with consensus.together():
+            self.telemetry = Telemetry(
+                folder,
+                rank=consensus.rank,
+                total_steps=layout.total_steps,
+                global_batch=layout.N,
+                start_step=start_step,
+                identity={
+                    "name": config.name,
+                    "method": config.method.name,
+                    "world_size": consensus.world_size,
+                    "pid": os.getpid(),
+                    "host": platform.node(),
+                },
+            )
+        self.meter = Meter(layout.N, consensus.rank, consensus.world_size, precision)
+        self.watch = Watch(config, classes, self.telemetry.warning)
+        trace = profiled(config.log.profile, folder / "profile", consensus.rank)
+        self._trace_step = held.enter_context(trace)
+        held.enter_context(self.meter.running())
+        self._text = self._details = ""
+
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        metrics: Metrics,
+        constants: Callable[[], Mapping[str, float]],
+        skipped: Collection[str],
+    ) -> None:
+        """Record a step that was taken; a collective at the steps that are logged.
+
+        Args:
+            step: optimizer steps taken.
+            epoch: the current epoch.
+            metrics: what the step found.
+            constants: returns the scalars that do not come from the step.
+            skipped: networks whose update was skipped.
+        """
+        self.meter.step()
+        self._trace_step()
+        for name in skipped:
+            text = "step %d: the gradient of %s is not finite, its update was skipped"
+            _log.warning(text, step, name)
+        if step % self._every == 0 or step == self._layout.total_steps:
+            reading = self.meter.read()
+            values = metrics.reduce(self._layout.N, reading.by_rank)
+            values |= {**constants(), **reading.scalars()}
+            self.telemetry.scalars(step, values, epoch=epoch)
+            self.watch.step(step, values)
+            self._text = " ".join(f"{n} {values[n]:.4f}" for n in values if n.endswith("/loss"))
+            self._details = describe_speed(values)
+        self.telemetry.progress(step, epoch=epoch, text=self._text, details=self._details)
+        self.telemetry.state("running", step=step, epoch=epoch)
