@@ -1,0 +1,5 @@
+from pathlib import Path
+
+from tests import ROOT
+
+"""The checkout."""

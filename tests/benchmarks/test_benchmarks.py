@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import compare, read_record
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess:

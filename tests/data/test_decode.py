@@ -18,7 +18,7 @@ from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import DecodeError, choose_decoder, decode, describe_decoder
 from rebias_dist.data.shards import DamagedSample
 from rebias_dist.errors import ConfigError
-from tests.data_shards.zoo import photographs, whole, zoo
+from tests.data_shards.images.zoo import photographs, whole, zoo
 
 DECODERS = ("simplejpeg", "torchvision", "pillow")
 

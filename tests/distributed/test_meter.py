@@ -19,7 +19,7 @@ def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, lis
 
     from rebias_dist.phases import HostClock, timed_by
     from rebias_dist.step.radii import Radii
-    from tests.runtime.test_meter import game_of
+    from tests.telemetry.test_meter import game_of
 
     rank, world = dist.get_rank(), dist.get_world_size()
     total = PARTS * B

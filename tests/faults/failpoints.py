@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests import ROOT
+
 TRAINING = ("before backward", "between g and f", "after the optimizer")
 WRITING = ("while writing", "before rename", "after rename")
 
@@ -187,6 +189,6 @@ def plant(folder: Path, **plan: object) -> dict[str, str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITE)
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     plan["once"] = str(folder / "has worked")
     return {"PYTHONPATH": f"{folder}:{root}", "FAILPOINT": json.dumps(plan)}

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests import ROOT
 from tests.faults.processes import DEADLINE, Started, outliving
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def started(*words: str, cwd: Path, before: Sequence[str] = (), **environment: str) -> Started:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import yaml
 
+from tests import ROOT
 from tests.slurm.cluster import Cluster, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 
 

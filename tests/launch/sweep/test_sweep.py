@@ -1,0 +1,405 @@
+"""Sweeps: which cells they have, what they refuse, and how real processes start, fail and stop."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.sweep import grid as sweep
+from launch.sweep.grid import Cell, plan_cells, read_sweep, run_cells
+from launch.sweep.runner import CellRunner
+from rebias_dist.commands import report
+from rebias_dist.config.files import configs_folder, list_configs, to_yaml, validate
+from rebias_dist.errors import ConfigError
+from tests import ROOT
+from tests.faults.processes import Started, listening, outliving
+from tests.launch.launched import wait_until
+
+
+def written(folder: Path, **values: object) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "s", "config": "biased_mnist/demo", **values}, sort_keys=False)
+    )
+    return str(path)
+
+
+def planned(folder: Path, **values: object) -> list[Cell]:
+    path = written(folder, **values)
+    return plan_cells(read_sweep(path), path, None, str(folder / "runs"))
+
+
+def test_cells_are_the_product_with_the_zipped_keys_varying_together(tmp_path):
+    cells = planned(
+        tmp_path,
+        grid={"method.name": ["vanilla", "rebias"], "data.rho": [0.9, 0.95]},
+        zip={"seed": [4, 5, 6], "data.seed": [7, 8, 9]},
+        set={"epochs": 3},
+    )
+    found = [
+        (c.config.method.name, c.config.data.rho, c.config.seed, c.config.data.seed) for c in cells
+    ]
+    assert found == [
+        (method, rho, seed, seed + 3)
+        for method in ("vanilla", "rebias")
+        for rho in (0.9, 0.95)
+        for seed in (4, 5, 6)
+    ]
+    assert {c.config.epochs for c in cells} == {3}
+    assert cells[0].name == "s-vanilla-rho0.9-seed4"
+    assert len({c.name for c in cells}) == len(cells)
+    assert all(c.config.name == c.name for c in cells)
+
+
+def test_settings_of_some_cells(tmp_path):
+    cells = planned(
+        tmp_path,
+        grid={"method.name": ["rubi", "learned_mixin"]},
+        where={"method.name": {"learned_mixin": {"method.g_pretrain_epochs": 5}}},
+    )
+    assert [c.config.method.g_pretrain_epochs for c in cells] == [0, 5]
+
+
+def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
+    (cell,) = planned(
+        tmp_path,
+        ranks=2,
+        set={"data.source": "a folder; with 'signs' $HOME", "data.test_splits": ["biased", "rho0"]},
+        zip={"seed": [3]},
+    )
+    arguments = cell.command[cell.command.index("rebias_dist.train") + 1 :]
+    assert sweep.parse_train(arguments).config == cell.config
+    assert cell.config.data.source == "a folder; with 'signs' $HOME"
+    assert "--nproc_per_node=2" in cell.command
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"grid": {"methd.name": ["rebias"]}}, "--methd.name"),
+        ({"grid": {"method.name": ["rebias", "mixin"]}}, "cell s-mixin: method.name"),
+        ({"grid": {"optimizer.lr": [1e-3, -1.0]}}, "cell s-lr-1.0: optimizer.lr"),
+        ({"grid": {"seed": []}}, "grid.seed"),
+        ({"grid": {"data.source": [None]}}, "grid.data.source"),
+        ({"zip": {"seed": [1, 2], "data.seed": [1]}}, "zip"),
+        ({"grid": {"seed": [1]}, "zip": {"seed": [2]}}, "seed"),
+        ({"grid": {"seed": [1]}, "set": {"seed": 2}}, "seed"),
+        ({"set": {"name": "mine"}}, "name"),
+        ({"grid": {"data.source": ["a b", "a/b"]}}, "two cells are named s-a_b"),
+        ({"where": {"method.name": {"rubi": {"seed": 1}}}}, "where.method.name.rubi"),
+        ({"grid": {"seed": [1]}, "where": {"seed": {"1": {"seed": 2}}}}, "where.seed.1.seed"),
+        ({"ranks": 9}, "micro_batch"),
+        ({"ranks": 0}, "ranks"),
+        ({"name": "../up"}, "name"),
+        ({"gird": {}}, "gird"),
+        ({"config": "biased_mnist/dmeo"}, "did you mean 'biased_mnist/demo'"),
+    ],
+)
+def test_faults_are_found_before_any_cell_starts(tmp_path, values, named, capsys):
+    with pytest.raises((ConfigError, SystemExit)) as stopped:
+        sweep.main([written(tmp_path, **values), "--runs-dir", str(tmp_path / "runs")])
+    if isinstance(stopped.value, SystemExit):  # the parser has already printed its line
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err.strip()
+    else:
+        assert stopped.value.exit_code == 2
+        line = str(stopped.value)
+    assert named in line
+    assert "\n" not in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_another_configuration_is_refused(tmp_path):
+    (cell,) = planned(tmp_path, grid={"seed": [1]})
+    cell.folder.mkdir(parents=True)
+    other = validate({**cell.config.model_dump(), "epochs": 99})
+    (cell.folder / "config.yaml").write_text(to_yaml(other))
+    with pytest.raises(ConfigError, match="epochs: 99 → "):
+        planned(tmp_path, grid={"seed": [1]})
+    (cell.folder / "config.yaml").write_text(to_yaml(cell.config))
+    assert planned(tmp_path, grid={"seed": [1]}) == [cell]
+
+
+def test_dry_run_prints_every_command_and_starts_nothing(tmp_path, capsys):
+    path = written(tmp_path, grid={"seed": [1, 2]})
+    assert (
+        sweep.main([path, "--dry-run", "--ranks", "4", "--runs-dir", str(tmp_path / "runs")]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "# s-seed1: to run",
+        "# s-seed2: to run",
+    ]
+    assert sum("--nproc_per_node=4" in line for line in lines) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shipped_sweeps_are_valid_and_are_not_listed_as_configurations():
+    shipped = sorted(configs_folder().glob("*/sweeps/*.yaml"))
+    assert {path.stem for path in shipped} == {"demo", "results", "table"}
+    for path in shipped:
+        found = read_sweep(str(path))
+        cells = plan_cells(found, path.name, None, None)
+        counts = {"demo": 3, "results": 45, "table": 120, "imagenet9-table": 15}
+        assert len(cells) == counts[found.name]
+    assert not [name for name, _ in list_configs() if "sweep" in name]
+
+
+class ScriptCell(Cell):
+    """A cell whose process is a few lines of Python instead of a training."""
+
+    @property
+    def bound_command(self) -> list[str]:
+        return [sys.executable, "-c", self.arguments[0], str(self.folder)]
+
+
+FINISH = """
+import os, pathlib, sys
+folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
+with (folder / "starts").open("a") as file: file.write("x")
+print("threads", os.environ["OMP_NUM_THREADS"])
+(folder / "state.json").write_text('{"status": "finished"}')
+"""
+FAIL = """
+print('\\x1b[31mearly\\x1b[0m\\nthe reason')
+print('E1124 08:22:24.069000 12471 api.py:1002] failed (exitcode: 3) local_rank: 1')
+print('Traceback (most recent call last):')
+raise SystemExit(3)
+"""
+LIE = "print('exit 0, but nothing was finished')"
+
+
+def script_cell(folder: Path, name: str, script: str) -> ScriptCell:
+    config = validate({"name": name, "runs_dir": str(folder)})
+    return ScriptCell(name, [script], config, ranks=1)
+
+
+@pytest.fixture
+def signals():
+    """Give back the signal handlers that a sweep takes over."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_failures_do_not_stop_the_sweep_and_finished_cells_run_once(tmp_path, capsys):
+    scripts = {"bad": FAIL, "lie": LIE, "good": FINISH}
+    cells = [script_cell(tmp_path, name, script) for name, script in scripts.items()]
+    assert run_cells(cells, "again") == 1
+    shown = capsys.readouterr()
+    assert "exit code 3" in shown.out
+    assert "    early\n    the reason\n[2/3]" in shown.out
+    failed = shown.err.splitlines()
+    assert [line.split(":")[:2] for line in failed] == [["failed", " bad"], ["failed", " lie"]]
+    assert (tmp_path / "good/starts").read_text() == "x"
+    assert "threads" in (tmp_path / ".sweeps/good.log").read_text()
+
+    assert run_cells([cells[2]], "again") == 0
+    assert "finished before" in capsys.readouterr().out
+    assert (tmp_path / "good/starts").read_text() == "x"
+
+
+# A sweep of two cells; each counts the SIGINTs that reach it and takes its time to save.
+STOPPABLE = """
+import sys, time, signal, pathlib
+folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+(folder / "ready").touch()
+end = time.monotonic() + 60
+while not seen and time.monotonic() < end: time.sleep(0.01)
+time.sleep(1.0)
+(folder / "seen").write_text(str(len(seen)))
+raise SystemExit(75)
+"""
+SWEEP_OF_TWO = """
+import sys
+from pathlib import Path
+from rebias_dist.commands.parser import run_cli
+from tests.launch.sweep.test_sweep import STOPPABLE, run_cells, script_cell
+cells = [script_cell(Path(sys.argv[1]), name, STOPPABLE) for name in ("one", "two")]
+run_cli("rebias-sweep", lambda: run_cells(cells, "the same command"))
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_cell_once_and_the_sweep_says_how_to_go_on(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEP_OF_TWO, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "one/ready")
+    process.send_signal(number)
+    time.sleep(0.3)
+    process.send_signal(number)  # the impatient second one must not cut the save short
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (tmp_path / "one/seen").read_text() == "1"
+    assert not (tmp_path / "two").exists()
+    assert "stopped" in out
+    assert err == "rebias-sweep: stopped; the same command goes on from here: the same command\n"
+
+
+def test_ctrl_c_of_a_terminal_reaches_the_cell_once(tmp_path):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", SWEEP_OF_TWO, str(tmp_path)])
+    wait_for(tmp_path / "one/ready")
+    os.write(terminal, b"\x03")
+    output = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # Linux's end of file of a terminal
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert (tmp_path / "one/seen").read_text() == "1"
+    assert b"stopped in" in output
+
+
+def test_a_terminal_shows_the_last_line_of_the_cell(tmp_path):
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from launch.sweep.runner import CellRunner
+        cell = [sys.executable, "-uc", "import time; print('step 1\\\\rstep 2'); time.sleep(2.5)"]
+        CellRunner().run(cell, 1, Path(sys.argv[1]), "[1/1] cell")
+    """)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", script, str(tmp_path / "log")])
+    output = b""
+    while True:
+        try:
+            output += os.read(terminal, 4096)
+        except OSError:
+            break
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert b"step 2" in output
+    assert b"step 1" not in output
+    assert b"[1/1] cell finished in" in output
+
+
+def test_a_log_is_appended_to_and_only_the_new_part_is_shown(tmp_path, capsys):
+    log = tmp_path / "log"
+    for word in ("first", "second"):
+        script = f"print('{word}'); raise SystemExit(1)"
+        assert CellRunner().run([sys.executable, "-c", script], 1, log, "cell") == 1
+    assert log.read_text() == "first\nsecond\n"
+    assert capsys.readouterr().out.count("first") == 1
+
+
+SMALL = {
+    "ranks": 2,
+    "grid": {"method.name": ["vanilla"]},
+    "set": {"data.image_size": 8, "f.width": 0.25, "global_batch": 32, "micro_batch": 8},
+}
+
+
+def sweep_process(path: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.sweep.grid", path, "--runs-dir", str(folder / "runs")],
+        cwd=ROOT,
+        env={**os.environ, "REBIAS_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def status(folder: Path) -> tuple[str, int]:
+    """Return how a run stands and how many steps it has made."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except FileNotFoundError:
+        return "absent", 0
+    return state["status"], state["step"]
+
+
+def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
+    path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "max_steps": 3}})
+    process = sweep_process(path, tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out
+    assert status(tmp_path / "runs/s-vanilla") == ("finished", 3)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert row_count(capsys.readouterr().out, "vanilla") == 4  # best and last, f and g0
+    assert (tmp_path / "out/results.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(tmp_path, ranks):
+    values = {**SMALL, "ranks": ranks, "set": {**SMALL["set"], "epochs": 1000}}
+    command = [sys.executable, "-m", "launch.sweep.grid", written(tmp_path, **values)]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    folder, seen = tmp_path / "runs/s-vanilla", 0
+    for _ in range(2):  # the same command goes on where the killed one was
+        run = Started(command, tmp_path, PYTHONPATH=str(ROOT))
+        wait_until(lambda seen=seen: status(folder)[1] > seen, f"step {seen + 1}", run)
+        found = listening(outliving(run.mark))
+        assert all(address.startswith("127.") for address in found), found
+        # torchrun's store, and each rank.
+        assert len(found) >= ranks + 1 if ranks > 1 else found == []
+        seen = status(folder)[1]
+        run.process.kill()
+        ended = run.end()
+        assert (ended.code, ended.left) == (-signal.SIGKILL, []), ended.left
+
+
+def row_count(text: str, label: str) -> int:
+    return sum(line.startswith(label) for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_a_real_run_that_was_stopped_goes_on_by_the_same_command(tmp_path):
+    path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "epochs": 2}})
+    process = sweep_process(path, tmp_path)
+    folder = tmp_path / "runs/s-vanilla"
+    deadline = time.monotonic() + 120
+    while status(folder)[1] < 5:
+        assert time.monotonic() < deadline, status(folder)
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+    stopped, step = status(folder)
+    assert stopped == "interrupted"
+    assert step >= 5
+
+    process = sweep_process(path, tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out
+    assert status(folder)[0] == "finished"
+    # Every step was made once: none was lost, none repeated.
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    steps = [entry["step"] for entry in entries if "f/loss" in entry]  # evaluations have none
+    assert steps == list(range(1, status(folder)[1] + 1))
+    print(f"stopped at step {step} of {len(steps)}")

@@ -1,0 +1,77 @@
+"""The wheel works outside the checkout and holds what it should."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, timeout=240)
+    return next(folder.glob("*.whl"))
+
+
+def test_configurations_and_class_files_are_inside_tests_are_not(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml")}
+    assert {f"rebias_dist/configs/{name}" for name in configs} <= names
+    modules = [
+        p
+        for package in ("rebias_dist", "data_shards", "launch")
+        for p in ROOT.glob(f"{package}/**/*.py")
+    ]
+    assert {str(p.relative_to(ROOT)) for p in modules} <= names
+    assert {"data_shards/classes/imagenet9.csv", "rebias_dist/py.typed"} <= names
+    templates = {"torchrun.sbatch", "srun.sbatch", "array.sbatch", "env.sh", "imagenet9.sh"}
+    assert {f"launch/{name}" for name in templates} <= names
+    tops = {name.split("/")[0] for name in names if "dist-info" not in name}
+    assert tops == {"rebias_dist", "data_shards", "launch"}
+
+
+def test_it_trains_from_an_empty_folder(wheel, tmp_path):
+    site = tmp_path / "site"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*command, str(wheel)], check=True, timeout=240)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def run(*arguments: str):
+        return subprocess.run(
+            [sys.executable, "-c", _RUN, *arguments],
+            cwd=empty, env=environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    printed = run("--config", "imagenet9/rebias", "--print-config")
+    assert printed.returncode == 0, printed.stderr
+    assert "resnet18" in printed.stdout
+    assert str(site) in printed.stderr
+    trained = run("--max-steps", "2")
+    assert trained.returncode == 0, trained.stderr
+    assert "finished after 2 steps" in trained.stderr
+
+
+# Which code runs is part of what is tested: the checkout is installed here too.
+_RUN = """
+import sys
+import rebias_dist.train
+print(rebias_dist.__file__, file=sys.stderr)
+rebias_dist.train.cli()
+"""
