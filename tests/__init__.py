@@ -1,5 +1,4 @@
 from pathlib import Path
 
-from tests import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 """The checkout."""

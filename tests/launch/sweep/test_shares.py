@@ -17,6 +17,7 @@ from launch.sweep.runner import shares
 from launch.sweep.table import Row, git_commit, write_table
 from rebias_dist.config.files import configs_folder, validate
 from rebias_dist.errors import ConfigError
+from tests import ROOT
 from tests.commands.test_report import write_run
 
 
@@ -117,7 +118,7 @@ def test_the_commit_is_that_of_the_checkout():
         ["git", "log", "-20", "--format=%H"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
     )
     if head.returncode != 0:
         pytest.skip("not in a checkout")
