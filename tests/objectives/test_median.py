@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.objectives import LOCAL, CollapsedFeaturesError, median_distance
-from rebias_dist.objectives import radius as radius_module
+from rebias_dist.objectives import median as radius_module
 from tests.distributed.ranks import run_ranks
 
 
