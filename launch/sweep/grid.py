@@ -29,8 +29,9 @@ from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, parse_yaml, read_config_file, validate
 from rebias_dist.config.plan import check_world
-from rebias_dist.config.schema import Config, Count, Section
+from rebias_dist.config.schema import Config, Section
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
+from rebias_dist.methods.options import Count
 
 # What a flag can carry; null cannot be told from a text there.
 Value = str | int | float | bool | list[Any] | dict[str, Any]

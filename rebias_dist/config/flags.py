@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rebias_dist.config.files import (
@@ -20,7 +21,7 @@ from rebias_dist.config.files import (
     section_of,
     validate,
 )
-from rebias_dist.config.schema import Config, Section
+from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 
 # The contract's short names, beside which every field has its dotted flag.
@@ -38,11 +39,11 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
 
 
 def _add_section(
-    parser: argparse.ArgumentParser, section: type[Section], values: Any, prefix: str
+    parser: argparse.ArgumentParser, section: type[BaseModel], values: Any, prefix: str
 ) -> None:
     title = f"{prefix.removesuffix('.')}: {section.__doc__}" if prefix else "run"
     group = parser.add_argument_group(title)
-    nested: list[tuple[type[Section], Any, str]] = []
+    nested: list[tuple[type[BaseModel], Any, str]] = []
     for name, field in section.model_fields.items():
         dotted = prefix + name
         given = values.get(name) if isinstance(values, dict) else None
@@ -55,11 +56,11 @@ def _add_section(
         if _is_list(field):
             # A list of sections has a flag for the whole (as YAML) and one for each entry's field.
             entries = default if isinstance(default, list) else [{}]
-            nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]  # type: ignore[misc]
+            nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]
         else:
-            nested.append((inner, default, f"{dotted}."))  # type: ignore[arg-type]
+            nested.append((inner, default, f"{dotted}."))
     for inner, default, inner_prefix in nested:
-        shown = default.model_dump() if isinstance(default, Section) else default
+        shown = default.model_dump() if isinstance(default, BaseModel) else default
         _add_section(parser, inner, shown, inner_prefix)
 
 
@@ -76,7 +77,7 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
     default = given if given is not None else field.get_default(call_default_factory=True)
     if isinstance(default, list):
         default = [
-            e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default
+            e.model_dump(exclude_unset=True) if isinstance(e, BaseModel) else e for e in default
         ]
     text = re.sub(r"\s+", " ", field.description or "").strip()
     action = group.add_argument(

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.config.schema import MethodConfig
-from rebias_dist.methods import METHODS
+from rebias_dist.methods.options import MethodConfig
 
 
 class Output(NamedTuple):
@@ -38,7 +37,7 @@ class Method:
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
-        self.facts = METHODS[config.name]
+        self.facts = config.facts
 
     @property
     def f_coupling(self) -> float:
