@@ -34,7 +34,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from rebias_dist.errors import ConfigError, NonFiniteError
 from rebias_dist.objectives.features import (
@@ -44,6 +43,7 @@ from rebias_dist.objectives.features import (
     exchange_counts,
     gather_features,
 )
+from rebias_dist.objectives.first_derivatives import first_derivatives
 from rebias_dist.objectives.full_precision import full_precision
 from rebias_dist.objectives.tiles import Estimator, Plan, Side, add_sums, coefficients
 
@@ -155,20 +155,6 @@ def _backward_pass(
     return gradients
 
 
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """Identity on a gradient whose own derivative would be silently wrong, so is refused."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, gradient: Tensor, *causes: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            "hsic has first derivatives only: its gradient cannot be differentiated again"
-        )
-
-
 class _HSIC(torch.autograd.Function):
     """Value on all ranks; gradient of the rows that this rank passed."""
 
@@ -199,12 +185,7 @@ class _HSIC(torch.autograd.Function):
                 None if g is None else g.to(local.dtype)
                 for g, local in zip(found, (x_local, y_local), strict=True)
             ]
-        if torch.is_grad_enabled():  # create_graph=True
-            causes = (x_local, y_local, upstream)
-            gradients = [
-                None if g is None else cast(Tensor, _FirstDerivativeOnly.apply(g, *causes))
-                for g in gradients
-            ]
+        gradients = first_derivatives(gradients, (x_local, y_local, upstream))
         return *gradients, None, None, None, None
 
 
