@@ -1,4 +1,4 @@
-"""The statistics of a global batch whose rows lie on several ranks: HSIC and the kernel radius."""
+"""Statistics of a global batch whose rows lie on several ranks: HSIC and the kernel radius."""
 
 from rebias_dist.objectives.features import LOCAL, Features, Group, gather_features
 from rebias_dist.objectives.median import CollapsedFeaturesError, median_distance
