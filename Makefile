@@ -9,7 +9,7 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: browser help demo results test test-slow lint soak bench simd no-simd clean
+.PHONY: browser help demo results test test-slow coverage lint docs soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,17 @@ test: .venv/.installed-dev browser  ## the ordinary tests
 
 test-slow: .venv/.installed-dev  ## the long tests alone
 	$(BIN)/python -m pytest -m slow
+
+coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of what they run; build/coverage has pages
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage run -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/coverage combine -q --data-file build/coverage/data build/coverage
+	$(BIN)/coverage html -q --data-file build/coverage/data -d build/coverage/html
+	$(BIN)/coverage report --data-file build/coverage/data --skip-covered
+
+docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/.installed-dev  ## style, format, types, and the layers of the packages
 	$(BIN)/ruff check .

@@ -71,7 +71,8 @@ def test_it_trains_from_an_empty_folder(wheel, tmp_path):
 # Which code runs is part of what is tested: the checkout is installed here too.
 _RUN = """
 import sys
-import rebias_dist.train
+import rebias_dist
+from rebias_dist.commands.train import cli
 print(rebias_dist.__file__, file=sys.stderr)
-rebias_dist.train.cli()
+cli()
 """

@@ -1,0 +1,159 @@
+"""Every command in the README and on the pages is one that the programs take."""
+
+import configparser
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rebias_dist.commands.train import parse_train
+from rebias_dist.config.files import list_configs, validate
+from tests import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+SUBCOMMANDS = {"rebias-shards", "rebias-launch"}
+MODULES = {
+    "data_shards": "rebias-shards",
+    "launch": "rebias-launch",
+    "rebias_dist.train": "rebias-train",
+    "rebias_dist.commands.evaluate": "rebias-evaluate",
+}
+SHIPPED = {name for name, _ in list_configs()}
+
+
+STARTS = re.compile(
+    r"(?<!\S)((?P<script>rebias-[a-z]+|launch/imagenet9\.sh)|-m (?P<module>[a-z_]+[a-z_.]*))(?!\S)"
+)
+
+
+def entry_points() -> dict[str, str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
+    return dict(re.split(r"\s*=\s*", line) for line in lines)
+
+
+@cache
+def printed(*command: str) -> str:
+    """Return what a command of the console scripts prints."""
+    module, function = entry_points()[command[0]].split(":")
+    code = f"from {module} import {function}; {function}()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command[1:]],
+        cwd=ROOT, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", text))
+
+
+def code_lines(page: Path) -> list[str]:
+    """Return the lines of a page's shell blocks, indented ones included, without continuations."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"(?:^    .*\n)+", outside, re.MULTILINE)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of each command of ours, from its name as a console script."""
+    found = []
+    for line in code_lines(page):
+        if (match := STARTS.search(line)) and not line.startswith("eval "):
+            rest = line[match.end() :]
+            if rest.count("'") % 2:  # of bash -c '…'
+                rest = rest.removesuffix("'")
+            name = match["script"] or MODULES.get(match["module"])
+            if name is None:  # python -m venv
+                continue
+            found.append([name, *shlex.split(rest, comments=True)])
+    return found
+
+
+CASES = [
+    pytest.param(command, id=f"{page.name}: {' '.join(command)[:70]}")
+    for page in PAGES
+    for command in commands(page)
+]
+
+
+def test_commands_are_found():
+    names = {case.values[0][0] for case in CASES}
+    assert names >= set(entry_points())
+    assert len(CASES) > 50
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_every_flag_exists(command):
+    place = command.index("--") if "--" in command else len(command)
+    (program, *words), rest = command[:place], command[place + 1 :]
+    if program == "launch/imagenet9.sh":
+        known = (ROOT / program).read_text()
+        onward = printed("rebias-launch", "slurm", "--help")
+    else:
+        depth = program in SUBCOMMANDS
+        depth += words[:1] == ["convert"]
+        known = printed(program, *words[:depth], "--help")
+        # What follows '--' goes to the training, or to sbatch, which is not ours to check.
+        local = (program, *words[:1]) == ("rebias-launch", "local")
+        onward = printed("rebias-train", "--help") if local else None
+    unknown = {word.split("=")[0] for word in words if word.startswith("-")} - flags_in(known)
+    if onward is not None:
+        unknown |= {w.split("=")[0] for w in rest if w.startswith("-")} - flags_in(onward)
+    assert not unknown
+
+
+@pytest.mark.parametrize("command", [case for case in CASES if "rebias-train" in case.values[0]])
+def test_every_training_command_is_a_configuration(command):
+    words = [word for word in command[1:] if word not in ("--help", "--list-configs")]
+    if words[:1] == ["--config"] and words[1] not in SHIPPED:
+        words = words[2:]  # a file that the reader writes
+    if "--print-config" not in words:
+        assert parse_train(words).config
+
+
+@pytest.mark.parametrize("command", [case for case in CASES if case.values[0][0] == "rebias-sweep"])
+def test_every_sweep_exists(command, tmp_path):
+    file = command[1]
+    if file == "radius.yaml":
+        (block,) = yaml_blocks(ROOT / "docs/howto/sweeps.md")
+        (tmp_path / file).write_text(block)
+        file = str(tmp_path / file)
+    if "--help" not in command:
+        assert "--config" in printed("rebias-sweep", file, "--dry-run")
+
+
+def yaml_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/howto/own-*.md")), ids=lambda page: page.name
+)
+def test_the_configurations_on_the_pages_are_valid(page):
+    for block in yaml_blocks(page):
+        assert validate(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_exists(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:^|`) *make ([a-z-]+)", page.read_text(), re.MULTILINE)
+    assert set(named) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_of_the_checkout_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:benchmarks|configs|examples|tests)/[\w/.-]*)`", text):
+        assert (ROOT / path).exists(), path
