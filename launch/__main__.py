@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from launch.commands.common import split_rest
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import ConfigError
@@ -72,11 +73,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: the command is not one of them.
     """
-    words = list(argv)
-    rest: list[str] = []
-    if "--" in words:
-        place = words.index("--")
-        words, rest = words[:place], words[place + 1 :]
+    words, rest = split_rest(argv)
     # Only the module of the command that was asked for is imported.
     known = words
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next

@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from rebias_dist.errors import ConfigError
+from launch.sweep.grid import Cell
+from launch.sweep.table import note_commit
+from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
 
 _TAIL = 15  # lines of a failed command's output that are shown
 # A batch system warns whole process groups with SIGUSR2, of which torchrun would die.
@@ -159,6 +162,58 @@ def handle_signals(runners: Sequence[CellRunner]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, stop)
+
+
+def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
+    """Run the cells that are not finished; return 0, or 1 when any failed.
+
+    Args:
+        cells: of a sweep.
+        command: that continues it, for the message.
+        jobs: cells that run at a time, each on its share of the machine.
+
+    Raises:
+        InterruptedRun: a signal came, and the cells under way have saved and left.
+        ConfigError: there are not enough GPUs.
+    """
+    jobs = min(jobs, len(cells))
+    dealt = shares(jobs, max(cell.ranks for cell in cells))
+    runners = [CellRunner(share, live=jobs == 1) for share in dealt]
+    handle_signals(runners)
+    todo = iter(list(enumerate(cells, 1)))
+    taking = threading.Lock()
+    failed: dict[int, str] = {}
+    width = max(len(cell.name) for cell in cells)
+
+    def work(runner: CellRunner) -> None:
+        while not runner.stopping:
+            with taking:
+                index, cell = next(todo, (0, None))
+            if cell is None:
+                return
+            title = f"[{index}/{len(cells)}] {cell.name:{width}}"
+            if cell.is_finished():
+                print(f"{title} finished before", flush=True)
+                continue
+            note_commit(cell.code)
+            code = runner.run(cell.bound_command, cell.ranks, cell.log, title)
+            # The folder decides, not the exit code, so that a repeated sweep judges alike.
+            if not runner.stopping and not cell.is_finished():
+                failed[index] = f"{cell.name}: exit code {code}, not finished; see {cell.log}"
+
+    if jobs == 1:
+        work(runners[0])
+    else:
+        threads = [threading.Thread(target=work, args=[runner]) for runner in runners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index in sorted(failed):
+        print(f"failed: {failed[index]}", file=sys.stderr)
+    if any(runner.stopping for runner in runners) and not all(c.is_finished() for c in cells):
+        raise InterruptedRun(f"stopped; the same command goes on from here: {command}")
+    return EXIT_FAILED if failed else EXIT_FINISHED
 
 
 def _last_lines(log: Path, start: int) -> list[str]:

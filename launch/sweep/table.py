@@ -7,29 +7,17 @@ import io
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_synced
+from launch.sweep.grid import Cell
 from rebias_dist.config.files import flat
-from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.runs.results import choice_name
 from rebias_dist.runs.results import read as read_results
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell as the table needs it."""
-
-    name: str
-    folder: Path
-    config: Config
-    code: Path
-    """File with the commits that the cell ran with."""
 
 
 def git_commit() -> str:
@@ -80,7 +68,7 @@ def status_of(folder: Path) -> str:
     return status if isinstance(status, str) else "damaged"
 
 
-def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
+def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Write the table: cell, status, commit, the keys that vary, accuracies, the configuration.
 
     Accuracies are columns such as ``last/unbiased/f``, in [0, 1]; empty for a cell that is not
@@ -88,26 +76,26 @@ def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
 
     Args:
         path: of the CSV file, replaced as a whole.
-        rows: the cells.
+        cells: of a sweep.
         axes: dotted keys that vary between the cells, beside the seeds.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     keys = list(dict.fromkeys([*axes, "seed", "data.seed"]))
-    figures = [_figures(row) for row in rows]
+    figures = [_figures(cell) for cell in cells]
     columns = list(dict.fromkeys(name for found in figures for name in found))
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["cell", "status", "git_commit", *keys, *columns, "config"])
-    for row, found in zip(rows, figures, strict=True):
-        settings = flat(row.config.model_dump())
+    for cell, found in zip(cells, figures, strict=True):
+        settings = flat(cell.config.model_dump())
         writer.writerow(
             [
-                *(row.name, status_of(row.folder), " ".join(_commits(row.code))),
+                *(cell.name, status_of(cell.folder), " ".join(_commits(cell.code))),
                 *(settings.get(key, "") for key in keys),
                 *(found.get(column, "") for column in columns),
-                json.dumps(row.config.identity()),
+                json.dumps(cell.config.identity()),
             ]
         )
     try:
@@ -117,11 +105,11 @@ def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _figures(row: Row) -> Mapping[str, float]:
-    if status_of(row.folder) != "finished":
+def _figures(cell: Cell) -> Mapping[str, float]:
+    if status_of(cell.folder) != "finished":
         return {}
     try:
-        results = read_results(row.folder / "results.json")
+        results = read_results(cell.folder / "results.json")
         checkpoints: dict[str, Any] = results["checkpoints"]
         return {
             f"{choice_name(results, choice)}/{split}/{network}": float(score["accuracy"])
