@@ -28,7 +28,7 @@ def add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
 
 
 def _names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    from launch.record.folders import find_runs
+    from launch.record.runs import find_runs
 
     return [folder.name for folder in find_runs(parsed_args.runs_dir)]
 

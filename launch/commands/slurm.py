@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data_shards.files import write_synced
 from launch.commands.common import KEY, add_set, split_settings
-from launch.record.folders import refuse_if_active
-from launch.record.launch_record import Record, write_record
+from launch.record.command_line import CommandLine, write_command_line
+from launch.record.runs import refuse_if_active
 from launch.slurm.sbatch import check_words, render, resource_lines, safe_path, submit
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
     job = submit([*rest, str(launcher / "job.sbatch")])
     options = [*_options(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
-    write_record(folder, Record("slurm", arguments.config, options, rest, job=job))
+    write_command_line(folder, CommandLine("slurm", arguments.config, options, rest, job=job))
     print(f"submitted job {job}, run {config.name}; its output goes to {logs}")
     return EXIT_FINISHED
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from launch.commands.common import add_set, split_rest, split_settings
 from launch.sweep.array import submit_sweep
 from launch.sweep.grid import Cell, Sweep, plan_cells, read_sweep
+from launch.sweep.results_csv import write_table
 from launch.sweep.runner import run_cells
-from launch.sweep.table import write_table
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from launch.record.reading import read_state
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, parse_yaml, read_config_file, validate
 from rebias_dist.config.plan import check_world
@@ -146,23 +146,19 @@ class Cell:
 
     @property
     def bound_command(self) -> list[str]:
-        """Return the command that the sweep starts: the same run, but it dies with this process.
+        """Return the command that the sweep starts: the same run, but it dies with the sweep.
 
         Its ranks meet on loopback, where torchrun would listen on all interfaces.
         """
-        parent = str(os.getpid())
+        cell = ["-m", "launch.sweep.cell", *self.arguments]
         if self.ranks == 1:
-            return [sys.executable, "-m", "launch.sweep.cell", parent, *self.arguments]
-        agent = ["-m", "launch.local.agent", parent, f"--nproc-per-node={self.ranks}"]
-        return [sys.executable, *agent, "-m", "launch.sweep.cell", "agent", *self.arguments]
+            return [sys.executable, *cell]
+        agent = ["-m", "launch.local.agent", f"--nproc-per-node={self.ranks}"]
+        return [sys.executable, *agent, *cell]
 
     def is_finished(self) -> bool:
         """Return whether the run's folder says that it is complete."""
-        try:
-            state = json.loads((self.folder / "state.json").read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(state, dict) and state.get("status") == "finished"
+        return read_state(self.folder).get("status") == "finished"
 
 
 def read_sweep(path: str, given: Mapping[str, str] | None = None) -> Sweep:

@@ -13,8 +13,8 @@ import yaml
 from launch.commands import sweep
 from launch.sweep.array import array_of
 from launch.sweep.grid import Cell, plan_cells, read_sweep
+from launch.sweep.results_csv import git_commit, write_table
 from launch.sweep.runner import shares
-from launch.sweep.table import git_commit, write_table
 from rebias_dist.config.files import configs_folder, validate
 from rebias_dist.errors import ConfigError
 from tests import ROOT

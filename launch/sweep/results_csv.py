@@ -1,4 +1,4 @@
-"""What became of a sweep: one CSV row a cell, and the code that each cell ran with."""
+"""The results of a sweep as a CSV file of one row a cell, and the commits of each cell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_synced
+from launch.record.reading import read_json, read_state
 from launch.sweep.grid import Cell
 from rebias_dist.config.files import flat
 from rebias_dist.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def git_commit() -> str:
     """Return the commit of the checkout that this package runs from; empty outside of one.
 
-    ``-dirty`` says that a file which git knows was changed since.
+    It ends in ``-dirty`` if a file in git has changed since.
     """
 
     def git(*words: str) -> str:
@@ -33,7 +34,7 @@ def git_commit() -> str:
         ).stdout.strip()
 
     try:
-        # An installed package may lie in somebody else's checkout.
+        # An installed package may lie in the checkout of another project.
         git("ls-files", "--error-unmatch", str(_PACKAGE / "__init__.py"))
         return git("rev-parse", "HEAD") + (
             "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
@@ -43,7 +44,7 @@ def git_commit() -> str:
 
 
 def note_commit(path: Path) -> None:
-    """Add the present commit to those that a cell ran with."""
+    """Add the current commit to those that a cell ran with."""
     commits = _commits(path)
     now = git_commit()
     if now not in commits:
@@ -52,19 +53,13 @@ def note_commit(path: Path) -> None:
 
 
 def _commits(path: Path) -> list[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
+    found = read_json(path)
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def status_of(folder: Path) -> str:
-    """Return how a run stands by its state file; ``not started`` where there is none."""
-    try:
-        status = json.loads((folder / "state.json").read_bytes())["status"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "not started"
+    """Return the status in a run's state file; ``not started`` where there is none."""
+    status = read_state(folder).get("status", "not started")
     return status if isinstance(status, str) else "damaged"
 
 
@@ -72,7 +67,7 @@ def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Write the table: cell, status, commit, the keys that vary, accuracies, the configuration.
 
     Accuracies are columns such as ``last/unbiased/f``, in [0, 1]; empty for a cell that is not
-    finished. What test data chose is ``oracle/…``, not ``best/…``.
+    finished. A checkpoint that test data chose is ``oracle/…``, not ``best/…``.
 
     Args:
         path: of the CSV file, replaced as a whole.
