@@ -1,9 +1,16 @@
-"""Arguments that several subcommands share."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any
+
+from rebias_dist.errors import ConfigError
+
+KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+"""The dotted name of a field of the configuration."""
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +28,29 @@ def add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
 
 
 def _names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    from launch.record.folders import find_runs
+    from launch.record.runs import find_runs
 
     return [folder.name for folder in find_runs(parsed_args.runs_dir)]
+
+
+def add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--set KEY=VALUE``, which may be repeated; ``text`` is its help."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def split_settings(settings: Sequence[str]) -> dict[str, str]:
+    """Return the values of ``--set`` by key; ConfigError for one that is not KEY=VALUE."""
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not KEY.fullmatch(key):
+            raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
+        found[key] = value
+    return found
+
+
+def split_rest(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after the first ``--``."""
+    words = list(argv)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]

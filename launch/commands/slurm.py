@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.record.folders import refuse_if_active
-from launch.record.launch_record import Record, write_record
+from launch.commands.common import KEY, add_set, split_settings
+from launch.record.command_line import CommandLine, write_command_line
+from launch.record.runs import refuse_if_active
 from launch.slurm.sbatch import check_words, render, resource_lines, safe_path, submit
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
@@ -31,7 +32,6 @@ rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exc
 
 _SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.:,+-]{1,200}")
 _SHORTEST = 60  # seconds that a job must have before its warning
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
     parser.add_argument("--name", help="name of the run [its method and the time]")
     parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a field of the configuration, such as optimizer.lr=0.01; repeat at will",
-    )
+    add_set(parser, "a field of the configuration, such as optimizer.lr=0.01; may be repeated")
     parser.add_argument(
         "--resume-override",
         action="append",
@@ -111,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
     job = submit([*rest, str(launcher / "job.sbatch")])
     options = [*_options(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
-    write_record(folder, Record("slurm", arguments.config, options, rest, job=job))
+    write_command_line(folder, CommandLine("slurm", arguments.config, options, rest, job=job))
     print(f"submitted job {job}, run {config.name}; its output goes to {logs}")
     return EXIT_FINISHED
 
@@ -127,13 +121,12 @@ def _resolve(arguments: argparse.Namespace) -> Config:
     words = [f"--config={arguments.config}"]
     words += [] if arguments.name is None else [f"--name={arguments.name}"]
     words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
-    for setting in arguments.set:
-        key, equals, _ = setting.partition("=")
-        if not equals or not _KEY.fullmatch(key) or key in ("name", "runs_dir", "config"):
-            raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
-        words.append(f"--{setting}")
+    settings = split_settings(arguments.set)
+    if named := settings.keys() & {"name", "runs_dir", "config"}:
+        raise ConfigError(f"--set: {named.pop()} has a flag of its own; use that")
+    words += [f"--{key}={value}" for key, value in settings.items()]
     for key in arguments.resume_override:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
         words.append(f"--resume-override={key}")
     config = parse_train(words, program="rebias-launch slurm").config

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.common import add_name
-from launch.record.folders import run_folder
+from launch.record.runs import run_folder
 from rebias_dist.errors import ConfigError
 
 EXAMPLES = """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from launch.slurm.sbatch import check_words, safe_path, submit
 from rebias_dist.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ def submit_sweep(
     """Submit the cells, and behind them the job that writes the table.
 
     Args:
-        words: the command line of the sweep, without options for SLURM.
+        words: for the interpreter: the sweep's command, without options for SLURM.
         numbers: of the cells, from 1.
         logs: folder of the jobs' output.
         name: of the sweep.
@@ -48,9 +49,6 @@ def submit_sweep(
     Raises:
         ConfigError: a value that a batch job cannot have, or SLURM refuses it.
     """
-    # The package of the launcher knows this one; only here this one knows it.
-    from launch.slurm.sbatch import check_words, safe_path, submit
-
     folder = safe_path(logs, "--runs-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +62,7 @@ def submit_sweep(
         if not file.is_file():
             raise ConfigError(f"--env: {file} is not a file")
         # sbatch copies the script, but the job reads the other file when it starts.
-        job = [str(template), str(file.absolute()), sys.executable, "-m", "launch.sweep.grid"]
+        job = [str(template), str(file.absolute()), sys.executable]
         limit = "" if at_once is None else f"%{at_once}"
         cells = submit(
             [

@@ -26,7 +26,7 @@ def write_tree(folder):
 
 
 def submit_sweep(cluster, folder, runs):
-    command = [sys.executable, "-m", "launch.sweep.grid", str(folder / "sweep.yaml")]
+    command = [sys.executable, "-m", "launch.commands.sweep", str(folder / "sweep.yaml")]
     command += [f"--runs-dir={runs}", "--slurm", "--", "--time=20"]
     said = cluster.run(*command, cwd=ROOT).splitlines()
     array, table = (line.partition("submitted job ")[2].partition(":")[0] for line in said)

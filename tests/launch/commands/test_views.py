@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.processes import lock_holder
-from launch.record.folders import find_runs, look_at
+from launch.record.locks import lock_holder
+from launch.record.runs import find_runs, look_at, run_folder
 from rebias_dist.errors import ConfigError
 from tests.launch.launched import ROOT, launch, wait_until
 
@@ -223,8 +223,6 @@ def test_logs_from_the_end_without_what_a_terminal_would_obey(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "a;b", "$(x)", "a\n", "é"])
 def test_names(tmp_path, name):
-    from launch.record.folders import run_folder
-
     with pytest.raises(ConfigError, match="cannot name a run"):
         run_folder(str(tmp_path), name)
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.sweep import grid as sweep
-from launch.sweep.grid import Cell, plan_cells, read_sweep, run_cells
-from launch.sweep.runner import CellRunner
+from launch.commands import sweep
+from launch.sweep.grid import Cell, plan_cells, read_sweep
+from launch.sweep.runner import CellRunner, run_cells
 from rebias_dist.commands import report
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import configs_folder, list_configs, to_yaml, validate
 from rebias_dist.errors import ConfigError
 from tests import ROOT
@@ -76,7 +77,7 @@ def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
         zip={"seed": [3]},
     )
     arguments = cell.command[cell.command.index("rebias_dist.train") + 1 :]
-    assert sweep.parse_train(arguments).config == cell.config
+    assert parse_train(arguments).config == cell.config
     assert cell.config.data.source == "a folder; with 'signs' $HOME"
     assert "--nproc_per_node=2" in cell.command
 
@@ -326,7 +327,7 @@ SMALL = {
 
 def sweep_process(path: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.sweep.grid", path, "--runs-dir", str(folder / "runs")],
+        [sys.executable, "-m", "launch.commands.sweep", path, "--runs-dir", str(folder / "runs")],
         cwd=ROOT,
         env={**os.environ, "REBIAS_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
@@ -358,7 +359,7 @@ def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(tmp_path, ranks):
     values = {**SMALL, "ranks": ranks, "set": {**SMALL["set"], "epochs": 1000}}
-    command = [sys.executable, "-m", "launch.sweep.grid", written(tmp_path, **values)]
+    command = [sys.executable, "-m", "launch.commands.sweep", written(tmp_path, **values)]
     command += ["--runs-dir", str(tmp_path / "runs")]
     folder, seen = tmp_path / "runs/s-vanilla", 0
     for _ in range(2):  # the same command goes on where the killed one was
