@@ -24,7 +24,7 @@ from rebias_dist.config.files import (
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 
-# The contract's short names, beside which every field has its dotted flag.
+# Short names; every field has its dotted flag as well.
 _SHORT = {"method.name": "--method", "log.profile": "--profile"}
 
 
@@ -54,7 +54,7 @@ def _add_section(
             continue
         default = given if given is not None else field.default
         if _is_list(field):
-            # A list of sections has a flag for the whole (as YAML) and one for each entry's field.
+            # A list of sections has one flag for the whole, as YAML, and one for each entry's field.
             entries = default if isinstance(default, list) else [{}]
             nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]
         else:
@@ -89,7 +89,8 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
-    # For the shell; not as argparse's choices, for the errors are those of the configuration.
+    # Choices are offered to the shell only; argparse must not check them, because the
+    # configuration does, with better messages.
     action.completer = lambda **_: _choices(field)
 
 
@@ -147,7 +148,7 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
     try:
         return validate(merged)
     except ConfigError as error:
-        # A fault of the file is reported with its name; a flag's fault speaks for itself.
+        # An error in the file is reported with the file's name; an error in a flag is not.
         raise ConfigError(
             f"{where}: {error}" if _fault(values) == str(error) else str(error)
         ) from None

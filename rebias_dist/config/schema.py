@@ -1,4 +1,4 @@
-"""What a run is: every field of the configuration, its meaning, its default and its limits.
+"""The fields of a run's configuration: their meaning, defaults and limits.
 
 This module imports no torch, so that ``--help`` and ``--print-config`` answer at once. The
 docstring below each field is the text that ``--help`` prints for it.
@@ -25,7 +25,8 @@ from rebias_dist.methods.registry import Facts
 
 Radius = Literal["median", "dimension"] | Positive
 
-# Names reach file names, commands and batch scripts: nothing in them means anything to a shell.
+# Names become file names, arguments and lines of batch scripts, so they hold no character that
+# a shell interprets.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
 
 
@@ -295,7 +296,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_micro_batch(cls, values: Any) -> Any:
-        # Written down when the run is created: a later default must not change an old run.
+        # Stored when the run is created, so that a later default does not change an old run.
         if isinstance(values, dict) and values.get("micro_batch") is None:
             n = values.get("global_batch", cls.model_fields["global_batch"].default)
             if isinstance(n, int) and not isinstance(n, bool) and n > 0:
@@ -342,7 +343,7 @@ class Config(Section):
 
     @property
     def facts(self) -> Facts:
-        """Return what can be said of the method without building it."""
+        """Return what is known of the method before it is built."""
         return self.method.facts
 
     @property

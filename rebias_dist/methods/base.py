@@ -1,4 +1,4 @@
-"""What a method has to say: each network's objective, split where it can be split.
+"""The interface of a method: the objective of each network, in two parts.
 
 An objective is a sum over samples (``f_terms``, ``g_terms``), which any accumulation may
 cut into micro-batches, plus ``f_coupling`` or ``g_coupling`` times HSIC on the features of
@@ -17,7 +17,7 @@ from rebias_dist.methods.options import MethodConfig
 
 
 class Output(NamedTuple):
-    """What a network makes of a micro-batch."""
+    """The output of a network for a micro-batch."""
 
     logits: Tensor
     """``[b, classes]``"""

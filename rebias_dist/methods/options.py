@@ -50,7 +50,7 @@ class MethodConfig(BaseModel):
 
     @property
     def facts(self) -> Facts:
-        """Return what can be said of the method without building it."""
+        """Return what is known of the method before it is built."""
         return METHODS[self.name]
 
     @model_validator(mode="after")

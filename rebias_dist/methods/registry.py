@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be said of a method without building it."""
+    """What is known of a method before it is built."""
 
     cls: str
     """Its class, in the module of the method's name."""
@@ -29,4 +29,4 @@ METHODS = {
     "learned_mixin": Facts("LearnedMixin", fixed_g=True),
     "rebias": Facts("ReBias", couples=True),
 }
-"""By name, in the order of tables: the plain ones first, then what is measured against them."""
+"""By name, in the order of tables: the baselines first."""

@@ -16,7 +16,7 @@ from rebias_dist.step.player import Player
 from rebias_dist.step.radii import Radii
 from rebias_dist.step.randomness import key
 
-# The pass that measures is no update: this keeps its dropout masks apart from theirs.
+# The measuring pass is no update. This number keeps its dropout masks apart from the updates'.
 _UPDATE = -1
 
 

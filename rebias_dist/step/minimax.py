@@ -5,10 +5,10 @@
 
 (ReBias, eq. 5; ``sg`` stops gradients: an update never touches the other network.) The
 terms are sums over samples and may be accumulated micro-batch by micro-batch. HSIC is a
-statistic of the whole global batch and may not. Two ways to its exact gradient:
+statistic of the whole global batch and may not. There are two ways to its exact gradient:
 
 * One micro-batch a rank: its graph is kept from forward to backward, and f's one forward
-  serves both updates, for f does not change in between.
+  serves both updates, because f does not change in between.
 * More: gradient caching. A first pass without gradients collects the features of all
   micro-batches; HSIC on them gives the gradient of each feature; a second pass runs each
   micro-batch again and back-propagates ``terms / N + <features, cached gradient>``.
@@ -42,14 +42,14 @@ Terms = Callable[[int, Output], dict[str, Tensor]]
 
 @dataclass
 class Metrics:
-    """What a step found, kept on the device until someone asks."""
+    """The metrics of a step; they stay on the device until they are read."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Sums over this rank's samples."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """Values that are global already, alike on all ranks."""
     objectives: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    """Which of them, with which weights, make up the loss of each network."""
+    """The loss of each network, as weights and names of the values that it adds up."""
 
     def add(self, name: str, samples: Tensor) -> None:
         """Add per-sample values to a sum."""
@@ -120,7 +120,7 @@ class Minimax:
         ]
         self.one_micro_batch = micro_batches == self.world_size
         self._features: dict[str, Tensor] = {}
-        """This rank's features in the current step: where NaN comes from, if it does."""
+        """This rank's features in the current step, to name the source of a NaN."""
 
     # ---------------------------------------------------------------- passes
 
@@ -176,14 +176,14 @@ class Minimax:
         """Update one network.
 
         Args:
-            player: whose network, in its update number ``update`` of the step.
+            player: the network to update.
             batches: this rank's micro-batches.
             step: global step.
             update: counts the updates of this network within the step.
             terms: the part of the objective that is a sum over samples.
-            metrics: receives what was found.
-            first: outputs of an earlier pass of this update, if there was one.
-            coupling: the weighted HSIC term, if the objective has one, on ``own``.
+            metrics: receives the metrics of this update.
+            first: outputs of an earlier pass of this update, or None.
+            coupling: the weighted HSIC term on ``own``, or None.
             own: the player's features on the global batch.
         """
         # DDP averages the ranks' gradients, while our losses are parts of one sum whose true
