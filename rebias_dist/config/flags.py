@@ -54,7 +54,7 @@ def _add_section(
             continue
         default = given if given is not None else field.default
         if _is_list(field):
-            # A list of sections has one flag for the whole, as YAML, and one for each entry's field.
+            # A list of sections has a flag for the whole, as YAML, and one for each entry's field.
             entries = default if isinstance(default, list) else [{}]
             nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]
         else:

@@ -11,7 +11,7 @@ from rebias_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of a run. Only ``W`` and ``A`` depend on the ranks, and no result depends on them."""
+    """The layout of a run. Only ``W`` and ``A`` depend on the ranks; no result depends on them."""
 
     N: int
     """Samples of an optimizer step."""

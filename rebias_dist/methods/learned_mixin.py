@@ -1,4 +1,4 @@
-"""LearnedMixin+H (Clark et al., EMNLP 2019, section 3.2.4): f learns what a fixed g does not explain."""
+"""LearnedMixin+H (Clark et al., EMNLP 2019, section 3.2.4): f learns what a fixed g misses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ReBias (Bahng et al., ICML 2020, eq. 5): f becomes independent of g, which is biased by design."""
+"""ReBias (Bahng et al., ICML 2020, eq. 5): f becomes independent of a g that is biased."""
 
 from rebias_dist.methods.base import Method
 
