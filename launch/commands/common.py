@@ -9,8 +9,8 @@ from typing import Any
 
 from rebias_dist.errors import ConfigError
 
-KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-"""The dotted name of a field of the configuration."""
+# The dotted name of a field of the configuration.
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, str]:
     found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not KEY.fullmatch(key):
+        if not equals or not _KEY.fullmatch(key):
             raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
         found[key] = value
     return found

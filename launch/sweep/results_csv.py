@@ -36,9 +36,7 @@ def git_commit() -> str:
     try:
         # An installed package may lie in the checkout of another project.
         git("ls-files", "--error-unmatch", str(_PACKAGE / "__init__.py"))
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -87,7 +85,7 @@ def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
         settings = flat(cell.config.model_dump())
         writer.writerow(
             [
-                *(cell.name, status_of(cell.folder), " ".join(_commits(cell.code))),
+                *(cell.name, status_of(cell.folder), " ".join(_commits(cell.commits))),
                 *(settings.get(key, "") for key in keys),
                 *(found.get(column, "") for column in columns),
                 json.dumps(cell.config.identity()),

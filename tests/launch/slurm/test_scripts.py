@@ -68,7 +68,9 @@ def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by)
     assert shlex.split(last)[2:] == both
 
 
-@pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
+@pytest.mark.parametrize(
+    "script", ["array.sbatch", "env.sh", "imagenet9.sh", "srun.sh", "torchrun.sh"]
+)
 def test_the_other_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
 
