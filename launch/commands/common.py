@@ -49,6 +49,18 @@ def split_settings(settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def given_flags(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of ``local`` or ``slurm`` as words, without the run's name and folder."""
+    words = []
+    for name, given in vars(arguments).items():
+        flag = f"--{name.replace('_', '-')}"
+        values = given if isinstance(given, list) else [given]
+        if name not in ("command", "run", "config", "rest", "name", "runs_dir", "dry_run"):
+            values = [value for value in values if value is not None and value is not False]
+            words += [flag if value is True else f"{flag}={value}" for value in values]
+    return words
+
+
 def split_rest(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words before and after the first ``--``."""
     words = list(argv)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.commands.common import add_set, split_settings
+from launch.commands.common import add_set, given_flags, split_settings
 from launch.record.command_line import CommandLine, write_command_line
 from launch.record.runs import refuse_if_active
-from launch.slurm.sbatch import check_words, env_file, render, resource_lines, safe_path, submit
+from launch.slurm.sbatch import check_words, env_file, render, safe_path, submit
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
 from rebias_dist.config.plan import check_world
@@ -50,13 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes [1]")
     ranks = parser.add_mutually_exclusive_group()
-    ranks.add_argument(
-        "--gpus-per-node",
-        type=int,
-        default=1,
-        metavar="N",
-        help="each GPU is a rank [1]",
-    )
+    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="each GPU is a rank [1]")
     ranks.add_argument("--cpu", action="store_true", help="train on CPUs, without GPUs")
     parser.add_argument(
         "--ranks-per-node", type=int, default=1, metavar="N", help="only with --cpu [1]"
@@ -85,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--env",
-        type=Path,
+        type=lambda text: Path(text).absolute(),
         metavar="FILE",
         help="file that a job reads first [the env.sh that comes with launch]",
     )
@@ -112,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
     job = submit([*rest, str(launcher / "job.sbatch")])
-    options = [*_options(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
+    options = [*given_flags(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
     write_command_line(folder, CommandLine("slurm", arguments.config, options, rest, job=job))
     print(f"submitted job {job}, run {config.name}; its output goes to {logs}")
     return EXIT_FINISHED
@@ -148,7 +142,7 @@ def _resolve(arguments: argparse.Namespace) -> Config:
 
 
 def _ranks_per_node(arguments: argparse.Namespace) -> int:
-    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node)
+    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node or 1)
 
 
 def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
@@ -162,9 +156,10 @@ def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
 
 def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
     per_node = _ranks_per_node(arguments)
-    options: dict[str, str | None] = {name: getattr(arguments, name) for name in _TEXTS}
+    given = {name: getattr(arguments, name) for name in _TEXTS}
+    options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():
-        if value is not None and not _SBATCH_VALUE.fullmatch(value):
+        if not _SBATCH_VALUE.fullmatch(value):
             raise ConfigError(f"--{name}: {value!r} is not a value for sbatch")
     seconds = _seconds(arguments.time)
     if seconds is not None and seconds < arguments.warning + _SHORTEST:
@@ -191,7 +186,7 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
         NAME=str(config.name),
         NODES=str(arguments.nodes),
         TASKS=str(tasks),
-        RESOURCES=resource_lines(options),
+        RESOURCES="\n".join(f"#SBATCH --{name}={value}" for name, value in options.items()),
         WARNING=str(arguments.warning),
         RUN=str(folder),
         LOGS=str(folder / "logs"),
@@ -215,18 +210,3 @@ def _seconds(limit: str | None) -> int | None:
         parts = [0, *parts] if len(parts) < 3 else parts
     hours, minutes, seconds = [*parts, 0, 0][:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _options(arguments: argparse.Namespace) -> Sequence[str]:
-    """Return the given flags, without the name of the run and the folder of the runs."""
-    words = [f"--set={setting}" for setting in arguments.set]
-    words += [f"--resume-override={key}" for key in arguments.resume_override]
-    ranks = ["--cpu", f"--ranks-per-node={arguments.ranks_per_node}"]
-    words += ranks if arguments.cpu else [f"--gpus-per-node={arguments.gpus_per_node}"]
-    for name in ("nodes", "by", "cpus_per_rank", "warning", *_TEXTS):
-        value = getattr(arguments, name)
-        if value is not None:
-            words.append(f"--{name.replace('_', '-')}={value}")
-    if arguments.env is not None:
-        words.append(f"--env={arguments.env.absolute()}")
-    return words

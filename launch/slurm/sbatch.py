@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.record.jobs import ask_slurm
@@ -45,12 +45,6 @@ def env_file(given: Path | None) -> Path:
     if not path.is_file():
         raise ConfigError(f"--env: {path} is not a file")
     return path
-
-
-def resource_lines(options: Mapping[str, str | None]) -> str:
-    """Return the options that are set as directive lines."""
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    return "\n".join(lines) or "#"
 
 
 def render(template: str, **values: str) -> str:

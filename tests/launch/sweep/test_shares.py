@@ -89,7 +89,7 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
     assert "not finished: s-vanilla-seed4" in capsys.readouterr().err
 
 
-def test_what_test_data_chose_is_an_oracle_in_the_table(tmp_path):
+def test_a_checkpoint_that_test_data_chose_is_an_oracle_in_the_table(tmp_path):
     cells = []
     for name, selection in (("chosen", 0.1), ("oracle", "none")):
         values = {"method": {"name": "vanilla"}, "data": {"selection": selection}}
