@@ -9,8 +9,8 @@ from typing import Any
 
 from rebias_dist.errors import ConfigError
 
-KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-"""The dotted name of a field of the configuration."""
+# The dotted name of a field of the configuration.
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +43,22 @@ def split_settings(settings: Sequence[str]) -> dict[str, str]:
     found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not KEY.fullmatch(key):
+        if not equals or not _KEY.fullmatch(key):
             raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
         found[key] = value
     return found
+
+
+def given_flags(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of ``local`` or ``slurm`` as words, without the run's name and folder."""
+    words = []
+    for name, given in vars(arguments).items():
+        flag = f"--{name.replace('_', '-')}"
+        values = given if isinstance(given, list) else [given]
+        if name not in ("command", "run", "config", "rest", "name", "runs_dir", "dry_run"):
+            values = [value for value in values if value is not None and value is not False]
+            words += [flag if value is True else f"{flag}={value}" for value in values]
+    return words
 
 
 def split_rest(argv: Sequence[str]) -> tuple[list[str], list[str]]:

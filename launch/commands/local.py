@@ -13,6 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from launch.commands.common import given_flags
 from launch.local.children import visible_gpus
 from launch.local.supervisor import Limits, Supervisor, ownership
 from launch.record.command_line import (
@@ -88,9 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_world(config, ranks)
     name = config.name or fresh_name(config)
     folder = Path(config.runs_dir) / name
-    options = [f"--ranks={ranks}", f"--name={name}", f"--runs-dir={config.runs_dir}"]
-    options += [f"--max-restarts={arguments.max_restarts}", f"--grace={arguments.grace:g}"]
-    options += [f"--hang-timeout={arguments.hang_timeout:g}"]
+    arguments.ranks = ranks
+    options = [*given_flags(arguments), f"--name={name}", f"--runs-dir={config.runs_dir}"]
     limits = Limits(
         max_restarts=arguments.max_restarts,
         # The run itself gives up one attempt earlier, and says where it fails, if it gets so far.

@@ -22,6 +22,7 @@ from typing import Any
 from data_shards.processes import adopt_orphans
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
 from launch.local.children import on_stop_signals
+from launch.record.exit_codes import final_code
 from launch.record.locks import launcher_lock
 from rebias_dist.errors import (
     EXIT_FAILED,
@@ -124,14 +125,14 @@ class Supervisor:
                 return code
             fruitless = 0 if after != before else fruitless + 1
             restarts += 1
-            if restarts > self._limits.max_restarts or fruitless > self._limits.fruitless:
-                counted = (
-                    f"{fruitless} attempts in a row have brought no newer checkpoint"
-                    if fruitless > self._limits.fruitless
-                    else f"{self._limits.max_restarts} restarts are the limit (--max-restarts)"
-                )
-                self._say(f"giving up: {counted}", outcome)
-                self._event("give up", reason=counted)
+            reason = ""
+            if fruitless > self._limits.fruitless:
+                reason = f"{fruitless} attempts in a row have brought no newer checkpoint"
+            elif restarts > self._limits.max_restarts:
+                reason = f"{self._limits.max_restarts} restarts are the limit (--max-restarts)"
+            if reason:
+                self._say(f"giving up: {reason}", outcome)
+                self._event("give up", reason=reason)
                 return EXIT_GIVE_UP
             pause = 0.0 if _was_preempted(outcome) else min(_LONGEST_PAUSE, 2.0**fruitless)
             where = "the start" if after is None else f"step {after}"
@@ -150,16 +151,12 @@ class Supervisor:
     def _judge(self, outcome: Outcome) -> int | None:
         """Return the launcher's exit code, or None if another attempt follows."""
         codes = set(outcome.ranks.values())
-        for final in (EXIT_USAGE, EXIT_GIVE_UP):
-            if final in codes:
-                return final
-        if outcome.code == EXIT_FINISHED:
-            return EXIT_FINISHED
-        if self._stop.asked:
+        final = final_code(codes, outcome.code)
+        if final is None and self._stop.asked:
             # An attempt that has not begun to train has nothing to save.
             saved = EXIT_INTERRUPTED in codes or not outcome.began
             return EXIT_INTERRUPTED if saved and not outcome.hang else EXIT_FAILED
-        return None
+        return final
 
     def _interrupted_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds

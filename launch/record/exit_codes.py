@@ -7,12 +7,13 @@ of a killed rank. So each rank writes its own code. A rank that was killed write
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
 from launch.record.reading import read_tail
 from rebias_dist.commands import train
+from rebias_dist.errors import EXIT_FINISHED, EXIT_GIVE_UP, EXIT_USAGE
 
 
 def train_and_note(arguments: Sequence[str], path: Path) -> None:
@@ -32,3 +33,16 @@ def read_codes(folder: Path) -> dict[str, int]:
     """Return the exit codes in a folder by the name of their rank."""
     texts = {name: (read_tail(folder / name, 10) or b"").strip() for name in os.listdir(folder)}
     return {name: int(text) for name, text in texts.items() if text.isdigit()}
+
+
+def final_code(codes: Collection[int], launcher: int) -> int | None:
+    """Return the exit code of a run that no restart could help, or None.
+
+    Args:
+        codes: exit codes of the ranks that were not killed.
+        launcher: exit code of torchrun or srun.
+    """
+    for final in (EXIT_USAGE, EXIT_GIVE_UP):
+        if final in codes:
+            return final
+    return EXIT_FINISHED if launcher == EXIT_FINISHED else None

@@ -23,12 +23,8 @@ def ask_slurm(*command: str, timeout: float = 20.0) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise RebiasError(f"{command[0]}: no answer within {timeout:g} s") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{command[0]}: not found; is this a login node of a cluster?"
-            if isinstance(error, FileNotFoundError)
-            else f"{command[0]}: {error.strerror}"
-        ) from None
+    except OSError:
+        raise ConfigError(f"{command[0]}: not found; is this a login node of a cluster?") from None
     if done.returncode != 0:
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise ConfigError(f"{command[0]}: {reason}")

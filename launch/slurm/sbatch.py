@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.record.jobs import ask_slurm
@@ -12,6 +11,9 @@ from rebias_dist.errors import ConfigError, RebiasError
 
 # Signs without a meaning to bash, in a directive line, or to SLURM in a file name (% has one).
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9._+=@,/-]*")
+
+SCRIPTS = Path(__file__).parents[1]
+"""Folder of the templates, of array.sbatch and of env.sh."""
 
 
 def safe_path(path: Path, what: str, *, resolve: bool = True) -> Path:
@@ -37,18 +39,18 @@ def check_words(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-def resource_lines(options: Mapping[str, str | None]) -> str:
-    """Return the options that are set as directive lines."""
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    return "\n".join(lines) or "#"
+def env_file(given: Path | None) -> Path:
+    """Return the file that a job reads first: the given one, or the one that comes with launch."""
+    path = (given or SCRIPTS / "env.sh").absolute()
+    if not path.is_file():
+        raise ConfigError(f"--env: {path} is not a file")
+    return path
 
 
 def render(template: str, **values: str) -> str:
     """Return a template with its ``@NAMES@`` replaced by values, which must have been checked."""
-    text = resources.files("launch").joinpath(template).read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+    text = (SCRIPTS / template).read_text(encoding="utf-8")
+    return re.sub(r"@([A-Z]+)@", lambda name: values[name[1]], text)
 
 
 def submit(words: Sequence[str]) -> str:

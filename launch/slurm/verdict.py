@@ -11,14 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from launch.record.exit_codes import read_codes
-from rebias_dist.errors import (
-    EXIT_FAILED,
-    EXIT_FINISHED,
-    EXIT_GIVE_UP,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-)
+from launch.record.exit_codes import final_code, read_codes
+from rebias_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 
 def judge(codes: set[int], launcher: int, began: bool) -> int:
@@ -32,11 +26,9 @@ def judge(codes: set[int], launcher: int, began: bool) -> int:
         launcher: exit code of srun.
         began: whether the run has noted this attempt.
     """
-    for final in (EXIT_USAGE, EXIT_GIVE_UP):
-        if final in codes:
-            return final
-    if launcher == EXIT_FINISHED:
-        return EXIT_FINISHED
+    final = final_code(codes, launcher)
+    if final is not None:
+        return final
     if EXIT_INTERRUPTED in codes or began:
         return EXIT_INTERRUPTED
     return EXIT_USAGE if launcher == EXIT_USAGE else EXIT_FAILED

@@ -132,7 +132,7 @@ class Cell:
         return Path(self.config.runs_dir) / ".sweeps" / f"{self.name}.log"
 
     @property
-    def code(self) -> Path:
+    def commits(self) -> Path:
         """Return the file with the commits that the cell ran with."""
         return self.log.with_suffix(".commits.json")
 

@@ -36,9 +36,7 @@ def git_commit() -> str:
     try:
         # An installed package may lie in the checkout of another project.
         git("ls-files", "--error-unmatch", str(_PACKAGE / "__init__.py"))
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -78,21 +76,18 @@ def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
         ConfigError: the file cannot be written.
     """
     keys = list(dict.fromkeys([*axes, "seed", "data.seed"]))
-    figures = [_figures(cell) for cell in cells]
-    columns = list(dict.fromkeys(name for found in figures for name in found))
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["cell", "status", "git_commit", *keys, *columns, "config"])
-    for cell, found in zip(cells, figures, strict=True):
+    rows = []
+    for cell in cells:
         settings = flat(cell.config.model_dump())
-        writer.writerow(
-            [
-                *(cell.name, status_of(cell.folder), " ".join(_commits(cell.code))),
-                *(settings.get(key, "") for key in keys),
-                *(found.get(column, "") for column in columns),
-                json.dumps(cell.config.identity()),
-            ]
-        )
+        row = {"cell": cell.name, "status": status_of(cell.folder)}
+        row |= {"git_commit": " ".join(_commits(cell.commits))}
+        row |= {key: settings.get(key, "") for key in keys}
+        rows.append({**row, **_figures(cell), "config": json.dumps(cell.config.identity())})
+    columns = dict.fromkeys(column for row in rows for column in row if column != "config")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns, "config"])
+    writer.writeheader()
+    writer.writerows(rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, text.getvalue().encode())

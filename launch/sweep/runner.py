@@ -159,7 +159,7 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
             if cell.is_finished():
                 print(f"{title} finished before", flush=True)
                 return None
-            note_commit(cell.code)
+            note_commit(cell.commits)
             code = runner.run(cell.bound_command, cell.ranks, cell.log, title)
             # The folder decides, not the exit code, so that a repeated sweep judges alike.
             if runner.stopping or cell.is_finished():

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from launch.commands import sweep
-from launch.sweep.array import array_of
 from launch.sweep.grid import Cell, plan_cells, read_sweep
 from launch.sweep.results_csv import git_commit, write_table
 from launch.sweep.runner import shares
@@ -90,7 +89,7 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
     assert "not finished: s-vanilla-seed4" in capsys.readouterr().err
 
 
-def test_what_test_data_chose_is_an_oracle_in_the_table(tmp_path):
+def test_a_checkpoint_that_test_data_chose_is_an_oracle_in_the_table(tmp_path):
     cells = []
     for name, selection in (("chosen", 0.1), ("oracle", "none")):
         values = {"method": {"name": "vanilla"}, "data": {"selection": selection}}
@@ -124,11 +123,6 @@ def test_the_commit_is_that_of_the_checkout():
     if head.returncode != 0:
         pytest.skip("not in a checkout")
     assert git_commit().removesuffix("-dirty") in head.stdout.split()
-
-
-def test_numbers_of_an_array():
-    assert array_of([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
-    assert array_of([4]) == "4"
 
 
 @pytest.mark.parametrize(

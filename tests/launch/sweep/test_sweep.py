@@ -1,4 +1,4 @@
-"""Sweeps: which cells they have, what they refuse, and how real processes start, fail and stop."""
+"""Sweeps: their cells, their refusals, and how real processes start, fail and stop."""
 
 import json
 import os
@@ -185,7 +185,7 @@ def script_cell(folder: Path, name: str, script: str) -> ScriptCell:
 
 @pytest.fixture
 def signals():
-    """Give back the signal handlers that a sweep takes over."""
+    """Restore the signal handlers that a sweep replaces."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -211,7 +211,7 @@ def test_failures_do_not_stop_the_sweep_and_finished_cells_run_once(tmp_path, ca
     assert (tmp_path / "good/starts").read_text() == "x"
 
 
-# A sweep of two cells; each counts the SIGINTs that reach it and takes its time to save.
+# A sweep of two cells. Each counts the SIGINTs that reach it, and is slow to save.
 STOPPABLE = """
 import sys, time, signal, pathlib
 folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
