@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rebias_dist.errors import ConfigError, DataError, NonFiniteError
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import LOCAL, hsic, median_distance
-from rebias_dist.step.radii import Radii
 
 _FEWEST = 4  # samples, below which HSIC is not defined
 _KERNEL_SAMPLES = 512  # samples between which kernel entries are looked at

@@ -18,9 +18,9 @@ from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.evaluation.predictions import predict
+from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.snapshot import Snapshot
-from rebias_dist.step.radii import Radii, radii_of
 
 
 def evaluate_split(

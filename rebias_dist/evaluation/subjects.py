@@ -20,11 +20,11 @@ from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import choose_decoder
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.loaded_run import load_run
+from rebias_dist.methods.radii import Radii
 from rebias_dist.models import load_public_checkpoint, load_state
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 
 Choice = Literal["last", "best", "oracle", "step", "public"]
 _STEP_FOLDER = re.compile(r"step-(\d{9})")

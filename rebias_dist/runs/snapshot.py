@@ -8,9 +8,9 @@ from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
-from rebias_dist.step.radii import Radii, radii_of
 
 
 class Snapshot:

@@ -117,7 +117,7 @@ class Work:
                 continue
             if not method.facts.fixed_g:
                 total += method.config.n_g_update * cost.training
-            if "f" in self.per_image and (method.f_coupling or method.f_needs_g):
+            if "f" in self.per_image and (method.f_is_coupled or method.f_needs_g):
                 total += cost.forward
         return total * self._samples
 
