@@ -61,7 +61,7 @@ coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of w
 	$(BIN)/coverage report --data-file build/coverage/data --skip-covered
 
 docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/.installed-dev  ## style, format and types
 	$(BIN)/ruff check .
