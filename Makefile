@@ -14,7 +14,7 @@ RANKS ?= 2
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-# The marker is written last: an interrupted creation is repeated.
+# The marker is written last, so an interrupted creation is repeated.
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$(PYTHON) is older than Python 3.11; use make PYTHON=python3.11" >&2; exit 2; }
@@ -41,7 +41,7 @@ results: .venv/.installed  ## five methods, three rho, three seeds each; writes 
 	$(BIN)/rebias-report runs/results-*-rho* --out report --name results
 	cp report/results.md report/results.png report/results-rho.png docs/
 
-# The tests of pages open them in Debian's Chromium; where it is not and cannot be, they are skipped.
+# Some tests open pages in Debian's Chromium. Without it they are skipped.
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
@@ -61,7 +61,7 @@ coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of w
 	$(BIN)/coverage report --data-file build/coverage/data --skip-covered
 
 docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/.installed-dev  ## style, format, types, and the layers of the packages
 	$(BIN)/ruff check .
@@ -75,8 +75,8 @@ soak: .venv/.installed-dev  ## five minutes of training with three kills; writes
 bench: .venv/.installed-dev  ## every benchmark, with records in benchmarks/results
 	$(BIN)/python -m benchmarks
 
-# Built (never taken from pip's cache: it forgets the compiler's flags) before anything is removed,
-# so that a failure leaves Pillow where it was. Both lie in the folder PIL, of which there is one.
+# Build before removing anything, so that a failure leaves Pillow in place: both packages use the
+# folder PIL. Do not use pip's cache, which ignores the compiler's flags.
 simd: .venv/.installed  ## build pillow-simd for AVX2 and put it in Pillow's place; it is older
 	@echo "pillow-simd 12.1.1 predates security fixes of Pillow 12.2, 12.3 and 13.0, among them of an"
 	@echo "overflow in the JPEG decoder: use it on images that you trust. 'make no-simd' goes back."

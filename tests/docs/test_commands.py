@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import list_configs, validate
+from rebias_dist.config.plan import check_world
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -56,6 +59,27 @@ def flags_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", text))
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of ours on a page, by its name as a console script."""
+
+    page: Path
+    program: str
+    words: list[str]
+    before: str
+    """What stands before it on the line: torchrun, srun."""
+
+    def __str__(self) -> str:
+        return f"{self.page.name}: {self.program} {' '.join(self.words)}"[:80]
+
+    @property
+    def ranks(self) -> int:
+        """Return the ranks that torchrun or srun starts, as far as numbers say."""
+        per_node = re.findall(r"--(?:nproc|ntasks)[-_]per[-_]node=(\d+)", self.before)
+        nodes = re.search(r"--(?:nnodes|nodes)=(\d+)", self.before)
+        return max(map(int, per_node), default=1) * (int(nodes[1]) if nodes else 1)
+
+
 def code_lines(page: Path) -> list[str]:
     """Return the lines of a page's shell blocks, indented ones included, without continuations."""
     text = page.read_text(encoding="utf-8")
@@ -65,71 +89,85 @@ def code_lines(page: Path) -> list[str]:
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Return the words of each command of ours, from its name as a console script."""
-    found = []
+def commands(page: Path) -> Iterator[Command]:
     for line in code_lines(page):
         if (match := STARTS.search(line)) and not line.startswith("eval "):
             rest = line[match.end() :]
             if rest.count("'") % 2:  # of bash -c '…'
                 rest = rest.removesuffix("'")
-            name = match["script"] or MODULES.get(match["module"])
-            if name is None:  # python -m venv
-                continue
-            found.append([name, *shlex.split(rest, comments=True)])
-    return found
+            program = match["script"] or MODULES.get(match["module"])
+            if program is not None:  # python -m venv
+                yield Command(
+                    page, program, shlex.split(rest, comments=True), line[: match.start()]
+                )
 
 
-CASES = [
-    pytest.param(command, id=f"{page.name}: {' '.join(command)[:70]}")
-    for page in PAGES
-    for command in commands(page)
-]
+CASES = [command for page in PAGES for command in commands(page)]
+
+
+def of(*programs: str) -> pytest.MarkDecorator:
+    chosen = [command for command in CASES if not programs or command.program in programs]
+    return pytest.mark.parametrize("command", chosen, ids=str)
 
 
 def test_commands_are_found():
-    names = {case.values[0][0] for case in CASES}
-    assert names >= set(entry_points())
+    assert {command.program for command in CASES} >= set(entry_points())
     assert len(CASES) > 50
 
 
-@pytest.mark.parametrize("command", CASES)
+@of()
 def test_every_flag_exists(command):
-    place = command.index("--") if "--" in command else len(command)
-    (program, *words), rest = command[:place], command[place + 1 :]
+    program, words = command.program, command.words
+    place = words.index("--") if "--" in words else len(words)
+    words, rest = words[:place], words[place + 1 :]
+    onward = None  # what follows '--'; where that is sbatch, it is not ours to check
     if program == "launch/imagenet9.sh":
         known = (ROOT / program).read_text()
         onward = printed("rebias-launch", "slurm", "--help")
     else:
-        depth = program in SUBCOMMANDS
-        depth += words[:1] == ["convert"]
+        depth = (program in SUBCOMMANDS) + (words[:1] == ["convert"])
         known = printed(program, *words[:depth], "--help")
-        # What follows '--' goes to the training, or to sbatch, which is not ours to check.
-        local = (program, *words[:1]) == ("rebias-launch", "local")
-        onward = printed("rebias-train", "--help") if local else None
-    unknown = {word.split("=")[0] for word in words if word.startswith("-")} - flags_in(known)
+        if (program, *words[:1]) == ("rebias-launch", "local"):
+            onward = printed("rebias-train", "--help")
+    unknown = flags(words) - flags_in(known)
     if onward is not None:
-        unknown |= {w.split("=")[0] for w in rest if w.startswith("-")} - flags_in(onward)
+        unknown |= flags(rest) - flags_in(onward)
     assert not unknown
 
 
-@pytest.mark.parametrize("command", [case for case in CASES if "rebias-train" in case.values[0]])
-def test_every_training_command_is_a_configuration(command):
-    words = [word for word in command[1:] if word not in ("--help", "--list-configs")]
+def flags(words: list[str]) -> set[str]:
+    return {word.split("=")[0] for word in words if word.startswith("-")}
+
+
+@of("rebias-train")
+def test_every_training_command_is_a_configuration_that_fits_its_ranks(command):
+    words = [word for word in command.words if word not in ("--help", "--list-configs")]
     if words[:1] == ["--config"] and words[1] not in SHIPPED:
         words = words[2:]  # a file that the reader writes
     if "--print-config" not in words:
-        assert parse_train(words).config
+        check_world(parse_train(words).config, command.ranks)
 
 
-@pytest.mark.parametrize("command", [case for case in CASES if case.values[0][0] == "rebias-sweep"])
+@of("rebias-launch")
+def test_every_launched_configuration_fits_its_ranks(command):
+    subcommand, *words = command.words
+    if subcommand == "slurm":
+        place = words.index("--") if "--" in words else len(words)
+        assert "SBATCH" in printed(command.program, subcommand, *words[:place], "--dry-run")
+    if subcommand == "local":
+        place = words.index("--") if "--" in words else len(words)
+        config = parse_train(["--config", words[0], *words[place + 1 :]]).config
+        check_world(config, int(words[words.index("--ranks") + 1]))
+
+
+@of("rebias-sweep")
 def test_every_sweep_exists(command, tmp_path):
-    file = command[1]
+    file = command.words[0]
     if file == "radius.yaml":
         (block,) = yaml_blocks(ROOT / "docs/howto/sweeps.md")
         (tmp_path / file).write_text(block)
         file = str(tmp_path / file)
-    if "--help" not in command:
+    if "--help" not in command.words:
         assert "--config" in printed("rebias-sweep", file, "--dry-run")
 
 
@@ -155,5 +193,7 @@ def test_every_make_target_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_of_the_checkout_exists(page):
     text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / path).exists(), path
     for path in re.findall(r"`((?:benchmarks|configs|examples|tests)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), path

@@ -4,8 +4,10 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import ROOT
 
@@ -25,14 +27,53 @@ class Loaded(HTMLParser):
             self.addresses.append(given.get("href", ""))
 
 
+def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site as ``make docs`` does."""
+    pytest.importorskip("mkdocs", reason="comes with the extra docs")
+    recipe = re.search(
+        r"^docs:.*\n\t.*/mkdocs (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert recipe is not None
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        *recipe[1].split(),
+        "-f",
+        str(config),
+        "-d",
+        str(folder),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    pytest.importorskip("mkdocs", reason="comes with the extra docs")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = build(ROOT / "mkdocs.yml", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[a page](other.md#there)", 0),
+        ("[no page](missing.md)", 1),
+        ("[no place](other.md#nowhere)", 1),
+        ("![no picture](missing.png)", 1),
+    ],
+)
+def test_a_dead_link_fails(tmp_path, text, found):
+    pages = tmp_path / "docs"
+    pages.mkdir()
+    (pages / "index.md").write_text(f"# Home\n\n{text}\n")
+    (pages / "other.md").write_text("# Other\n\n## There\n")
+    config = tmp_path / "mkdocs.yml"
+    own = {"docs_dir": "docs", "nav": ["index.md", "other.md"], "hooks": [], "plugins": []}
+    config.write_text(yaml.safe_dump({"INHERIT": str(ROOT / "mkdocs.yml"), **own}))
+    done = build(config, tmp_path / "site")
+    assert done.returncode == found, done.stderr
 
 
 def test_pages_load_nothing_from_other_hosts(site):
