@@ -16,8 +16,8 @@ from rebias_dist.errors import ConfigError
 # Subcommand -> its summary. Its module in ``launch.commands`` has a docstring, EXAMPLES (one
 # command a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 _COMMANDS = {
-    "local": "train on this machine, restarting from the newest checkpoint after a failure",
-    "slurm": "train through SLURM: render the batch script and submit it",
+    "local": "train on this machine, and restart from the newest checkpoint after a failure",
+    "slurm": "train through SLURM: make the batch script and submit it",
     "list": "show all runs and their state",
     "status": "show one run, live",
     "logs": "print the log of a run, or follow it",

@@ -1,4 +1,4 @@
-"""Show all runs and how they stand.
+"""Show all runs and their state.
 
 The status is the last one that the run wrote. If no process works on the run any more, it is dead.
 """
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``list``."""
     add_runs_dir(parser)
     parser.add_argument("--active", action="store_true", help="only runs that work or are queued")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def run(arguments: argparse.Namespace) -> int:

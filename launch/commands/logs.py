@@ -1,7 +1,7 @@
 """Print the log of a run, or follow it until the run ends.
 
-Each rank has its own log. With --output, everything else that the ranks print is shown (warnings,
-tracebacks), for all ranks and all attempts together.
+Each rank has its own log. Everything else that the ranks print, such as warnings and tracebacks, is
+in one file for all ranks and attempts; --output shows that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOOK = 0.5  # seconds between two looks at a file that is followed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``logs``."""
     add_name(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the run ends")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, default=0, metavar="R", help="rank of the log [0]")
     which.add_argument("--output", action="store_true", help="all that the ranks printed")

@@ -50,16 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes [1]")
     ranks = parser.add_mutually_exclusive_group()
-    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="each GPU is a rank [1]")
+    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="one rank for each GPU [1]")
     ranks.add_argument("--cpu", action="store_true", help="train on CPUs, without GPUs")
     parser.add_argument(
-        "--ranks-per-node", type=int, default=1, metavar="N", help="only with --cpu [1]"
+        "--ranks-per-node", type=int, default=1, metavar="N", help="with --cpu: ranks [1]"
     )
     parser.add_argument(
         "--cpus-per-rank",
         type=int,
         metavar="N",
-        help="cores, for computing and loading",
+        help="cores of a rank, to compute and load",
     )
     parser.add_argument(
         "--by",
@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="torchrun",
         help="one torchrun for each node, or one task of srun for each rank [torchrun]",
     )
-    parser.add_argument("--time", metavar="LIMIT", help="such as 12:00:00 or 2-00:00:00")
+    parser.add_argument("--time", metavar="LIMIT", help="as for sbatch, such as 2-00:00:00")
     for name in _TEXTS[1:]:
-        parser.add_argument(f"--{name}", metavar="NAME")
+        parser.add_argument(f"--{name}", metavar="NAME", help="as for sbatch")
     parser.add_argument(
         "--warning",
         type=int,

@@ -32,8 +32,8 @@ _EPILOG = """examples:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(
         prog="rebias-sweep",
-        description="Run every cell of a sweep that is not finished, then write a table of all "
-        "cells to RUNS/.sweeps/NAME.csv: settings, seeds, commit, accuracies. What follows '--' "
+        description="Run every cell of a sweep that is not finished. Then write a table of all\n"
+        "cells to RUNS/.sweeps/NAME.csv: settings, seeds, commit, accuracies. What follows '--'\n"
         "goes to sbatch.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,27 +69,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _tabulate(sweep: Sweep, cells: Sequence[Cell]) -> None:
+def _tabulate(sweep: Sweep, cells: Sequence[Cell]) -> list[Cell]:
+    """Write the table and return the cells that are not finished."""
     path = cells[0].log.parent / f"{sweep.name}.csv"
     write_table(path, cells, [*sweep.grid, *sweep.zip])
-    finished = sum(cell.is_finished() for cell in cells)
-    print(f"wrote {path}: {finished} of {len(cells)} cells are finished", flush=True)
-
-
-def _tabulate_alone(sweep: Sweep, cells: Sequence[Cell]) -> int:
-    """Write the table and name the cells that are not finished; return 1 if there are any."""
-    _tabulate(sweep, cells)
     unfinished = [cell for cell in cells if not cell.is_finished()]
-    for cell in unfinished:
-        print(f"not finished: {cell.name}; see {cell.log}", file=sys.stderr)
-    return EXIT_FAILED if unfinished else EXIT_FINISHED
+    finished = len(cells) - len(unfinished)
+    print(f"wrote {path}: {finished} of {len(cells)} cells are finished", flush=True)
+    return unfinished
 
 
 def _submit(arguments: argparse.Namespace, sweep: Sweep, cells: Sequence[Cell]) -> int:
     numbers = [number for number, cell in enumerate(cells, 1) if not cell.is_finished()]
     if not numbers:
         print("all cells are finished")
-        return _tabulate_alone(sweep, cells)
+        _tabulate(sweep, cells)
+        return EXIT_FINISHED
     words = [arguments.sweep, *(f"--set={setting}" for setting in arguments.set)]
     words += [] if arguments.ranks is None else [f"--ranks={arguments.ranks}"]
     words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
@@ -119,7 +114,10 @@ def main(argv: Sequence[str]) -> int:
             print(shlex.join(cell.command))
         return EXIT_FINISHED
     if arguments.table:
-        return _tabulate_alone(sweep, cells)
+        unfinished = _tabulate(sweep, cells)
+        for cell in unfinished:
+            print(f"not finished: {cell.name}; see {cell.log}", file=sys.stderr)
+        return EXIT_FAILED if unfinished else EXIT_FINISHED
     if arguments.slurm:
         return _submit(arguments, sweep, cells)
     command = shlex.join(["rebias-sweep", *argv])

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tensorboard``."""
     add_name(parser, nargs="*")
     parser.add_argument(
-        "--port", type=int, metavar="PORT", help=f"[the first free one from {_FIRST_PORT}]"
+        "--port", type=int, metavar="PORT", help=f"port [first free one from {_FIRST_PORT}]"
     )
 
 
