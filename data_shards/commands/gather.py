@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-private",
         action="store_true",
-        help="also request from hosts with private or loopback addresses; use it only for a list that you trust",
+        help="also request from private or loopback addresses; only for a list that you trust",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
