@@ -39,7 +39,8 @@ def eps_supinfonce(
     * out: ``-(T/0.07) mean_i mean_{j∈P_i} [ A_ij - log(ω exp A_ij + Σ_{N_i} exp A_ik + 1e-6) ]``;
       an anchor without positives adds 0.
     * in: ``-(T/0.07) mean_i [ log Σ_{P_i} exp A - log((ω/|P_i|) Σ_{P_i} exp A + Σ_{N_i} exp A) ]``;
-      an anchor without positives makes the value infinite, as in the authors' code.
+      an anchor without positives makes the value infinite, as in the authors' code (NaN if it has
+      no negatives either).
 
     Args:
         own: the anchors, with ``labels``.
