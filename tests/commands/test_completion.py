@@ -10,7 +10,7 @@ import pytest
 from tests import ROOT
 
 SCRIPTS = {
-    "rebias-train": "rebias_dist.train",
+    "rebias-train": "rebias_dist.commands.train",
     "rebias-evaluate": "rebias_dist.commands.evaluate",
     "rebias-sweep": "launch.sweep.grid",
     "rebias-report": "rebias_dist.commands.report",
