@@ -63,10 +63,11 @@ coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of w
 docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
 	$(BIN)/mkdocs build --strict
 
-lint: .venv/.installed-dev  ## style, format and types
+lint: .venv/.installed-dev  ## style, format, types, and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports setup.cfg --no-logo
 
 soak: .venv/.installed-dev  ## five minutes of training with three kills; writes docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.launch.soak --minutes 5 --kills 3 --out docs/reliability.md

@@ -189,12 +189,16 @@ def parts(given: Listing, folder: Path) -> dict[str, float]:
         taken[part] = (time.process_time() - begin) / counts * 1e3
 
     contents = {item: read_item(item) for item in given.items}
-    structures = {item: jpeg.parse(contents[item]) for item in given.items}
+    segments = {item: jpeg.parse(contents[item]) for item in given.items}
+    headers = {item: jpeg.read_header(contents[item], segments[item]) for item in given.items}
     found = [examine_item(item) for item in given.items]
     timed("read", read_item)
     timed("hash", lambda item: hashlib.sha256(contents[item]).digest())
     timed("walk the markers", lambda item: jpeg.parse(contents[item]))
-    timed("decode", lambda item: jpeg.decode_strictly(contents[item], structures[item]))
+    timed(
+        "decode",
+        lambda item: jpeg.decode_strictly(contents[item], headers[item], segments[item]),
+    )
     timed("all of the check", examine_item)
     begin = time.process_time()
     with shard_writer(folder / "parts.tar", folder) as writer:

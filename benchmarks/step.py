@@ -37,12 +37,12 @@ from benchmarks.hsic import trace
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import LOCAL, hsic
 from rebias_dist.phases import HostClock, phase, timed_by
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 from rebias_dist.telemetry.meter import Meter
 from rebias_dist.telemetry.writers import Telemetry
 

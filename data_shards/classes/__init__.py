@@ -1,8 +1,9 @@
-"""Class maps: one CSV a data set, from source folder to label and class name.
+"""Class maps: one CSV for each data set, from source folder to label and class name.
 
-The first line that is no comment (``#``) names the columns. ``wnid`` is the name of the source's
-folder, a WordNet id for ImageNet; ``class`` the class it counts as, by default the wnid itself;
-``label`` the number of the class, by default classes are numbered as they first appear.
+The first line that is not a comment (``#``) names the columns. ``wnid`` is the name of the
+source's folder, a WordNet id for ImageNet. ``class`` is the class it counts as, by default the
+wnid itself. ``label`` is the number of the class; by default classes are numbered as they first
+appear.
 """
 
 import csv
@@ -27,12 +28,12 @@ class ClassMap:
 
 @functools.cache
 def shipped_class_map(name: str) -> ClassMap:
-    """Return the map ``name.csv`` that lies in this package."""
+    """Return the map ``name.csv`` of this package."""
     return load_class_map(Path(__file__).with_name(f"{name}.csv"))
 
 
 def load_class_map(path: Path) -> ClassMap:
-    """Read and check a class-map file; UsageError in one line that names what is wrong."""
+    """Read and check a class-map file; UsageError with one line if it is wrong."""
     names: dict[str, int] = {}  # class -> label
     labels: dict[str, int] = {}
     for line, row in _rows(path):
@@ -70,7 +71,7 @@ def load_class_map(path: Path) -> ClassMap:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        # Asked first: opening a FIFO would wait for ever.
+        # Check this first: opening a FIFO would block.
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: the class map cannot be read (it is no regular file)")
         with path.open("rb") as file:

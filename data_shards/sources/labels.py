@@ -1,7 +1,7 @@
-"""Which class each validation image of ILSVRC2012 belongs to, where no folder says so.
+"""Read the class of each validation image of ILSVRC2012 that is in no class folder.
 
-Three files say it: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or the folder in it), Kaggle's
-``LOC_val_solution.csv``, or a CSV with the columns ``name`` and ``wnid``.
+Three kinds of files have it: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or the folder in it),
+Kaggle's ``LOC_val_solution.csv``, and a CSV with the columns ``name`` and ``wnid``.
 """
 
 import csv
@@ -26,7 +26,7 @@ _WNID: Final = re.compile(r"n\d{8}")
 
 
 def find_labels(folder: Path) -> Path | None:
-    """Return the first label file that lies in ``folder`` under the name of its makers."""
+    """Return the first label file in ``folder`` that has its published name."""
     for name in (f"{DEVKIT}.tar.gz", DEVKIT, KAGGLE):
         if (folder / name).exists():
             return folder / name
@@ -69,7 +69,7 @@ def _from_table(path: Path) -> dict[str, str]:
     for line, row in enumerate(rows[1:], 2):
         if not row:
             continue
-        # Kaggle's second column goes on with the boxes: "n01978287 85 1 499 272".
+        # Kaggle's second column also has the boxes: "n01978287 85 1 499 272".
         wnid = row[1].split(" ", 1)[0] if len(row) == 2 else ""
         name = row[0]
         if name.lower().endswith((".jpeg", ".jpg", ".png")):
@@ -130,10 +130,10 @@ def _wnid_of_id(path: Path, content: bytes) -> dict[int, str]:
 
     The ids do not follow the order of the wnids, so meta.mat is the only source.
     """
-    # Imported here: it takes a fifth of a second, and only the flat archive needs it.
+    # Import it here: it takes a fifth of a second, and only the flat archive needs it.
     from scipy.io import loadmat
 
-    # An open file will do, though scipy's annotations know of paths alone.
+    # loadmat accepts an open file, though scipy's annotations allow only paths.
     stream: Any = io.BytesIO(content)
     try:
         table = loadmat(stream, squeeze_me=True, variable_names=["synsets"])["synsets"]
@@ -144,7 +144,7 @@ def _wnid_of_id(path: Path, content: bytes) -> dict[int, str]:
             )
             if int(children) == 0
         }
-    except Exception as error:  # a hostile file makes scipy raise anything
+    except Exception as error:  # scipy raises many kinds of errors on hostile files
         raise DataShardsError(f"{path}: {_META} cannot be read ({error!r:.100})") from None
     odd = next((wnid for wnid in found.values() if not _WNID.fullmatch(wnid)), None)
     if odd is not None:

@@ -1,4 +1,4 @@
-"""The figures of any checkpoints on any shards, as ``rebias-evaluate`` prints them."""
+"""The figures of any checkpoints on any shards, for ``rebias-evaluate``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _evaluate(
     device: torch.device,
     consensus: Consensus,
 ) -> dict[str, Any]:
-    """Return what a checkpoint does on its splits; a collective."""
+    """Return the figures of one checkpoint on its splits; a collective."""
     with consensus.together():
         subject = load_subject(named, config, device)
         splits = open_splits(subject, on, root)
@@ -44,7 +44,7 @@ def _evaluate(
                 dataset.check_files()
     if len(set(consensus.gather(subject.step))) > 1:
         raise ConfigError(
-            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
+            f"{named.source}: the ranks see different checkpoints; wait until the run has ended"
         )
     settings = subject.config
     precision = Precision(settings.precision, device)
@@ -81,14 +81,17 @@ def evaluate_all(
 
     Args:
         paths: runs, checkpoints of runs, or checkpoints of the public code.
-        on: folders of shards; empty: those that each run was tested on.
+        on: folders of shards; empty: the test splits of each run.
         root: folder of the shards, in place of the run's own; None: the run's own.
-        config: of checkpoints of the public code, which have none.
+        config: configuration for the public code's checkpoints, which contain none.
         device: of this rank.
         consensus: the ranks.
 
     Returns:
-        The figures of each checkpoint, and what is wrong with those that cannot be evaluated.
+        The figures of each checkpoint, and the errors of those that cannot be evaluated.
+
+    Raises:
+        ConfigError: there are no shards in a folder of ``on``.
     """
     with consensus.together():
         splits = find_splits(on)

@@ -19,7 +19,7 @@ from data_shards.files import open_regular
 from rebias_dist.config.files import flat, read_config_file, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods import METHODS
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting.training_data import data_settings, seeds_of
 from rebias_dist.runs.results_schema import Results, Score
 

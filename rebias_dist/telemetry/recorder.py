@@ -1,4 +1,4 @@
-"""What is recorded of a run, step by step: scalars, speed, warnings, traces, progress."""
+"""Records a run step by step: scalars, speed, warnings, traces and progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("rebias_dist")
 
 
 class Recorder:
-    """The records of a run on this rank; opening them is a collective.
+    """The records of a run on this rank; making it is a collective.
 
     Args:
         config: of the run, with a name.
@@ -31,9 +31,9 @@ class Recorder:
         layout: the plan of the run.
         classes: number of classes.
         consensus: the ranks.
-        precision: of the networks, and their device.
-        start_step: optimizer steps that were done before, when a run resumes.
-        held: receives what stays open for the whole run.
+        precision: of the networks, with their device.
+        start_step: optimizer steps done before, when a run resumes.
+        held: receives the contexts that stay open for the whole run.
     """
 
     def __init__(
@@ -80,20 +80,21 @@ class Recorder:
         constants: Callable[[], Mapping[str, float]],
         skipped: Collection[str],
     ) -> None:
-        """Record a step that was taken; a collective at the steps that are logged.
+        """Record a step; a collective at the steps that are logged.
 
         Args:
-            step: optimizer steps taken.
+            step: optimizer steps taken, including this one.
             epoch: the current epoch.
-            metrics: what the step found.
-            constants: returns the scalars that do not come from the step.
+            metrics: of the step.
+            constants: returns further scalars, such as learning rates.
             skipped: networks whose update was skipped.
         """
         self.meter.step()
         self._trace_step()
         for name in skipped:
-            text = "step %d: the gradient of %s is not finite, its update was skipped"
-            _log.warning(text, step, name)
+            _log.warning(
+                "step %d: the gradient of %s is not finite, its update was skipped", step, name
+            )
         if step % self._every == 0 or step == self._layout.total_steps:
             reading = self.meter.read()
             values = metrics.reduce(self._layout.N, reading.by_rank)

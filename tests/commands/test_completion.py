@@ -12,7 +12,7 @@ from tests import ROOT
 SCRIPTS = {
     "rebias-train": "rebias_dist.commands.train",
     "rebias-evaluate": "rebias_dist.commands.evaluate",
-    "rebias-sweep": "launch.sweep.grid",
+    "rebias-sweep": "launch.commands.sweep",
     "rebias-report": "rebias_dist.commands.report",
     "rebias-export": "rebias_dist.commands.export",
     "rebias-shards": "data_shards.__main__",

@@ -359,6 +359,6 @@ def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
 
 
 def test_no_torch_is_imported():
-    modules = "rebias_dist.commands.report, launch.sweep.grid"
+    modules = "rebias_dist.commands.report, launch.commands.sweep"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

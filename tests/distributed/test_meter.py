@@ -17,8 +17,8 @@ def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, lis
 
     import torch.distributed as dist
 
+    from rebias_dist.methods.radii import Radii
     from rebias_dist.phases import HostClock, timed_by
-    from rebias_dist.step.radii import Radii
     from tests.telemetry.test_meter import game_of
 
     rank, world = dist.get_rank(), dist.get_world_size()

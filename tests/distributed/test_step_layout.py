@@ -56,9 +56,9 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
     import torch.distributed as dist
 
     from rebias_dist.data.batch import MicroBatch
+    from rebias_dist.methods.radii import Radii
     from rebias_dist.step.minimax import Minimax
     from rebias_dist.step.player import Player
-    from rebias_dist.step.radii import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     method_object, players = _players(method, optimizer)

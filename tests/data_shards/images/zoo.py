@@ -58,7 +58,7 @@ def _segment(marker: int, payload: bytes) -> bytes:
 
 
 def _place(content: bytes, marker: int) -> jpeg.Segment:
-    return next(s for s in jpeg.parse(content).segments if s.marker == marker)
+    return next(s for s in jpeg.parse(content) if s.marker == marker)
 
 
 def _insert(content: bytes, marker: int, extra: bytes) -> bytes:
@@ -72,7 +72,7 @@ def _patch(content: bytes, position: int, new: bytes) -> bytes:
 
 def _resized(content: bytes, width: int, height: int) -> bytes:
     """Return a JPEG whose header claims another size."""
-    frame = next(s for s in jpeg.parse(content).segments if s.marker in (0xC0, 0xC1, 0xC2))
+    frame = next(s for s in jpeg.parse(content) if s.marker in (0xC0, 0xC1, 0xC2))
     return _patch(content, frame.body + 1, struct.pack(">HH", height, width))
 
 
@@ -269,7 +269,7 @@ def _damaged_jpegs() -> Iterator[Exhibit]:
     end = _place(plain, 0xD9).start
     rest = plain[:end] + b"\x5a" * 12 + plain[end:]
     yield Exhibit("bytes-behind-data.jpg", rest, "corrupt", damaged)
-    scans = [s for s in jpeg.parse(progressive).segments if s.marker == 0xDA]
+    scans = [s for s in jpeg.parse(progressive) if s.marker == 0xDA]
     lost = ("missing-scan",)
     yield Exhibit("last-scan-cut.jpg", progressive[: scans[-2].end] + eoi, "corrupt", lost)
     middle_cut = progressive[: scans[3].start] + progressive[scans[3].end :]
@@ -310,11 +310,14 @@ def _damaged_pngs() -> Iterator[Exhibit]:
     yield Exhibit("stream-cut.png", png(size, 8, 2, packed[:-100]), "corrupt", damaged)
     wrong_sum = packed[:-1] + bytes([packed[-1] ^ 1])
     yield Exhibit("stream-sum.png", png(size, 8, 2, wrong_sum), "corrupt", damaged)
+    # Pillow decodes it and leaves the missing pixels black.
+    few = png((8, 9), 1, 0, zlib.compress(bytes(2)), interlace=1)
+    yield Exhibit("interlaced-short.png", few, "corrupt", damaged)
     filtered = b"\x09" + rows[1:]
     bad_filter = png(size, 8, 2, zlib.compress(filtered))
     yield Exhibit("bad-filter.png", bad_filter, "corrupt", header)
     yield Exhibit("no-palette.png", png((8, 8), 8, 3, zlib.compress(bytes(72))), "corrupt", header)
-    yield Exhibit("bad-depth.png", png((8, 8), 3, 2, b""), "corrupt", header)
+    yield Exhibit("bad-depth.png", png((8, 8), 3, 2, b""), "corrupt", damaged)
     yield Exhibit("signature-alone.png", plain[:8], "corrupt", truncated)
     bomb = zlib.compress(bytes(300 * 2**20), 1)
     yield Exhibit("stream-bomb.png", png((64, 64), 8, 0, bomb), "corrupt", damaged)

@@ -1,7 +1,7 @@
-"""What the folders of runs say, and whether it still holds: who is alive, queued or dead.
+"""The state of runs: alive, queued, ended or dead.
 
-Nothing here is kept by a daemon. A run's folder has its state as it last wrote it; the kernel's
-table of locks knows who is at work on it on this machine; squeue knows the jobs.
+No daemon keeps track. Each run's folder has its last state; the kernel's table of locks shows the
+processes of this machine that work on it; squeue knows the jobs.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.local.processes import lock_holder
-from launch.local.supervisor import lock_path
-from launch.record.files import read_json, read_tail
-from launch.record.launch_record import Record, read_record
+from launch.record.command_line import CommandLine, read_command_line
+from launch.record.jobs import job_states
+from launch.record.locks import launcher_lock, lock_holder, trainer_lock
+from launch.record.reading import read_state, read_tail
 from rebias_dist.config.schema import RUN_NAME
 from rebias_dist.errors import ConfigError
 
 ACTIVE = ("queued", "starting", "running", "evaluating", "restarting")
 _AT_WORK = ("starting", "running", "evaluating")
 _ENDED = ("finished", "interrupted", "failed")
-_SILENT = 120.0  # seconds without news after which a run on another machine is not believed in
-# Evaluations are rare among the lines of metrics.jsonl.
+_SILENT = 120.0  # seconds without news after which a run on another machine counts as silent
+# Bytes read from the end of metrics.jsonl: few at first, more if they hold no evaluation.
 _METRICS_TAILS = (1 << 16, 1 << 21)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it stands; None is unknown."""
+    """A run and its state now; None is unknown."""
 
     name: str
     folder: str
     status: str
     """One of ``ACTIVE``, or ``finished``, ``interrupted``, ``failed``, ``dead`` (its last state
-    is one of work, but nobody is at work on it), ``silent`` (the same on another machine),
+    says that it works, but no process does), ``silent`` (the same on another machine),
     ``damaged`` (its state cannot be read) or ``new``."""
     method: str | None = None
     step: int | None = None
@@ -49,15 +49,15 @@ class Run:
     eta_seconds: float | None = None
     accuracy: float | None = None
     accuracy_of: str | None = None
-    """The split of the accuracy."""
+    """Split that the accuracy belongs to."""
     host: str | None = None
     job: str | None = None
     launcher_pid: int | None = None
-    """Its supervisor on this machine."""
+    """Process of its supervisor on this machine."""
     trainer_pid: int | None = None
-    """Its rank 0 on this machine."""
+    """Process of its rank 0 on this machine."""
     age_seconds: float | None = None
-    """Since its last news, by the wall clock."""
+    """Seconds since its last state, by the wall clock."""
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -82,21 +82,20 @@ def run_folder(runs_dir: str, name: str) -> Path:
 
 
 def refuse_if_active(folder: Path, *, here: bool = True) -> None:
-    """Refuse a run that somebody is at work on; it need not exist yet.
+    """Refuse a run that a process or a job works on; the run need not exist yet.
 
     Args:
         folder: of the run.
-        here: look at processes of this machine too, not only at jobs and other machines.
+        here: refuse for processes of this machine too, not only for jobs and other machines.
 
     Raises:
-        ConfigError: names who it is.
+        ConfigError: names the process, the job or the machine.
     """
-    from launch.slurm.jobs import job_states
-
     (found,) = look_at([folder])
     holder = found.launcher_pid or found.trainer_pid
     if found.status in ACTIVE and (here or holder is None):
-        # A process may be the job's; the job of a run that goes on by hand is gone from the queue.
+        # The process may belong to the job. A run that was continued by hand has an old job, which
+        # is gone from the queue.
         queued = found.job is not None and found.job in (job_states([found.job]) or {})
         place = f"process {holder}" if holder else found.host or "somebody"
         who = f"job {found.job}" if queued else place
@@ -112,7 +111,7 @@ def _is_run(folder: Path) -> bool:
         if folder.is_symlink() or not folder.is_dir():
             return False
         return any((folder / sign).is_file() for sign in signs)
-    except OSError:  # somebody else's folder that this user may not enter
+    except OSError:  # another user's folder that this user may not enter
         return False
 
 
@@ -133,50 +132,43 @@ def find_runs(runs_dir: str) -> list[Path]:
 
 
 def look_at(folders: Iterable[Path]) -> list[Run]:
-    """Return how runs stand now."""
-    from launch.slurm.jobs import job_states
-
-    found = [(folder, read_record(folder)) for folder in folders]
-    jobs = job_states([record.job for _, record in found if record and record.job])
-    return [_look_at(folder, record, jobs) for folder, record in found]
+    """Return the runs in these folders with their state now."""
+    found = [(folder, read_command_line(folder)) for folder in folders]
+    jobs = job_states([launched.job for _, launched in found if launched and launched.job])
+    return [_look_at(folder, launched, jobs) for folder, launched in found]
 
 
-def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -> Run:
-    path = folder / "state.json"
-    state = read_json(path)
-    launcher = lock_holder(lock_path(folder))
-    trainer = lock_holder(folder / "lock")
-    job = record.job if record else None
-    host = _text(state, "host")
+def _look_at(folder: Path, launched: CommandLine | None, jobs: dict[str, str] | None) -> Run:
+    state = read_state(folder)
+    launcher = lock_holder(launcher_lock(folder))
+    trainer = lock_holder(trainer_lock(folder))
+    job = launched.job if launched else None
     updated = _number(state, "updated")
     age = None if updated is None else max(0.0, time.time() - updated)
-    accuracy, split = _accuracy(folder)
-    said = _text(state, "status")
+    said = str(_text(state, "status"))
     if trainer is not None:
-        # What an earlier attempt has left says nothing of the one that has just begun.
+        # An end that an earlier attempt wrote does not describe the one that has just begun.
         leaving = said in _ENDED and _number(state, "pid") == trainer
-        status = str(said) if said in _AT_WORK or leaving else "starting"
+        status = said if said in _AT_WORK or leaving else "starting"
     elif launcher is not None:
-        status = "starting" if state is None else "restarting"
+        status = "restarting" if state else "starting"
     elif job is not None and jobs is not None and job in jobs:
         pending = jobs[job] in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
         status = "queued" if pending else said if said in _AT_WORK else "starting"
     elif said in _ENDED:
-        status = str(said)
+        status = said
     elif said in _AT_WORK:
-        # The queue's word counts; where there is none, another machine's news do.
-        elsewhere = host is not None and host != platform.node()
+        # The queue knows whether a job is alive. Without its answer, only news from another
+        # machine can tell.
+        elsewhere = _text(state, "host") not in (None, platform.node())
         hearsay = elsewhere and (job is None or jobs is None)
-        if hearsay and age is not None and age < _SILENT:
-            status = str(said)
-        else:
-            status = "silent" if hearsay else "dead"
-    elif os.path.lexists(path):
-        status = "damaged"
+        is_fresh = age is not None and age < _SILENT
+        status = "dead" if not hearsay else said if is_fresh else "silent"
     else:
-        status = "new"
+        status = "damaged" if os.path.lexists(folder / "state.json") else "new"
     active = status in ACTIVE
     step, total, epoch = (_number(state, key) for key in ("step", "total_steps", "epoch"))
+    accuracy, split = _accuracy(folder)
     return Run(
         name=folder.name,
         folder=str(folder),
@@ -189,7 +181,7 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -
         eta_seconds=_number(state, "eta_seconds") if active else None,
         accuracy=accuracy,
         accuracy_of=split,
-        host=host,
+        host=_text(state, "host"),
         job=job,
         launcher_pid=launcher,
         trainer_pid=trainer,
@@ -197,8 +189,8 @@ def _look_at(folder: Path, record: Record | None, jobs: dict[str, str] | None) -
     )
 
 
-def _number(values: dict[str, Any] | None, key: str) -> float | None:
-    value = (values or {}).get(key)
+def _number(values: dict[str, Any], key: str) -> float | None:
+    value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -207,14 +199,14 @@ def _number(values: dict[str, Any] | None, key: str) -> float | None:
         return None
 
 
-def _text(values: dict[str, Any] | None, key: str) -> str | None:
-    value = (values or {}).get(key)
-    # It goes to a terminal.
+def _text(values: dict[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    # The text goes to a terminal.
     return value[:60] if isinstance(value, str) and value.isprintable() else None
 
 
 def _accuracy(folder: Path) -> tuple[float | None, str | None]:
-    """Return the newest accuracy of f (of g where there is no f) and its split."""
+    """Return the newest accuracy of f, or of g where there is no f, and its split."""
     for most in _METRICS_TAILS:
         tail = read_tail(folder / "metrics.jsonl", most)
         if tail is None:
@@ -238,7 +230,7 @@ def _accuracy_in(values: dict[str, Any]) -> tuple[float, str] | None:
     for network in ("f", "g0"):
         ending = f"/{network}_accuracy"
         splits = [key.removesuffix(ending) for key in values if key.endswith(ending)]
-        # The figure that counts, then the one that chooses the checkpoint.
+        # First the main result, then the figure that chooses the checkpoint.
         order = ("unbiased", "selection")
         for split in sorted(splits, key=lambda s: order.index(s) if s in order else 2):
             number = _number(values, split + ending)

@@ -1,4 +1,4 @@
-"""What became of a sweep: one CSV row a cell, and the code that each cell ran with."""
+"""The results of a sweep as a CSV file of one row a cell, and the commits of each cell."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import io
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_synced
+from launch.record.reading import read_json, read_state
+from launch.sweep.grid import Cell
 from rebias_dist.config.files import flat
-from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.runs.results import choice_name
 from rebias_dist.runs.results import read as read_results
@@ -21,21 +21,10 @@ from rebias_dist.runs.results import read as read_results
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A cell as the table needs it."""
-
-    name: str
-    folder: Path
-    config: Config
-    code: Path
-    """File with the commits that the cell ran with."""
-
-
 def git_commit() -> str:
     """Return the commit of the checkout that this package runs from; empty outside of one.
 
-    ``-dirty`` says that a file which git knows was changed since.
+    It ends in ``-dirty`` if a file in git has changed since.
     """
 
     def git(*words: str) -> str:
@@ -45,17 +34,15 @@ def git_commit() -> str:
         ).stdout.strip()
 
     try:
-        # An installed package may lie in somebody else's checkout.
+        # An installed package may lie in the checkout of another project.
         git("ls-files", "--error-unmatch", str(_PACKAGE / "__init__.py"))
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
 def note_commit(path: Path) -> None:
-    """Add the present commit to those that a cell ran with."""
+    """Add the current commit to those that a cell ran with."""
     commits = _commits(path)
     now = git_commit()
     if now not in commits:
@@ -64,52 +51,43 @@ def note_commit(path: Path) -> None:
 
 
 def _commits(path: Path) -> list[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
+    found = read_json(path)
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def status_of(folder: Path) -> str:
-    """Return how a run stands by its state file; ``not started`` where there is none."""
-    try:
-        status = json.loads((folder / "state.json").read_bytes())["status"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "not started"
+    """Return the status in a run's state file; ``not started`` where there is none."""
+    status = read_state(folder).get("status", "not started")
     return status if isinstance(status, str) else "damaged"
 
 
-def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
+def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Write the table: cell, status, commit, the keys that vary, accuracies, the configuration.
 
     Accuracies are columns such as ``last/unbiased/f``, in [0, 1]; empty for a cell that is not
-    finished. What test data chose is ``oracle/…``, not ``best/…``.
+    finished. A checkpoint that test data chose is ``oracle/…``, not ``best/…``.
 
     Args:
         path: of the CSV file, replaced as a whole.
-        rows: the cells.
+        cells: of a sweep.
         axes: dotted keys that vary between the cells, beside the seeds.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     keys = list(dict.fromkeys([*axes, "seed", "data.seed"]))
-    figures = [_figures(row) for row in rows]
-    columns = list(dict.fromkeys(name for found in figures for name in found))
+    rows = []
+    for cell in cells:
+        settings = flat(cell.config.model_dump())
+        row = {"cell": cell.name, "status": status_of(cell.folder)}
+        row |= {"git_commit": " ".join(_commits(cell.commits))}
+        row |= {key: settings.get(key, "") for key in keys}
+        rows.append({**row, **_figures(cell), "config": json.dumps(cell.config.identity())})
+    columns = dict.fromkeys(column for row in rows for column in row if column != "config")
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["cell", "status", "git_commit", *keys, *columns, "config"])
-    for row, found in zip(rows, figures, strict=True):
-        settings = flat(row.config.model_dump())
-        writer.writerow(
-            [
-                *(row.name, status_of(row.folder), " ".join(_commits(row.code))),
-                *(settings.get(key, "") for key in keys),
-                *(found.get(column, "") for column in columns),
-                json.dumps(row.config.identity()),
-            ]
-        )
+    writer = csv.DictWriter(text, [*columns, "config"])
+    writer.writeheader()
+    writer.writerows(rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, text.getvalue().encode())
@@ -117,11 +95,11 @@ def write_table(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _figures(row: Row) -> Mapping[str, float]:
-    if status_of(row.folder) != "finished":
+def _figures(cell: Cell) -> Mapping[str, float]:
+    if status_of(cell.folder) != "finished":
         return {}
     try:
-        results = read_results(row.folder / "results.json")
+        results = read_results(cell.folder / "results.json")
         checkpoints: dict[str, Any] = results["checkpoints"]
         return {
             f"{choice_name(results, choice)}/{split}/{network}": float(score["accuracy"])
