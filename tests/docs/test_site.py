@@ -93,5 +93,7 @@ def test_pages_are_filled_in(site):
         assert "{{" not in page.read_text(encoding="utf-8"), page
     configuration = (site / "configuration.html").read_text(encoding="utf-8")
     assert "<code>method.lambda_f</code>" in configuration
-    assert "rebias-launch slurm [-h]" in (site / "commands.html").read_text(encoding="utf-8")
+    commands = (site / "commands.html").read_text(encoding="utf-8")
+    asked = (ROOT / "docs/commands.md").read_text(encoding="utf-8").count("{{ help: ")
+    assert commands.count("usage: ") == asked
     assert "gather_features" in (site / "api.html").read_text(encoding="utf-8")
