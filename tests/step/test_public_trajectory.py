@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rebias_dist.step.radii import Radii
 from torch import nn
 
 from rebias_dist import methods, models
@@ -14,7 +15,6 @@ from rebias_dist.data.batch import MicroBatch
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 
 RUNS = json.loads(Path(__file__).with_name("public_trajectory.json").read_text())["runs"]
 
