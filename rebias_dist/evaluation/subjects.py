@@ -33,7 +33,7 @@ _KNOWN = ("imagenet1k", "imagenet9")
 
 
 @dataclass(frozen=True)
-class Named:
+class CheckpointRef:
     """The place of a checkpoint: ``source`` is a run's folder or a file."""
 
     source: str
@@ -48,7 +48,7 @@ class Named:
 class Subject:
     """A checkpoint's networks and everything needed to evaluate them."""
 
-    named: Named
+    ref: CheckpointRef
     step: int
     config: Config
     networks: dict[str, nn.Module]
@@ -60,7 +60,7 @@ class Subject:
     """Digest of each split that a run was trained and tested on; empty for the public code's."""
 
 
-def named_checkpoints(path: str) -> list[Named]:
+def find_checkpoints(path: str) -> list[CheckpointRef]:
     """Return the checkpoints that a path stands for.
 
     A run's folder stands for its last and its best checkpoint; the best is called an oracle if the
@@ -72,30 +72,30 @@ def named_checkpoints(path: str) -> list[Named]:
     """
     place = Path(path)
     if place.is_file():
-        return [Named(path, "public")]
+        return [CheckpointRef(path, "public")]
     if not place.is_dir():
         raise ConfigError(f"{path}: no such run or checkpoint")
     step = _STEP_FOLDER.fullmatch(place.resolve().name)
     if step and not (place / "config.yaml").exists():
         run = place.resolve().parent.parent
-        return [Named(str(run), "step", int(step[1]), RunFolder(run).has_results)]
+        return [CheckpointRef(str(run), "step", int(step[1]), RunFolder(run).has_results)]
     folder = RunFolder(place)
     config, finished = folder.read_config(), folder.has_results
     last = checkpoint.choose(folder.checkpoints, "last")
-    found = [Named(path, "last", last, finished)]
+    found = [CheckpointRef(path, "last", last, finished)]
     try:
         best = checkpoint.choose(folder.checkpoints, "best")
     except ConfigError:  # not evaluated yet
         return found
     choice: Choice = "oracle" if config.data.selection == "none" else "best"
-    return [*found, Named(path, choice, best, finished)]
+    return [*found, CheckpointRef(path, choice, best, finished)]
 
 
-def load_subject(named: Named, config: Config | None, device: torch.device) -> Subject:
+def load_subject(ref: CheckpointRef, config: Config | None, device: torch.device) -> Subject:
     """Load a checkpoint.
 
     Args:
-        named: the place of the checkpoint.
+        ref: the place of the checkpoint.
         config: describes the networks of a public checkpoint; a run has its own.
         device: where the networks go.
 
@@ -103,18 +103,18 @@ def load_subject(named: Named, config: Config | None, device: torch.device) -> S
         ConfigError: it does not match its configuration, or a public checkpoint is refused.
         DataError: it is damaged.
     """
-    if named.choice == "public":
+    if ref.choice == "public":
         if config is None:
             raise ConfigError(
-                f"{named.source}: a checkpoint file needs --config, which describes its networks"
+                f"{ref.source}: a checkpoint file needs --config, which describes its networks"
             )
-        return _public(named, config, device)
-    assert named.step is not None
-    loaded = load_run(named.source, named.step, str(device))
+        return _public(ref, config, device)
+    assert ref.step is not None
+    loaded = load_run(ref.source, ref.step, str(device))
     networks = {"f": loaded.f} if loaded.f is not None else {}
     networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
     return Subject(
-        named,
+        ref,
         loaded.step,
         loaded.config,
         networks,
@@ -129,8 +129,8 @@ def _constants_of(config: Config) -> Normalize:
     return open_data(config, data_root(config)).train.manifest.normalize
 
 
-def _public(named: Named, config: Config, device: torch.device) -> Subject:
-    public = load_public_checkpoint(named.source)
+def _public(ref: CheckpointRef, config: Config, device: torch.device) -> Subject:
+    public = load_public_checkpoint(ref.source)
     if config.data.dataset in _KNOWN:
         classes, constants = shipped_class_map(config.data.dataset).classes, IMAGENET_NORMALIZE
     else:
@@ -140,16 +140,16 @@ def _public(named: Named, config: Config, device: torch.device) -> Subject:
     states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
     if config.has_g and len(public.g_nets) > len(config.g):
         raise ConfigError(
-            f"{named.source}: has {len(public.g_nets)} g networks, but the configuration has "
+            f"{ref.source}: has {len(public.g_nets)} g networks, but the configuration has "
             f"{len(config.g)}; give --g a list with an entry for each"
         )
     for name, network in networks.items():
         if name not in states:
-            raise ConfigError(f"{named.source}: has no {name}, only {', '.join(states)}")
-        load_state(network, states[name], where=f"{named.source}: {name}")
+            raise ConfigError(f"{ref.source}: has no {name}, only {', '.join(states)}")
+        load_state(network, states[name], where=f"{ref.source}: {name}")
     epoch = public.metadata.get("epoch", 0)
     step = epoch if isinstance(epoch, int) else 0
-    return Subject(named, step, config, networks, classes, constants, None, {})
+    return Subject(ref, step, config, networks, classes, constants, None, {})
 
 
 # ---------------------------------------------------------------------------- data
@@ -228,7 +228,7 @@ def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
     if unknown:
         raise ConfigError(
             f"{dataset.folder}: its class {unknown[0]!r} is none of the {len(place)} of "
-            f"{subject.named.source}; use a split whose classes the networks know"
+            f"{subject.ref.source}; use a split whose classes the networks know"
         )
     return [place[name] for name in classes]
 

@@ -28,7 +28,7 @@ class Recorder:
     Args:
         config: of the run, with a name.
         folder: of the run.
-        layout: the plan of the run.
+        plan: of the run.
         classes: number of classes.
         consensus: the ranks.
         precision: of the networks, with their device.
@@ -40,7 +40,7 @@ class Recorder:
         self,
         config: Config,
         folder: Path,
-        layout: Plan,
+        plan: Plan,
         classes: int,
         *,
         consensus: Consensus,
@@ -48,14 +48,14 @@ class Recorder:
         start_step: int,
         held: ExitStack,
     ) -> None:
-        self._layout = layout
+        self._plan = plan
         self._every = config.log.every_steps
         with consensus.together():
             self.telemetry = Telemetry(
                 folder,
                 rank=consensus.rank,
-                total_steps=layout.total_steps,
-                global_batch=layout.N,
+                total_steps=plan.total_steps,
+                global_batch=plan.N,
                 start_step=start_step,
                 identity={
                     "name": config.name,
@@ -65,7 +65,7 @@ class Recorder:
                     "host": platform.node(),
                 },
             )
-        self.meter = Meter(layout.N, consensus.rank, consensus.world_size, precision)
+        self.meter = Meter(plan.N, consensus.rank, consensus.world_size, precision)
         self.watch = Watch(config, classes, self.telemetry.warning)
         trace = profiled(config.log.profile, folder / "profile", consensus.rank)
         self._trace_step = held.enter_context(trace)
@@ -95,9 +95,9 @@ class Recorder:
             _log.warning(
                 "step %d: the gradient of %s is not finite, its update was skipped", step, name
             )
-        if step % self._every == 0 or step == self._layout.total_steps:
+        if step % self._every == 0 or step == self._plan.total_steps:
             reading = self.meter.read()
-            values = metrics.reduce(self._layout.N, reading.by_rank)
+            values = metrics.reduce(self._plan.N, reading.by_rank)
             values |= {**constants(), **reading.scalars()}
             self.telemetry.scalars(step, values, epoch=epoch)
             self.watch.step(step, values)
