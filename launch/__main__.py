@@ -42,8 +42,6 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         prog="rebias-launch",
         description="Start, supervise and manage runs.",
         epilog=_epilog("rebias-launch local biased_mnist/demo --ranks 2\nrebias-launch list"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -57,8 +55,6 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             help=summary,
             description=module.__doc__,
             epilog=_epilog(module.EXAMPLES),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     # The folder may have been moved since.
     words = [config, *launched.options, f"--name={folder.name}", f"--runs-dir={folder.parent}"]
     command = local if launched.kind == "local" else slurm
-    parser = OneLineParser(prog=f"rebias-launch {launched.kind}", allow_abbrev=False)
+    parser = OneLineParser(prog=f"rebias-launch {launched.kind}")
     command.add_arguments(parser)
     again: argparse.Namespace = parser.parse_args(words)
     again.rest = launched.rest

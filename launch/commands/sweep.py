@@ -36,8 +36,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "cells to RUNS/.sweeps/NAME.csv: settings, seeds, commit, accuracies. What follows '--'\n"
         "goes to sbatch.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep file or a shipped one's name")
     parser.add_argument("--ranks", type=int, help="processes of each run [as the file says]")

@@ -40,8 +40,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Evaluate runs, and checkpoints in the public ReBias code's format.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "checkpoints",

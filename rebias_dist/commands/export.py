@@ -43,8 +43,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="rebias-export",
         description="Write a run's f with its preprocessing and a model card, and check the files.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")

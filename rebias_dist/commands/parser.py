@@ -16,7 +16,14 @@ from rebias_dist.ranks.placement import is_rank_zero
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, printed only once even with several ranks."""
+    """A parser whose errors are one line, printed only once even with several ranks.
+
+    It prints texts as they are laid out, and takes no abbreviated flags.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": raw, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line and exit with the code of wrong use."""
