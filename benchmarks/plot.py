@@ -1,8 +1,8 @@
-"""Draw the records side by side: how many times faster than what is usual.
+"""Draw the records side by side: how many times as fast as the usual way.
 
     python -m benchmarks plot [--results DIR] [--out docs/speed.png]
 
-Each bar is a ratio of medians that one run of a benchmark has found, the dot that of its fastest
+Each bar is a ratio of medians in one run of a benchmark; the dot is the ratio of the fastest
 repeats. Left of the line at 1 the usual way is faster.
 """
 
@@ -20,7 +20,7 @@ from rebias_dist.reporting.svg import BLUE, INK, MUTED, canvas, style
 
 @dataclass(frozen=True)
 class Bar:
-    """One ratio of a record: of the first row that has these cells, by their columns."""
+    """One ratio of a record: in ``column`` of the first row with these ``cells``, by column."""
 
     label: str
     benchmark: str
@@ -28,10 +28,10 @@ class Bar:
     column: str
 
     def read(self, folder: Path) -> tuple[float, float]:
-        """Return the ratio of the medians and that of the smallest.
+        """Return the ratio of the medians and that of the smallest times.
 
         Raises:
-            IncomparableError: no such record, row or column; one line names it.
+            IncomparableError: the record, row or column is missing; one line names it.
         """
         path = folder / f"{self.benchmark}.json"
         for table in read_record(path).tables:
@@ -41,7 +41,9 @@ class Bar:
                     median, _, smallest = str(row[self.column]).partition(" (")
                     return float(median), float(smallest.rstrip(")"))
         where = ", ".join(f"{name} {value}" for name, value in self.cells.items())
-        raise IncomparableError(f"{path}: has no {self.column!r} of {where}; measure it again")
+        raise IncomparableError(
+            f"{path}: has no {self.column!r} for {where}; run the benchmark again"
+        )
 
 
 _RESNETS = "ResNet-18, BagNet-18"

@@ -30,15 +30,13 @@ _METADATA = frozenset((*range(0xE0, 0xF0), _COM))
 _WITHOUT_PAYLOAD = frozenset((*range(0xD0, 0xD8), _EOI, _TEM))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
-# libjpeg-turbo names no other proportion of luminance to chrominance.
+_HEADER = _FRAMES | _METADATA | {_SOS}
+# The sampling factors of luminance that libjpeg-turbo supports; those of chrominance are (1, 1).
 _USUAL_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 # In coded data FF is followed by 00 (a data byte), a restart marker, or FF (filling before a
 # marker).
 _MARKER_AFTER_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Matches only from the start of a run of zeros. Matching from each zero would take time that
-# grows with the square of their number. The zero after an FF belongs to the coded data.
-_TRAILING_ZEROS = re.compile(rb"(?:(?<![\x00\xff])|(?<=\xff\x00))\x00+\xff*\Z")
 
 
 class Segment(NamedTuple):
@@ -58,8 +56,8 @@ class Segment(NamedTuple):
 def parse(data: bytes) -> list[Segment]:
     """Return the segments of ``data`` after its first two bytes, FF D8, as the decoder sees them.
 
-    Never raises: a malformed segment ends the list, and so do the end marker and
-    MOST_SEGMENTS.
+    The list ends at a malformed segment, at the end marker, or after MOST_SEGMENTS segments.
+    Never raises.
     """
     found: list[Segment] = []
     position, marker = 2, _SOI
@@ -82,11 +80,14 @@ def parse(data: bytes) -> list[Segment]:
 
 
 def _find(pattern: re.Pattern[bytes], data: bytes, position: int) -> tuple[int, int]:
-    """Return where the next marker begins (its first FF) and ends; the file's end without one."""
+    """Return where the next marker begins (its first FF) and ends, or twice the file's end."""
     found = pattern.search(data, position)
     if found is None:
         return len(data), len(data)
-    return position + len(data[position : found.start()].rstrip(b"\xff")), found.end()
+    start = found.start()
+    if start > position and data[start - 1] == 0xFF:
+        start = position + len(data[position:start].rstrip(b"\xff"))
+    return start, found.end()
 
 
 def end_of_image(segments: list[Segment]) -> int:
@@ -113,11 +114,11 @@ def read_header(data: bytes, segments: list[Segment]) -> JpegImageFile:
     if frame and frame.marker not in (*_SEQUENTIAL, _PROGRESSIVE):
         raise UnfitError("refused", "unsupported-jpeg")
     end = next((scan.coded for scan in scans(segments)), len(data))
-    # Leave out what lies between segments: Pillow reads it byte by byte, which takes long.
+    # Give Pillow nothing from between the segments, which it would read byte by byte.
     head = [
         b"\xff" + data[segment.body - 3 : segment.coded]
         for segment in segments
-        if segment.coded <= end and segment.marker not in _WITHOUT_PAYLOAD
+        if segment.marker in _HEADER and segment.coded <= end
     ]
     try:
         with warnings.catch_warnings():
@@ -148,7 +149,7 @@ def lacks_scans(data: bytes, header: JpegImageFile, segments: list[Segment]) -> 
 
     The decoder accepts a progressive file without its last scans as whole.
     """
-    # The lowest bit that came of every coefficient of every component; 0 is the last.
+    # For each coefficient of each component, the lowest bit seen so far; 0 is the last bit.
     lowest = {component: [13] * 64 for component, *_ in header.layer}
     for scan in scans(segments):
         first, last, low = 0, 63, 0
@@ -214,20 +215,21 @@ def _unfit(message: str, header: JpegImageFile, segments: list[Segment]) -> Unfi
 
 
 def without_oddities(data: bytes, segments: list[Segment]) -> tuple[bytes, tuple[str, ...]]:
-    """Return the file without what draws a harmless warning, and the codes of what that was.
+    """Return the file without its oddities, which cause harmless warnings, and their codes.
 
-    Removed are a FEW bytes between segments, and any number after metadata, which then are
-    longer than they say; up to LONGEST_PADDING zero bytes after the coded data of a scan; a
-    colour profile whose parts do not fit. Overwritten are fields that decoders ignore or
-    replace: the JFIF revision, the spectral range of a sequential scan, an unknown Adobe
+    This removes up to FEW bytes between segments, any number of bytes after metadata (which
+    then are longer than they say), up to LONGEST_PADDING zero bytes after the coded data of a
+    scan, and a colour profile whose parts do not fit. It overwrites fields that decoders ignore
+    or replace: the JFIF revision, the spectral range of a sequential scan, an unknown Adobe
     colour transform.
 
     Other bytes after coded data stay, because they are a trace of damage or a scan that lost
     its marker.
     """
     pieces, oddities = [data[:2]], set()
+    # Bytes before the first segment count as bytes after metadata.
     before, in_header = Segment(_APP0, 0, 2, 2, 2), True
-    broken_profile = _broken_profile(data, segments)
+    broken_profile, frame = _broken_profile(data, segments), _frame(segments)
     for segment in segments:
         gap = data[before.end : segment.start]
         explained = len(gap) <= FEW or before.marker in _METADATA
@@ -239,7 +241,7 @@ def without_oddities(data: bytes, segments: list[Segment]) -> tuple[bytes, tuple
         if segment in broken_profile:
             plain, oddity = b"", "broken-icc"
         else:
-            plain, oddity = _plain(data, segment, _frame(segments))
+            plain, oddity = _plain(data, segment, frame)
         oddities |= {oddity} - {""}
         pieces.append(plain)
         before, in_header = segment, in_header and segment.marker != _SOS
@@ -247,11 +249,11 @@ def without_oddities(data: bytes, segments: list[Segment]) -> tuple[bytes, tuple
     return b"".join(pieces), tuple(sorted(oddities))
 
 
-def _broken_profile(data: bytes, segments: list[Segment]) -> list[Segment]:
+def _broken_profile(data: bytes, segments: list[Segment]) -> set[Segment]:
     """Return the parts of a colour profile, none if they are numbered as they should be."""
     parts = [s for s in segments if s.marker == _APP2 and data.startswith(_PROFILE, s.body)]
     numbers = [tuple(data[s.body + len(_PROFILE) : s.coded][:2]) for s in parts]
-    return parts if numbers != [(n + 1, len(parts)) for n in range(len(parts))] else []
+    return set(parts if numbers != [(n + 1, len(parts)) for n in range(len(parts))] else ())
 
 
 def _plain(data: bytes, segment: Segment, frame: Segment | None) -> tuple[bytes, str]:
@@ -262,15 +264,17 @@ def _plain(data: bytes, segment: Segment, frame: Segment | None) -> tuple[bytes,
         if payload[5] != 1:
             return data[start : body + 5] + b"\x01\x01" + data[body + 7 : end], "jfif-revision"
     elif marker == _APP14 and payload.startswith(b"Adobe") and len(payload) >= 12 and frame:
-        components = data[frame.body + 5]
-        usual = {3: b"\x00\x01", 4: b"\x00\x02"}.get(components, b"")
+        components = data[frame.body + 5 : frame.body + 6]
+        usual = {b"\x03": b"\x00\x01", b"\x04": b"\x00\x02"}.get(components, b"")
         if usual and payload[11] not in usual:
             return data[start : body + 11] + usual[1:] + data[body + 12 : end], "adobe-transform"
     elif marker == _SOS:
         sequential = frame is not None and frame.marker in _SEQUENTIAL
         if sequential and payload[-3:] != b"\x00\x3f\x00":
             return data[start : coded - 3] + b"\x00\x3f\x00" + data[coded:end], "scan-parameters"
-        zeros = _TRAILING_ZEROS.search(data[start:end], coded - start)
-        if zeros and zeros.end() - zeros.start() <= LONGEST_PADDING:
-            return data[start : start + zeros.start()], "padded-scan"
+        padded = data[coded:end].rstrip(b"\xff")
+        kept = padded.rstrip(b"\x00")
+        kept += b"\x00" * kept.endswith(b"\xff")  # FF 00 is a data byte
+        if 0 < len(padded) - len(kept) <= LONGEST_PADDING:
+            return data[start:coded] + kept, "padded-scan"
     return data[start:end], ""

@@ -54,11 +54,14 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
     for g in gs:
         value = _hsic(features, sigmas, "f", g) if own else None
         scale = _root(own.get("f"), own.get(g))
-        m = len(features[g])
-        known = value is not None and scale is not None and scale > 0
+        cka = noise = None
+        if value is not None and scale is not None and scale > 0:
+            m = len(features[g])
+            cka = value / scale
+            noise = scale * math.sqrt(2 / (m * (m - 3)))
         found["hsic"].append(value)
-        found["cka"].append(value / scale if known else None)  # type: ignore[operator]
-        found["hsic_noise"].append(scale * math.sqrt(2 / (m * (m - 3))) if known else None)  # type: ignore[operator]
+        found["cka"].append(cka)
+        found["hsic_noise"].append(noise)
     return found
 
 

@@ -1,8 +1,9 @@
 """eps-SupInfoNCE (Barbano et al., ICLR 2023): contrast by class with a margin.
 
 Checked against the authors' public code, EIDOSlab/unbiased-contrastive-learning. It departs from
-the paper: equation 4 sums over the positives, the code averages over them and then over the
-anchors; the additive ε of equation 5 is missing; and the factor T/0.07 is not in the paper. The
+the paper (equations as numbered in the submission): equation 4 sums over the positives, the code
+averages over them and then over the anchors; the additive ε of equation 5 is missing; and the
+factor T/0.07 is not in the paper. The
 margin acts on ``s/T`` and not on ``s``.
 """
 
@@ -54,9 +55,8 @@ def eps_supinfonce(
     negatives = (found.exponentials * found.tile(~same(own, all, "labels"))).sum(1)
     count = positive.sum(1).clamp(min=1)
     if form == "out":
-        each = found.shifted - torch.log(
-            omega * found.exponentials + negatives[:, None] + 1e-6,
-        )
+        denominator = omega * found.exponentials + negatives[:, None] + 1e-6
+        each = found.shifted - denominator.log()
         terms = (positive * each).sum(1) / count
     else:
         positives = (found.exponentials * positive).sum(1)

@@ -1,6 +1,7 @@
 """FairKL (Barbano et al., ICLR 2023): similarities inside a class do not depend on the bias.
 
-Checked against the authors' public code, EIDOSlab/unbiased-contrastive-learning.
+Checked against the authors' public code, EIDOSlab/unbiased-contrastive-learning. Equations have
+the numbers of the submission.
 """
 
 from __future__ import annotations

@@ -48,10 +48,10 @@ def empty_table(
     )
 
 
-def update_table(table: Table, ids: Tensor, losses: Tensor, *, kept: float = 0.7) -> Table:
+def update_table(table: Table, ids: Tensor, losses: Tensor, *, alpha: float = 0.7) -> Table:
     """Return the table after a step; the argument stays as it is.
 
-    The first visit of a sample stores its CE, later ones ``kept · old + (1 - kept) · new``.
+    The first visit of a sample stores its CE, later ones ``alpha · old + (1 - alpha) · new``.
 
     If the batch has a sample more than once, the mean of its values is the new one, and it counts
     as one visit. (In the authors' code the last of them wins, which depends on the order.)
@@ -60,12 +60,12 @@ def update_table(table: Table, ids: Tensor, losses: Tensor, *, kept: float = 0.7
         table: before the step.
         ids: ``(N,)`` int64, places in the table.
         losses: ``(N,)``, CE before the parameters are updated; no gradient is kept.
-        kept: weight of the old value.
+        alpha: weight of the old value.
     """
     losses = losses.detach().to(table.losses.dtype)
     visits = torch.bincount(ids, minlength=len(table.losses))
     new = torch.zeros_like(table.losses).index_add(0, ids, losses) / visits.clamp(min=1)
-    smoothed = torch.where(table.seen, kept * table.losses + (1 - kept) * new, new)
+    smoothed = torch.where(table.seen, alpha * table.losses + (1 - alpha) * new, new)
     visited = visits > 0
     return Table(torch.where(visited, smoothed, table.losses), table.seen | visited)
 

@@ -1,4 +1,4 @@
-"""SoftCon (Hong and Yang, NeurIPS 2021): BiasCon by the features of a bias network, without labels.
+"""SoftCon (Hong and Yang, NeurIPS 2021): soft positives from a bias network, without bias labels.
 
 Checked against the authors' public code, grayhong/bias-contrastive-learning. Their objective is
 0.01 · CE + SoftCon (ImageNet-9: CE + SoftCon).

@@ -72,6 +72,13 @@ def inputs(case: str, *names: str) -> list[Tensor]:
     return copies
 
 
+def cases_of(checked: set[str], start: str) -> list[str]:
+    """Names of cases, which are noted as compared."""
+    found = [name for name in CASES if name.startswith(start)]
+    checked.update(found)
+    return found
+
+
 def sum_differences() -> dict[str, float]:
     """How far the sum of each input is from that in the file, integers exactly."""
     found = {}
