@@ -31,7 +31,7 @@ def _help(command: list[str]) -> str:
     """Return what a command's ``--help`` prints, without the fields of a run."""
     done = subprocess.run(
         [sys.executable, "-m", *command, "--help"],
-        env=os.environ | {"COLUMNS": "96"}, capture_output=True, text=True, check=True,
+        env=os.environ | {"COLUMNS": "88"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return f"```text\n{_FIELDS.sub('', done.stdout).strip()}\n```"
 

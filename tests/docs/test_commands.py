@@ -195,5 +195,23 @@ def test_every_path_of_the_checkout_exists(page):
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / path).exists(), path
-    for path in re.findall(r"`((?:benchmarks|configs|examples|tests)/[\w/.-]*)`", text):
+    for path in re.findall(r"`((?:benchmarks|configs|examples|launch|tests)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), path
+    for path in re.findall(r"`(\w+/[\w/]*\.py)`", text):
+        assert source(path).exists(), path
+
+
+def source(path: str) -> Path:
+    """Return a module that a page names from the checkout or from rebias_dist."""
+    return ROOT / path if (ROOT / path).exists() else ROOT / "rebias_dist" / path
+
+
+def test_the_architecture_names_what_its_files_define():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([A-Za-z_.]+)`\s+\(`(\w+/[\w/]*\.py|train\.py)`\)", text)
+    assert len(named) > 10
+    for names, path in named:
+        code = source(path).read_text(encoding="utf-8")
+        name = names.rpartition(".")[2]
+        defined = rf"^ *(?:(?:class|def) {name}\b|{name}(?:: .*)? = )"
+        assert re.search(defined, code, re.MULTILINE), f"{name} in {path}"
