@@ -90,6 +90,7 @@ def _choose(folder: Path, rank: int, output: bool) -> Path:
 
 
 def _copy(lines: Iterable[bytes]) -> None:
-    """Print lines without control characters, which the terminal would obey."""
+    """Print lines without control characters, which a terminal obeys."""
     for line in lines:
-        print(printable(line), end="", flush=True)
+        print(printable(line), end="")
+    sys.stdout.flush()

@@ -125,7 +125,7 @@ def _resolve(arguments: argparse.Namespace) -> Config:
     words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
     settings = split_settings(arguments.set)
     if named := settings.keys() & {"name", "runs_dir", "config"}:
-        raise ConfigError(f"--set: {named.pop()} has a flag of its own; use that")
+        raise ConfigError(f"--set: {named.pop()} has its own flag; use that")
     words += [f"--{key}={value}" for key, value in settings.items()]
     words += [f"--resume-override={key}" for key in arguments.resume_override]
     config = parse_train(words, program="rebias-launch slurm").config

@@ -19,15 +19,15 @@ PARENT = "REBIAS_PARENT_PID"
 # Ctrl-C, kill, the warning of a batch system ahead of its time limit, a closed terminal.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 # A batch system warns whole process groups with SIGUSR2, which would kill torchrun. The ranks
-# inherit this until they set a handler of their own.
+# inherit this until they set their own handler.
 _SHIELD = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "child")
 
 
 class Child(subprocess.Popen[bytes]):
-    """A process of which all output is appended to a log.
+    """A child process whose output is appended to a log.
 
-    It has a session of its own, so a terminal's Ctrl-C and Ctrl-Z reach only this process. Its
-    ranks connect to each other over loopback.
+    It has its own session, so a terminal's Ctrl-C and Ctrl-Z reach the parent only. Its ranks
+    connect to each other over loopback.
 
     Args:
         command: the program and its arguments.
@@ -68,7 +68,7 @@ class Child(subprocess.Popen[bytes]):
         return text
 
     def last_output(self, most: int) -> bytes:
-        """Return at most so many bytes from the end of the child's output."""
+        """Return at most ``most`` bytes from the end of the child's output."""
         with self._log.open("rb") as log:
             log.seek(max(self._begin, self._log.stat().st_size - most))
             return log.read()

@@ -186,7 +186,7 @@ _FAREWELLS = {
 
 
 def _was_preempted(outcome: Outcome) -> bool:
-    """Return whether somebody else asked the ranks to leave, and they saved."""
+    """Return whether the ranks saved and left without a request of this launcher."""
     return EXIT_INTERRUPTED in outcome.ranks.values()
 
 

@@ -1,1 +1,1 @@
-"""What is known of runs: their folders, the processes that hold their locks, their jobs."""
+"""Facts about runs: their folders, the processes that hold their locks, their jobs."""

@@ -15,7 +15,7 @@ def table(runs: Sequence[Run]) -> str:
     """Return a table with a row for each run."""
     rows = [_row(run) for run in runs]
     aligned = ["right" if header in _RIGHT else "left" for header in rows[0]]
-    # As a row of its own, because tabulate makes columns wider than their headers.
+    # The headers are given as a row, because tabulate makes columns wider than headers.
     cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     return tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=aligned)
 

@@ -1,7 +1,7 @@
 """Exit codes of single ranks, each in a file ``FOLDER/<rank>``.
 
-torchrun returns 1 whatever its ranks return, and srun returns the highest code, which may be that
-of a killed rank. So each rank writes its own code. A rank that was killed writes none.
+torchrun always returns 1 when a rank fails, and srun returns the highest code, which may be that of
+a killed rank. So each rank writes its own code. A rank that was killed writes none.
 """
 
 from __future__ import annotations

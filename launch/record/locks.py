@@ -1,4 +1,4 @@
-"""The locks that the processes of a run hold, as the kernel shows them: who is alive."""
+"""The locks that the processes of a run hold. The kernel's table shows which are alive."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def trainer_lock(run_folder: Path) -> Path:
 def lock_holder(path: Path) -> int | None:
     """Return the process that holds the flock on a file of this machine, or None.
 
-    This reads the kernel's table of locks. So it does not disturb anybody who takes the lock, and
-    the answer is never out of date: after a kill, after a reboot, or when a process id is reused.
+    This reads the kernel's table of locks. So it does not disturb a process that takes the lock.
+    The answer is never out of date: after a kill, after a reboot, or when a process id is reused.
     """
     try:
         file = os.stat(path, follow_symlinks=False)

@@ -97,10 +97,10 @@ def refuse_if_active(folder: Path, *, here: bool = True) -> None:
         # The process may belong to the job. A run that was continued by hand has an old job, which
         # is gone from the queue.
         queued = found.job is not None and found.job in (job_states([found.job]) or {})
-        place = f"process {holder}" if holder else found.host or "somebody"
-        who = f"job {found.job}" if queued else place
+        worker = f"process {holder}" if holder else found.host or "another machine"
+        worker = f"job {found.job}" if queued else worker
         raise ConfigError(
-            f"name: {who} is at work on the run {folder} ({found.status}); stop it, or choose "
+            f"name: {worker} is at work on the run {folder} ({found.status}); stop it, or choose "
             "another name"
         )
 

@@ -1,4 +1,4 @@
-"""The sweep file and its cells: every combination of some settings is a run of its own."""
+"""The sweep file and its cells: each combination of some settings is one run."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def read_sweep(path: str, given: Mapping[str, str] | None = None) -> Sweep:
 
     Args:
         path: a file or the name of a shipped sweep.
-        given: settings of every cell, in YAML, beside those of the file.
+        given: settings of every cell, in YAML, in addition to those of the file.
 
     Raises:
         ConfigError: one line for the first fault.

@@ -70,7 +70,7 @@ def write_table(path: Path, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     Args:
         path: of the CSV file, replaced as a whole.
         cells: of a sweep.
-        axes: dotted keys that vary between the cells, beside the seeds.
+        axes: dotted keys that vary between the cells, in addition to the seeds.
 
     Raises:
         ConfigError: the file cannot be written.

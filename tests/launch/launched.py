@@ -1,4 +1,4 @@
-"""The launcher as a process of its own, and the processes below it."""
+"""The launcher as a separate process, and the processes below it."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ run_cli("rebias-sweep", lambda: run_cells(cells, "the same command"))
 
 
 def run_on_terminal(code: str, folder: Path) -> tuple[int, int]:
-    """Run Python code with a terminal of its own; return the process and the terminal."""
+    """Run Python code with its own terminal; return the process and the terminal."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(ROOT)
