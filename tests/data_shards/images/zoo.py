@@ -318,6 +318,7 @@ def _damaged_pngs() -> Iterator[Exhibit]:
     yield Exhibit("bad-filter.png", bad_filter, "corrupt", header)
     yield Exhibit("no-palette.png", png((8, 8), 8, 3, zlib.compress(bytes(72))), "corrupt", header)
     yield Exhibit("bad-depth.png", png((8, 8), 3, 2, b""), "corrupt", damaged)
+    yield Exhibit("bad-interlace.png", png(size, 8, 2, packed, interlace=2), "corrupt", header)
     yield Exhibit("signature-alone.png", plain[:8], "corrupt", truncated)
     bomb = zlib.compress(bytes(300 * 2**20), 1)
     yield Exhibit("stream-bomb.png", png((64, 64), 8, 0, bomb), "corrupt", damaged)
