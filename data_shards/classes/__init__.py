@@ -40,11 +40,11 @@ def load_class_map(path: Path) -> ClassMap:
         wnid = row["wnid"]
         name = row.get("class") or wnid
         if "/" in wnid or wnid in ("", ".", "..") or not wnid.isprintable():
-            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is no name of a folder")
+            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is not a folder name")
         if not name.isprintable():
             raise UsageError(f"{path}:{line}: the class {name!r} is not printable")
         if wnid in labels:
-            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is there twice")
+            raise UsageError(f"{path}:{line}: the wnid {wnid!r} occurs twice")
         label = _label(row["label"], path, line) if "label" in row else len(names)
         if names.setdefault(name, label) != label and "label" in row:
             raise UsageError(
@@ -83,7 +83,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     header: list[str] | None = None
     rows = []
     for number, line in enumerate(lines, 1):
@@ -92,12 +92,12 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         try:
             cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
         except csv.Error as error:
-            raise UsageError(f"{path}:{number}: is no CSV ({error})") from None
+            raise UsageError(f"{path}:{number}: is not CSV ({error})") from None
         if header is None:
             header = cells
             if "wnid" not in cells or len(set(cells)) < len(cells) or set(cells) - set(_COLUMNS):
                 raise UsageError(
-                    f"{path}:{number}: the columns must be wnid and, if wanted, class and label, "
+                    f"{path}:{number}: the columns must be wnid and optionally class and label, "
                     f"not {', '.join(cells)[:80]!r}"
                 )
             continue
@@ -111,5 +111,5 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _label(text: str, path: Path, line: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 8):
-        raise UsageError(f"{path}:{line}: the label {text!r} is no whole number from 0")
+        raise UsageError(f"{path}:{line}: the label {text!r} is not a whole number from 0")
     return int(text)

@@ -49,8 +49,7 @@ def write_clusters(folder: Path, clusters: Mapping[str, Sequence[int]]) -> None:
     """
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
-    number = len(next(iter(clusters.values())))
-    table.writerow(["key", *(f"cluster{n + 1}" for n in range(number))])
+    table.writerow(["key", *_columns(len(next(iter(clusters.values()))))])
     table.writerows([key, *row] for key, row in clusters.items())
     content = stream.getvalue().encode()
     path = folder / CLUSTERS_NAME
@@ -59,6 +58,10 @@ def write_clusters(folder: Path, clusters: Mapping[str, Sequence[int]]) -> None:
             return
         raise exists(folder)
     write_synced(path, content)
+
+
+def _columns(number: int) -> list[str]:
+    return [f"cluster{n + 1}" for n in range(number)]
 
 
 def exists(folder: Path) -> UsageError:
@@ -76,7 +79,7 @@ def read_clusters(folder: Path, index: NDArray[np.void]) -> NDArray[np.int64]:
     rows = _read(path)
     header = next(rows)
     number = len(header) - 1
-    if number < 1 or header != ["key", *(f"cluster{n + 1}" for n in range(number))]:
+    if number < 1 or header != ["key", *_columns(number)]:
         raise DataShardsError(f"{path}: malformed: the columns are not key, cluster1 …")
     position = {key.decode(errors="replace"): row for row, key in enumerate(index["key"].tolist())}
     clusters = np.full((number, len(index)), NO_CLUSTER, dtype=np.int64)
@@ -98,7 +101,7 @@ def read_published(path: Path) -> list[Published]:
     rows = _read(path)
     header = next(rows)
     number = len(header) - 2
-    if number < 1 or header != ["path", "category", *(f"cluster{n + 1}" for n in range(number))]:
+    if number < 1 or header != ["path", "category", *_columns(number)]:
         raise DataShardsError(f"{path}: malformed: the columns are not path, category, cluster1 …")
     found = []
     for line, row in enumerate(rows, 2):

@@ -1,7 +1,7 @@
-"""Whether an image is whole, decided from its bytes alone.
+"""Decide from the bytes of an image whether it is whole.
 
-Everything a hostile file could ask for is bounded from its header before it is decoded: an
-image, its bytes and copies of them stay below 512 MiB.
+The header bounds what a hostile file could ask for before it is decoded: an image, its bytes
+and copies of them stay below 512 MiB.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "refused"]
 
 MOST_BYTES = 64 * 2**20  # of a file
 MOST_PIXELS = 64 * 2**20  # the largest photographs of ImageNet have 61 million
-LARGEST_DECODE = 352 * 2**20  # bytes for the pixels and what a decoder holds besides
-MOST_ASPECT = 100  # long side through short side
+LARGEST_DECODE = 352 * 2**20  # bytes for the pixels and the coefficients
+MOST_ASPECT = 100  # long side divided by short side
 MOST_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: seconds of work
 MOST_SCANS = 100
 SMALLEST_SIDE = 8  # pixels; below, an image is suspect
 
-# A tail is the lower TAIL_FRACTION of an image. Decoders fill what a truncated file lacks
-# with the middle grey, and a tool that saved the result made it look like a whole image.
+# A tail is the lower TAIL_FRACTION of an image. Decoders fill the missing part of a truncated
+# file with middle grey. A tool that saved the result made it look like a whole image.
 TAIL_FRACTION = 0.1
 _GREY = (126, 130)
 _CONSTANT_SPREAD = 2
@@ -47,12 +47,12 @@ IMAGE_SUFFIXES = frozenset(
 class Examination:
     """What is known of an image.
 
-    ``reasons`` are short codes for a verdict other than ok; ``flags`` are facts that stay
+    ``reasons`` are short codes for a verdict other than ok. ``flags`` are facts that stay
     with a sample, whatever its verdict. ``extension`` is ``"jpg"`` or ``"png"`` by content,
-    ``""`` for anything else; ``size`` is (width, height) in pixels, (0, 0) if unknown;
-    ``sha256`` that of the bytes. ``pixels`` is a hash that two files of one format share if
-    their pixels are equal; for a JPEG it comes from a decoding at an eighth of the size, so
-    equality has to be confirmed (``full_pixels``). It is ``""`` if there are no pixels.
+    ``""`` for anything else. ``size`` is (width, height) in pixels, (0, 0) if unknown.
+    ``sha256`` is of the bytes. ``pixels`` is a hash that two files of one format share if
+    their pixels are equal, ``""`` if there are no pixels. For a JPEG it is computed at an
+    eighth of the size, so equality has to be confirmed (``full_pixels``).
     """
 
     verdict: Verdict
@@ -240,7 +240,7 @@ def _pixel_hash(kind: str, size: tuple[int, int], parts: Iterable[bytes | memory
 
 
 def examine_item(item: Item) -> tuple[Examination, bytes]:
-    """Read an image and examine it; return its bytes too, ``b""`` if they cannot be had."""
+    """Read an image and examine it; return its bytes too, ``b""`` if they cannot be read."""
     if item.length > MOST_BYTES:
         return _unread("refused", "too-large"), b""
     try:

@@ -66,7 +66,10 @@ def check_stream(header: bytes, parts: Iterable[memoryview]) -> None:
     ``header`` is the body of the first chunk, ``parts`` those of the image data. Holds one
     block of the uncompressed data at a time.
     """
-    width, height, depth, colour, *_, interlaced = struct.unpack(">IIBBBBB", header)
+    width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", header)
+    # Pillow would accept other methods, but other decoders do not.
+    if any(methods) or interlaced > 1:
+        raise UnfitError("corrupt", "damaged-header")
     bits = depth * _CHANNELS.get(colour, 0)
     expected = 0
     for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):

@@ -169,7 +169,7 @@ def _fill(part: nn.Module, layer: Layer) -> None:
     import torch
 
     if not layer.weights.is_file():
-        raise UsageError(f"{layer.weights}: there is no such file of weights")
+        raise UsageError(f"{layer.weights}: no such file of weights")
     try:
         state = torch.load(layer.weights, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -223,10 +223,6 @@ def feature_rows(
         # Until then this is its path.
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         shape = (manifest.samples, width)
-        chunks = [
-            range(start, min(start + _CHUNK, manifest.samples))
-            for start in range(0, manifest.samples, _CHUNK)
-        ]
         with ProcessPoolExecutor(
             workers,
             multiprocessing.get_context("spawn"),
@@ -234,8 +230,8 @@ def feature_rows(
             initargs=(folder, layer, path, shape),
         ) as pool:
             try:
-                for count in pool.map(_work, chunks):
-                    on_rows(count)
+                for _ in pool.map(_work, range(manifest.samples), chunksize=_CHUNK):
+                    on_rows(1)
             except BrokenProcessPool:
                 raise DataShardsError(
                     f"one of {workers} processes was killed, perhaps for lack of memory; "
@@ -262,17 +258,15 @@ def _start(folder: Path, layer: Layer, path: str, shape: tuple[int, int]) -> Non
     _worker = folder, manifest, index, Textures(layer), features
 
 
-def _work(rows: range) -> int:
+def _work(row: int) -> None:
     folder, manifest, index, textures, features = _worker
-    for row in rows:
-        content = read_image(folder, manifest, index[row])
-        try:
-            features[row] = textures(content)
-        except (OSError, ValueError, SyntaxError, DataShardsError) as error:
-            shard = manifest.shards[index["shard"][row]].name
-            key = index["key"][row].decode(errors="replace")
-            raise DataShardsError(f"{folder / shard}: {key}: has no texture: {error}") from None
-    return len(rows)
+    content = read_image(folder, manifest, index[row])
+    try:
+        features[row] = textures(content)
+    except (OSError, ValueError, SyntaxError, DataShardsError) as error:
+        shard = manifest.shards[index["shard"][row]].name
+        key = index["key"][row].decode(errors="replace")
+        raise DataShardsError(f"{folder / shard}: {key}: has no texture: {error}") from None
 
 
 def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:

@@ -67,7 +67,7 @@ class Dataset:
             raise UsageError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
         elif not _NAME.fullmatch(split):
             raise UsageError(
-                f"--split {split}: a name has small letters, digits, '_' and '-' alone"
+                f"--split {split}: a name may have only small letters, digits, '_' and '-'"
             )
 
     def expected_count(self, split: str) -> int | None:
@@ -109,7 +109,7 @@ def dataset(name: str) -> Dataset:
 def custom(name: str, classes: Path) -> Dataset:
     """Return another data set, made from a class-map file; its splits may have any name."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: a name has small letters, digits, '_' and '-' alone")
+        raise UsageError(f"--name {name}: a name may have only small letters, digits, '_' and '-'")
     if name in SUMMARIES:
         raise UsageError(f"--name {name}: is the name of another data set")
     return Dataset(name, f"classes of {classes.name}", load_class_map(classes))

@@ -205,7 +205,7 @@ def _listing(
         published = PUBLISHED_MD5.get(name)
         if published and digest and digest != published:
             findings.append(Finding(name, "suspect", ("md5-mismatch",)))
-            told.append(f"{name}: its md5 is {digest}, published is {published}")
+            told.append(f"{name}: its md5 is {digest}, but the published one is {published}")
     all_facts["listing_sha256"] = _digest(items)
     return Listing(
         dataset=dataset.name,

@@ -53,12 +53,12 @@ class Found:
         lines = []
         outside = self.outside.get(split)
         if outside:
-            lines.append(f"synsets that are no part of {dataset}: {len(outside):,}")
+            lines.append(f"synsets that are not in {dataset}: {len(outside):,}")
         ignored = self.ignored.get(split)
         if ignored:
             more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
             shown = ", ".join(sorted(ignored)[:_SHOWN])
-            lines.append(f"{len(ignored):,} files are no images by their names: {shown}{more}")
+            lines.append(f"{len(ignored):,} files are not images by their names: {shown}{more}")
         return lines
 
 
@@ -92,7 +92,7 @@ def _hint(found: Found) -> str:
     if unknown:
         return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}"
     if found.other_splits:
-        return f"; its names say {', '.join(sorted(found.other_splits))}"
+        return f"; its names are of {', '.join(sorted(found.other_splits))}"
     if found.outside:
         return "; its folders are other synsets"
     return "; it should have folders or archives named by wnid, such as n01440764"

@@ -42,7 +42,7 @@ def load_labels(path: Path) -> dict[str, str]:
     if path.is_dir():
         return _from_devkit(path, _devkit_folder(path))
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file of labels")
+        raise UsageError(f"{path}: no such file of labels")
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar")):
         return _from_devkit(path, _devkit_archive(path))
     return _from_table(path)
@@ -56,13 +56,13 @@ def _from_table(path: Path) -> dict[str, str]:
     except OSError as error:
         raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataShardsError(f"{path}: is no table of labels ({error})") from None
+        raise DataShardsError(f"{path}: is not a table of labels ({error})") from None
     if len(content) > _LARGEST:
         raise DataShardsError(f"{path}: is larger than a table of labels can be")
     header = rows[0] if rows else []
     if header not in (["ImageId", "PredictionString"], ["name", "wnid"]):
         raise UsageError(
-            f"{path}: is no file of labels; give the devkit {DEVKIT}.tar.gz, Kaggle's {KAGGLE} "
+            f"{path}: is not a file of labels; give the devkit {DEVKIT}.tar.gz, Kaggle's {KAGGLE} "
             "or a CSV with the columns name,wnid"
         )
     labels: dict[str, str] = {}
@@ -113,14 +113,14 @@ def _devkit_archive(path: Path) -> dict[str, bytes]:
 def _from_devkit(path: Path, files: dict[str, bytes]) -> dict[str, str]:
     for name in (_NUMBERS, _META):
         if name not in files:
-            raise DataShardsError(f"{path}: is no devkit of ILSVRC2012: data/{name} is missing")
+            raise DataShardsError(f"{path}: is not a devkit of ILSVRC2012: data/{name} is missing")
     wnids = _wnid_of_id(path, files[_META])
     labels = {}
     for number, text in enumerate(files[_NUMBERS].split(), 1):
         wnid = wnids.get(int(text)) if text.isdigit() and len(text) < 8 else None
         if wnid is None:
             shown = text[:20].decode("ascii", "replace")
-            raise DataShardsError(f"{path}: {_NUMBERS}, line {number}: {shown!r} is no class")
+            raise DataShardsError(f"{path}: {_NUMBERS}, line {number}: {shown!r} is not a class")
         labels[f"ILSVRC2012_val_{number:08d}"] = wnid
     return labels
 

@@ -72,7 +72,7 @@ def load_official(folder: Path) -> tuple[Digits, Digits]:
     file that is missing or malformed.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder of MNIST files")
+        raise UsageError(f"{folder}: no such folder of MNIST files")
     return _load_idx_pair(folder, _TRAIN), _load_idx_pair(folder, _TEST)
 
 

@@ -45,7 +45,7 @@ def test_zoo(exhibit):
 
 
 def _pixels(content):
-    """All pixels by a decoder that does not mind warnings."""
+    """All pixels by a decoder that ignores warnings."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
