@@ -13,7 +13,7 @@ from tests import ROOT
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
 
 
 def record(folder: Path, name: str, **changes) -> str:

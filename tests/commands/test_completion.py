@@ -32,7 +32,7 @@ def completions(line: str, cwd: Path) -> set[str]:
     }
     code = f"import sys; sys.argv = [{script!r}]; from {SCRIPTS[script]} import cli; cli()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, timeout=120
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     return {word.strip() for word in answer.read_text().split("\n") if word.strip()}

@@ -168,7 +168,7 @@ def test_workers_outlive_signals_but_not_their_parent(shards):
         [sys.executable, "-c", textwrap.dedent(_SIGNALLED), str(shards / "train")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1000,
         check=False,
     )
     assert done.returncode == 0, done.stderr

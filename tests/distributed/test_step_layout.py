@@ -113,7 +113,7 @@ def _run_all() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def layouts():
-    return {world: run_ranks(world, _run_all, timeout=280)[0] for world in (1, 2, 3, 4)}
+    return {world: run_ranks(world, _run_all, timeout=1000)[0] for world in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])

@@ -44,7 +44,7 @@ def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
         "-d",
         str(folder),
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ class Kill:
     lost_steps: int = 0
 
 
-def _wait(true: Callable[[], Any], run: Started, seconds: float = 300) -> None:
+def _wait(true: Callable[[], Any], run: Started, seconds: float = 1000) -> None:
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end or run.process.poll() is not None:

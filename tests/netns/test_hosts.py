@@ -21,7 +21,7 @@ from tests.slurm.runs import (
     wait_for_step,
 )
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)
 HOSTS = 4
 
 

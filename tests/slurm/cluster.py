@@ -73,7 +73,7 @@ def why_not() -> str | None:
     return None
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 1000) -> None:
     """Wait until a condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -149,7 +149,7 @@ class Cluster:
     def run(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
         """Run a command with this SLURM and return what it prints."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=240, cwd=cwd
+            command, env=self.environment, capture_output=True, text=True, timeout=1000, cwd=cwd
         )
         assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
         return done.stdout.strip()
@@ -163,7 +163,7 @@ class Cluster:
         """Return what SLURM shows of a job."""
         return self.run("scontrol", "show", "job", "--oneliner", job)
 
-    def wait(self, job: str, seconds: float = 500) -> str:
+    def wait(self, job: str, seconds: float = 1000) -> str:
         """Wait until a job has ended and return its state."""
         # Only these states are an end. A busy controller may even give no answer.
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")

@@ -111,7 +111,7 @@ def alone(config: dict[str, Any], folder: Path, name: str) -> Path:
         [*command, f"--runs-dir={folder / 'runs'}"],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from tests.data_shards.trees import NINE, train_images, val_images
 from tests.slurm.cluster import wait_until
 from tests.slurm.runs import ROOT, configuration, state
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 ARRAY = ["launch/array.sbatch", "launch/env.sh", sys.executable]
 
@@ -155,7 +155,7 @@ def imagenet9(cluster, tmp_path, *words):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split(": job ") for line in done.stderr.splitlines() if ": job " in line)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.slurm.runs import ROOT, STEPS, configuration, launch, state, wait_for_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 def test_a_job_is_listed_stopped_and_resumed(cluster, tmp_path, small_run):
@@ -48,7 +48,7 @@ def test_a_run_has_one_owner_here_or_in_the_queue(cluster, tmp_path, small_run):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     assert f"job {job}" in refused.stderr

@@ -23,7 +23,7 @@ from tests.slurm.runs import (
     wait_for_step,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_cancelled_run_can_be_resumed(cluster, folder, undisturbed):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     assert refused.returncode == 2
     assert f"job {job} is at work on the run" in refused.stderr

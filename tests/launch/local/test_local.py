@@ -26,7 +26,7 @@ from tests.launch.launched import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_six_kills_at_different_moments_leave_the_same_bits(short, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2700)
+@pytest.mark.timeout(3600)
 def test_twenty_restarts_in_a_row(short, tmp_path):
     points = (*TRAINING, *WRITING)
     plans = [

@@ -22,7 +22,7 @@ def slurm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
 
 
@@ -182,7 +182,7 @@ def stages(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     return done.returncode, done.stderr, calls.read_text().splitlines()
 
