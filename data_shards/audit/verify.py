@@ -32,7 +32,7 @@ from data_shards.format.manifest import (
     load_index,
     parse_manifest,
 )
-from data_shards.format.tars import BLOCK, RECORD, header, padding
+from data_shards.format.tars import BLOCK, RECORD, padding, read_header
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
 
 _STRETCH = 2**20  # bytes that are read at a time
@@ -204,17 +204,17 @@ class _Walk:
                 self._check_end(end)
                 break
             try:
-                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                name, size, as_written = read_header(block)
             except tarfile.HeaderError:
                 self._say("damaged-header", self._near(end))
                 break
             end += BLOCK
-            name = info.name.encode(errors="replace").decode()
-            if info.size < 0 or info.size > self._size - end:
+            name = name.encode(errors="replace").decode()
+            if size < 0 or size > self._size - end:
                 self._say("damaged-header", name)
                 break
-            self._check_member(name, block, end, info.size)
-            end += info.size + padding(info.size)
+            self._check_member(name, end, size, as_written=as_written)
+            end += size + padding(size)
         else:
             self._say("no-end")
         self._check_samples()
@@ -241,7 +241,7 @@ class _Walk:
                 self._say("bytes-behind-the-end")
                 return
 
-    def _check_member(self, name: str, block: bytes, offset: int, size: int) -> None:
+    def _check_member(self, name: str, offset: int, size: int, *, as_written: bool) -> None:
         key, _, extension = name.partition(".")
         row = self._rows.get(key)
         if row is None or extension not in (*_IMAGE, _CLASS, _FACTS):
@@ -252,7 +252,7 @@ class _Walk:
             self._say("duplicate-member", name)
             return
         self._seen[key].add(kind)
-        if block != header(name, size):
+        if not as_written:
             self._say("damaged-header", name)
         if any(self._read(offset + size, padding(size))):
             self._say("damaged-padding", name)
