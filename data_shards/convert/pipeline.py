@@ -7,7 +7,6 @@ where another was killed, and the result does not depend on who wrote which shar
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from data_shards.convert.journal import Head, Note, Record, Sample, Work
@@ -21,7 +20,6 @@ from data_shards.format.manifest import Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.images.resize import smaller
-from data_shards.processes import end_with_parent
 from data_shards.sources.listing import Item
 
 # For one image, or for flushing a shard to a slow disk.
@@ -176,15 +174,8 @@ def _without(job: Job, crash: Crash) -> Job:
     return replace(job, crashed={**job.crashed, crash.position: finding})
 
 
-@cache
-def _prepare() -> None:
-    """Once in each worker."""
-    end_with_parent()
-
-
 def write_shard(job: Job) -> Written:
     """Write one shard and its record, in a worker, unless it is there as it would become."""
-    _prepare()
     record = job.work.record(job.number, job.recipe)
     if record is not None and job.again and _left_out(job, record) != _left_out_notes(record):
         # First the record: it must never stand beside a shard that it does not describe.

@@ -131,14 +131,20 @@ def _note_and_hang(path):
     time.sleep(600)
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path):
+def _note_and_spin(path):
+    path.write_text(str(os.getpid()))
+    _obey("spin")
+
+
+@pytest.mark.parametrize("function", ["_note_and_hang", "_note_and_spin"])
+def test_workers_end_when_their_parent_is_killed(tmp_path, function):
     note = tmp_path / "pid"
     script = (
         "from pathlib import Path\n"
         "from data_shards.convert.workers import map_surviving\n"
-        "from tests.data_shards.convert.test_workers import _note_and_hang\n"
+        f"from tests.data_shards.convert.test_workers import {function}\n"
         "if __name__ == '__main__':\n"
-        f"    list(map_surviving(_note_and_hang, [Path({str(note)!r})], workers=1))\n"
+        f"    list(map_surviving({function}, [Path({str(note)!r})], workers=1))\n"
     )
     (tmp_path / "script.py").write_text(script)
     root = ROOT
