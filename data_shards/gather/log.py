@@ -1,6 +1,5 @@
 """What became of each address, in a file that survives a kill at any moment."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import sync_folder
+from data_shards.files import lock, sync_folder
 from data_shards.gather.urls import Task
 
 JOURNAL_NAME = "gather.jsonl"
@@ -66,10 +65,8 @@ def open_journal(folder: Path, *, split: str, val_fraction: float) -> Iterator[J
     path = folder / JOURNAL_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process is gathering into it") from None
+        if not lock(descriptor, wait=False):
+            raise UsageError(f"{folder}: another process is gathering into it")
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read()
         whole = content.rfind(b"\n") + 1
