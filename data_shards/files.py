@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files read without a trap."""
+"""Write files and folders that appear whole or not at all, open regular files only, lock files."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
 
-# A host name may have any bytes.
+# A hash, because a host name may have any bytes.
 _HOST = hashlib.sha256(os.fsencode(os.uname().nodename)).hexdigest()[:8]
 
 
@@ -31,8 +31,8 @@ def sync_folder(folder: Path) -> None:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then give it its name.
 
-    Several may write one file at once: the last one stays, whole. An OSError names the file, also
-    where the system does not say which one it is.
+    Several processes may write the same file at once: the last one stays, complete. An OSError
+    always names the file.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -49,9 +49,9 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def regular_descriptor(path: Path) -> int:
-    """Open a regular file for reading; OSError for anything else, and never blocks.
+    """Open a regular file for reading; never block.
 
-    A device or FIFO is refused, not waited for.
+    OSError for anything else, such as a device or a FIFO.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -61,7 +61,7 @@ def regular_descriptor(path: Path) -> int:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Return the same as a file; DataShardsError in place of OSError."""
+    """Open a regular file for reading; DataShardsError in place of OSError."""
     try:
         return open(regular_descriptor(path), "rb")
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Find whatever changed in a split since it was written, and say which part of it.
+"""Find everything that changed in a split since it was written, and name the part.
 
-Shards are read block by block; every header must be the one that the writer makes, every byte
-between the payloads zero, every payload the one of its hash. Nothing of a file is trusted: no
-length that it claims is allocated before it is compared with the file's own.
+Shards are read block by block. Every header must be the one that the writer makes, every byte
+between the payloads zero, and every payload must have its hash. A length that a file claims is
+compared with the size of the file before memory is allocated for it.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _SHARD = re.compile(r".*\.tar", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was looked at: the number of samples and bytes, and the manifest's digest."""
+    """The number of samples and bytes that were verified, and the manifest's digest."""
 
     samples: int
     bytes: int
@@ -59,12 +59,12 @@ def verify_split(
 ) -> Iterator[Finding]:
     """Yield a finding for each thing in the split ``folder`` that is not as it was written.
 
-    With more than one worker the shards are read in processes. What was looked at is appended
-    to ``told``; ``on_shard(samples)`` follows each shard. The paths of the findings begin with
-    ``folder``; those of members continue with the shard and the member's name.
+    With more than one worker the shards are read in processes. A :class:`Verified` is appended to
+    ``told``; ``on_shard(samples)`` is called after each shard. The paths of the findings begin
+    with ``folder``; those of members continue with the shard and the member's name.
 
-    What nobody can notice from the folder alone is a change by somebody who computes all
-    hashes anew, the manifest's among them; its digest, known from elsewhere, tells.
+    The folder alone does not show a change by somebody who computes all hashes anew, also the
+    manifest's. To notice it, compare the digest with one from elsewhere.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -125,7 +125,7 @@ def _each(jobs: Iterable[_Job], workers: int, count: int) -> Iterator[list[Findi
         return
     for found in map_surviving(verify_shard, jobs, workers=min(workers, count)):
         if isinstance(found, Crash):
-            raise DataShardsError(f"a process that verifies shards has {found.cause}")
+            raise DataShardsError(f"a process that verifies shards ended ({found.cause})")
         yield found
 
 
@@ -183,7 +183,7 @@ def _digest(file: BufferedReader) -> str:
 
 
 class _Walk:
-    """One walk through a tar, and what its samples lack compared with the index."""
+    """Walks through a tar and compares its samples with the index."""
 
     def __init__(self, file: BufferedReader, size: int, path: Path, rows: NDArray[np.void]) -> None:
         self._file = file

@@ -139,7 +139,7 @@ class _Archive:
 class _Window(io.RawIOBase):
     """The bytes from ``begin`` to ``end`` of an archive, as a file for ``tarfile``.
 
-    It yields ``left`` bytes at most, which the walk sets anew for each member.
+    ``left`` limits the bytes that are read; the walk resets it for each member.
     """
 
     def __init__(self, archive: _Archive, begin: int, end: int) -> None:
