@@ -1,13 +1,13 @@
-"""How fast is convert with all its checks, and what do opening and verifying shards take?
+"""Measure how fast convert is with all its checks, and how long opening and verifying take.
 
     python -m benchmarks.convert [--quick] [--workers N]
 
-On photographs of ImageNet's size, made from foolbox's 20. Against a process pool of the same
-size that does what is usual: Pillow's load, which misses most damage, and webdataset's
-ShardWriter, which neither syncs nor reads back. And against the strict check alone.
-Start-up of the processes is part of every time; what another program left to the disk to be
-written, or removed, is not. Time of the processors is shown as well: it says the same on a
-machine that has other work to do.
+The images are photographs of ImageNet's size, made from foolbox's 20. convert is compared with the
+usual way: a process pool of the same size with Pillow's load, which misses most damage, and
+webdataset's ShardWriter, which neither syncs nor reads back. It is also compared with the strict
+check alone. Starting the processes is part of every time. The disk is synced before each
+measurement, so that earlier writes do not count. Processor time is shown as well, because it
+depends less on other work of the machine.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from data_shards.images import jpeg
 from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item, Listing, read_item
 
-# The harness and webdataset import torch, which a worker that is started afresh would import
-# too, with this module, and pay for out of its limit of memory. So they are imported later.
+# The harness and webdataset import torch. A worker imports this module, and torch would take
+# nearly all of its limited memory. So they are imported later.
 
 IMAGENET = 1_281_167
 _PER_SHARD = 1000
