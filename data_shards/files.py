@@ -80,8 +80,8 @@ def read_regular(path: Path) -> bytes:
 def lock(file: int | BinaryIO, *, wait: bool) -> bool:
     """Lock an open file against other processes until it is closed, however this process ends.
 
-    Return False if another process holds it and this one shall not ``wait``. OSError if the file
-    system has no locks.
+    Return False if another process holds it and ``wait`` is false. OSError if the file system has
+    no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,11 @@
 """Map a function over items in worker processes that hostile data may kill.
 
-A worker may crash, run out of memory or hang; the item at fault is found and reported, all
+A worker may crash, run out of memory or hang. The item at fault is found and reported, and all
 others get their result.
 
-No library does this. ``ProcessPoolExecutor`` loses all items when one worker dies, cannot kill a
-worker, and hangs if one is killed while it sends. ``pebble`` may wait for ever for an item whose
-worker dies at once, and its clock cannot be restarted within an item.
+No library was found that does this. ``ProcessPoolExecutor`` loses all items when one worker dies,
+and cannot kill a worker before Python 3.14. ``pebble`` gives up all items when a worker dies before
+it begins one, and :func:`mark` could not restart its time limit.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ R = TypeVar("R")
 MEMORY = 512 * 2**20  # bytes a worker may hold
 SECONDS = 120.0  # that one item may take
 
-# Started afresh: a fork would inherit locks, threads and memory of whoever calls.
+# A forked worker would inherit locks, threads and memory of the caller.
 _CONTEXT = multiprocessing.get_context("spawn")
 _MOST_FAILED_STARTS = 3
 _ITEM, _POSITION = range(2)
@@ -35,10 +35,10 @@ _ITEM, _POSITION = range(2)
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """What came of an item instead of a result.
+    """Stands for the result of an item that has none.
 
     ``cause`` is ``crashed`` (killed by a signal, or it left), ``memory`` or ``timeout``;
-    ``position`` what :func:`mark` was last told, -1 without a mark.
+    ``position`` is that of the last :func:`mark`, -1 without one.
     """
 
     cause: Literal["crashed", "memory", "timeout"]
@@ -70,14 +70,14 @@ def map_surviving(
 
     ``function``, items and results must be picklable; the module of the caller must be
     importable without side effects. ``items`` are drawn as they are needed, ``chunk`` at a
-    time for a worker: items that take milliseconds need some 30 to hide the way to and fro.
+    time for a worker. Items that take milliseconds need some 30 to hide the cost of sending.
 
-    A worker holds at most ``memory`` bytes; beyond, allocations fail. If a worker dies, or
-    an item (or a part of it, see :func:`mark`) takes longer than ``seconds``, the item at
-    work is tried once more alone in a fresh worker, since a worker may be killed for no
-    fault of the item; if that dies too, the item yields a :class:`Crash`. The other items of
-    its chunk are repeated, so ``function`` may run more than once on an item. A MemoryError
-    yields a Crash at once. Any other exception of ``function`` ends the map with it.
+    A worker holds at most ``memory`` bytes; beyond that, allocations fail. If a worker dies, or
+    an item (or a part of it, see :func:`mark`) takes longer than ``seconds``, the item is tried
+    once more, alone in a fresh worker, because the worker may have been killed for another reason.
+    If that worker dies too, the item yields a :class:`Crash`. The other items of its chunk are
+    repeated, so ``function`` may run more than once on an item. A MemoryError yields a Crash at
+    once. Any other exception of ``function`` ends the map and is raised.
 
     Closing the iterator ends the workers; they end too when this process is killed. Raises
     DataShardsError if workers die before they begin.
@@ -100,7 +100,7 @@ class _Worker(Generic[T, R]):
         theirs.close()
 
     def end(self) -> int | None:
-        """Return the exit code."""
+        """Kill the process if it still runs; return its exit code."""
         self.connection.close()
         self.process.kill()
         self.process.join()
@@ -194,19 +194,20 @@ class _Pool(Generic[T, R]):
             self._repeated.append(job)
 
 
-# Of this process, if it is a worker: its state, and the seconds that an item may take.
+# The state of this process, if it is a worker, and the seconds that an item may take.
 _working: tuple[Any, float] | None = None
 
 
 def mark(position: int) -> None:
     """Tell, inside a function run by :func:`map_surviving`, which part of its item is begun.
 
-    The part restarts the item's clock, and a crash names it. Elsewhere it does nothing.
+    This restarts the time limit of the item, and a crash names the part. Outside of such a function
+    it does nothing.
     """
     if _working is not None:
         state, seconds = _working
         state[_POSITION] = position
-        # The kernel then ends the process with SIGALRM, also inside a decoder.
+        # When the time is up, the kernel ends the process with SIGALRM, also inside a decoder.
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
@@ -247,8 +248,8 @@ def _answer(function: Callable[[T], R], items: list[T], state: Any) -> tuple[boo
 def _limit_memory(memory: int) -> None:
     """Limit the address space so that the memory in use stays below ``memory`` bytes.
 
-    Libraries reserve address space that they never use, threads most of all; what is
-    reserved already does not count.
+    Libraries, and threads most of all, reserve address space that they never use. So the space
+    that is reserved already does not count.
     """
     with open("/proc/self/statm", encoding="ascii") as file:
         reserved, resident = (

@@ -221,7 +221,7 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     index, mapped = _map(path)
     _check_index(path, manifest, index)
     if mapped is not None:
-        # The check has read all pages. Drop them: only those that are read again shall take memory.
+        # The check has read all pages. Drop them: those that are read again take memory then.
         mapped.madvise(mmap.MADV_DONTNEED)
     return index
 
