@@ -1,13 +1,13 @@
-"""How fast is convert with all its checks, and how long do opening and verifying shards take?
+"""Measure how fast convert is with all its checks, and how long opening and verifying take.
 
     python -m benchmarks.convert [--quick] [--workers N]
 
-The images are photographs of ImageNet's size, made from foolbox's 20. Convert is compared with the
-usual way in a process pool of the same size: Pillow's load, which misses most damage, and
+The images are photographs of ImageNet's size, made from foolbox's 20. convert is compared with the
+usual way: a process pool of the same size with Pillow's load, which misses most damage, and
 webdataset's ShardWriter, which neither syncs nor reads back. It is also compared with the strict
-check alone. Starting the processes is part of every time; writing or removing the files of the
-previous program is not. The processors' time is shown too, because other work on the machine hardly
-changes it.
+check alone. Starting the processes is part of every time. The disk is synced before each
+measurement, so that earlier writes do not count. Processor time is shown as well, because it
+depends less on other work of the machine.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from data_shards.images import jpeg
 from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item, Listing, read_item
 
-# The harness and webdataset import torch. They are imported in functions, because a new worker
-# process imports this module, and torch would use up a part of its memory limit.
+# The harness and webdataset import torch. A worker imports this module, and torch would take
+# nearly all of its limited memory. So they are imported later.
 
 IMAGENET = 1_281_167
 _PER_SHARD = 1000

@@ -1,6 +1,5 @@
 """A journal of the outcome of each address, which survives a kill at any moment."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import sync_folder
+from data_shards.files import lock, sync_folder
 from data_shards.gather.urls import Task
 
 JOURNAL_NAME = "gather.jsonl"
@@ -67,10 +66,8 @@ def open_journal(folder: Path, *, split: str, val_fraction: float) -> Iterator[J
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL_NAME
     with open(path, "a+b", opener=_open_no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process is gathering into it") from None
+        if not lock(file.fileno(), wait=False):
+            raise UsageError(f"{folder}: another process is gathering into it")
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1

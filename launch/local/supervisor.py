@@ -6,10 +6,7 @@ restarts are not used: they keep the rendezvous of the failed attempt, and often
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import platform
 import signal
 import sys
 import time
@@ -19,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_shards.files import HeldError, hold
 from data_shards.processes import adopt_orphans
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
 from launch.local.children import on_stop_signals
@@ -61,20 +59,14 @@ def ownership(run_folder: Path) -> Iterator[None]:
     path = launcher_lock(run_folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
+        lock = hold(path, "launcher")
+    except HeldError as holder:
+        raise ConfigError(
+            f"name: {holder} supervises the run {run_folder}; stop it, or choose another name"
+        ) from None
     except OSError as error:
         raise ConfigError(f"runs_dir: {path} cannot be written: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = lock.read(200).decode(errors="replace").strip() or "another launcher"
-            raise ConfigError(
-                f"name: {holder} supervises the run {run_folder}; stop it, or choose another name"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"launcher {os.getpid()} on {platform.node()}".encode())
-        lock.flush()
         yield
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.files import write_synced
+from data_shards.files import HeldError, hold, write_synced
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
@@ -115,16 +113,9 @@ def refuse_changes(run: Path, changes: Mapping[str, str], overrides: Collection[
 
 
 def _lock(path: Path) -> BinaryIO:
-    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = lock.read(200).decode(errors="replace").strip() or "another process"
-        lock.close()
+        return hold(path, "process")
+    except HeldError as holder:
         raise ConfigError(
             f"name: {holder} is at work on the run {path.parent}; stop it, or choose another name"
         ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}".encode())
-    lock.flush()
-    return lock
