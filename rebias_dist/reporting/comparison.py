@@ -14,6 +14,7 @@ from rebias_dist.methods import METHODS
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
 from rebias_dist.reporting.runs import Run, plain
 from rebias_dist.reporting.training_data import rho_of, seeds_of
+from rebias_dist.runs.results import judged_network
 from rebias_dist.runs.results_schema import Score
 
 ABSENT = "–"
@@ -42,6 +43,11 @@ class Group:
         """Return the networks of the method: 'f', 'g0', …"""
         names = ["f"] if self.config.has_f else []
         return names + [f"g{i}" for i in range(len(self.config.g)) if self.config.has_g]
+
+    @property
+    def judged(self) -> str:
+        """Return the network whose accuracy is the method's: f, or g where it has no f."""
+        return judged_network(self.config)
 
     @property
     def checkpoints(self) -> tuple[str, str]:

@@ -39,26 +39,31 @@ def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
     ``<split>/unbiased`` is the mean over cells of class and texture cluster, for which a single
     seed has no interval.
     """
-    groups = {group.label: group for runs in comparisons for group in runs.groups}
+    about = pd.DataFrame(
+        {
+            "setting": group.label,
+            "dataset": runs.dataset,
+            "method": group.config.method.name,
+            "rho": group.rho,
+            "departures_from_protocol": None if known is None else len(known),
+            "source": "here",
+        }
+        for runs in comparisons
+        for group in runs.groups
+        for known in [departures(group)]
+    )
     ours = pd.concat([runs.summary for runs in comparisons]).reset_index()
-    ours = ours[ours["measure"].isin(["accuracy", "unbiased"])]
-    seeds = ours["values"].map(len)
-    of_group = ours["setting"].map(groups)
-    known = of_group.map(lambda group: departures(group))
+    ours = ours[ours["measure"].isin(["accuracy", "unbiased"])].merge(about, on="setting")
+    suffix = ours["measure"].map({"accuracy": "", "unbiased": "/unbiased"})
     ours = ours.assign(
-        dataset=of_group.map(lambda group: group.config.data.dataset),
-        method=of_group.map(lambda group: group.config.method.name),
-        rho=of_group.map(lambda group: group.rho),
-        source="here",
         chosen_on=ours["checkpoint"].map({"best": "selection", "oracle": "oracle"}),
         checkpoint=ours["checkpoint"].replace("oracle", "best"),
-        measure=ours["split"] + ours["measure"].map({"accuracy": "", "unbiased": "/unbiased"}),
-        seeds=seeds,
+        measure=ours["split"] + suffix,
+        seeds=ours["values"].map(len),
         accuracy=ours["mean"],
-        standard_deviation=ours["error"].where(seeds > 1),
+        standard_deviation=ours["error"].where(ours["values"].map(len) > 1),
         low95=ours["low"],
         high95=ours["high"],
-        departures_from_protocol=known.map(lambda found: None if found is None else len(found)),
     )
     theirs = published()
     theirs = theirs[theirs["dataset"].isin([runs.dataset for runs in comparisons])]

@@ -29,26 +29,24 @@ class Sample(NamedTuple):
 
 
 @dataclass
+class Kind:
+    """The images that one network gets right and the other wrong."""
+
+    title: str
+    count: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    """The first ones."""
+
+
+@dataclass
 class Disagreements:
     """The images of a split on which f and g of a run disagree."""
 
     run: str
     split: str
     looked_at: int = 0
-    f_alone: int = 0
-    """Number of images that f gets right and g wrong, of those looked at."""
-    g_alone: int = 0
-    f_samples: list[Sample] = field(default_factory=list)
-    """Some of the images that f alone gets right."""
-    g_samples: list[Sample] = field(default_factory=list)
-
-    @property
-    def found(self) -> list[tuple[str, list[Sample], int]]:
-        """Return a title, samples and their number for each kind of disagreement."""
-        return [
-            ("f right, g wrong", self.f_samples, self.f_alone),
-            ("g right, f wrong", self.g_samples, self.g_alone),
-        ]
+    f_alone: Kind = field(default_factory=lambda: Kind("f right, g wrong"))
+    g_alone: Kind = field(default_factory=lambda: Kind("g right, f wrong"))
 
 
 def disagreements(group: Group, split: str) -> Disagreements | str:
@@ -111,13 +109,12 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
                 said = [network(images)[0].argmax(1) for network in (f, g)]
             right = [by == batch.labels for by in said]
             found.looked_at += len(batch.labels)
-            found.f_alone += int((right[0] & ~right[1]).sum())
-            found.g_alone += int((right[1] & ~right[0]).sum())
             for i in (right[0] != right[1]).nonzero().flatten().tolist():
-                samples = found.f_samples if right[0][i] else found.g_samples
-                if len(samples) < SHOWN:
+                kind = found.f_alone if right[0][i] else found.g_alone
+                kind.count += 1
+                if len(kind.samples) < SHOWN:
                     names = [plain(data.classes[by[i]], 24) for by in (batch.labels, *said)]
-                    samples.append(_sample(batch.images[i].numpy(), *names))
+                    kind.samples.append(_sample(batch.images[i].numpy(), *names))
             if found.looked_at >= LOOKED_AT:
                 break
     return found

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from rebias_dist.reporting import svg
-from rebias_dist.reporting.comparison import Comparison, Group
+from rebias_dist.reporting.comparison import Comparison
+from rebias_dist.reporting.frame import Figure
 from rebias_dist.reporting.metrics import Curve
 from rebias_dist.reporting.published import published
 from rebias_dist.reporting.runs import plain
@@ -29,7 +29,6 @@ _OF_NETWORK: dict[str, dict[str, Any]] = {
     "g": {"color": svg.VERMILION, "marker": "^"},
 }
 _DASHES = ("-", "--", "-.", ":")
-_SOURCES = "DsPX*"  # marks of published points
 _MOST_ROWS = 60  # of a picture; the table has them all
 _MOST_G = 8  # biased networks whose curves are drawn
 
@@ -51,16 +50,18 @@ def splits_picture(runs: Comparison) -> Drawing:
     for axis, (split, sizes) in zip(axes, runs.splits.items(), strict=True):
         for row, group in enumerate(shown):
             for network in group.networks:
-                _draw_point(axis, row, runs, group, split, network)
+                point = runs.figure(group, group.counting, split, network)
+                if point is not None:
+                    y = row + (-0.14 if network == "f" else 0.14)
+                    _draw_point(axis, point, y, _OF_NETWORK[network[0]])
         if runs.chance is not None:
             axis.axvline(100 * runs.chance, color=svg.MUTED, linestyle="--", linewidth=1)
         axis.set_title(f"{plain(split, 30)}  (n = {sizes[-1]:,})")
         svg.percent_axis(axis, "x")
         axis.grid(visible=False, axis="y")
         axis.set_xlabel("accuracy, %")
-    axes[0].set_yticks(
-        range(len(shown)), [plain(group.label).replace(", ", "\n") for group in shown]
-    )
+    labels = [plain(group.label).replace(", ", "\n") for group in shown]
+    axes[0].set_yticks(range(len(shown)), labels)
     axes[0].set_ylim(len(shown) - 0.5, -0.5)
     keys = [
         _key("f, the target network", **_OF_NETWORK["f"]),
@@ -72,45 +73,44 @@ def splits_picture(runs: Comparison) -> Drawing:
     return figure
 
 
-def _key(label: str, **style: Any) -> Line2D:
-    return Line2D([], [], label=label, **{"linestyle": "none", **style})
-
-
-def _draw_point(
-    axis: Axes, row: int, runs: Comparison, group: Group, split: str, network: str
-) -> None:
-    """Draw a network's mean accuracy with its error bar and number, and a tick for each seed."""
-    point = runs.figure(group, group.counting, split, network)
-    if point is None:
-        return
-    style = _OF_NETWORK[network[0]]
-    mean, error = 100 * point.mean, 100 * point.error
-    y = row + (-0.14 if network == "f" else 0.14)
-    seeds = [100 * value for value in point.values]
-    axis.plot(seeds, [y] * len(seeds), "|", color=style["color"], alpha=0.5, markersize=9)
+def _draw_point(axis: Axes, point: Figure, y: float, style: Mapping[str, Any]) -> None:
+    """Draw a mean accuracy with its error bar and number, and a tick for each seed."""
+    mean, error, seeds = 100 * point.mean, 100 * point.error, len(point.values)
+    axis.plot(
+        [100 * v for v in point.values], [y] * seeds, "|", color=style["color"], alpha=0.5, ms=9
+    )
     axis.errorbar(mean, y, xerr=error, **style, markersize=6, capsize=3)
     side = -1 if mean > 80 else 1  # keeps the number inside the axes
+    _label(axis, f"{mean:.1f}", mean + side * error, y, side, style["color"])
+
+
+def _label(axis: Axes, text: str, x: float, y: float, side: int, colour: str = svg.INK) -> None:
+    """Write a text to the right (1) or to the left (-1) of a point."""
     axis.annotate(
-        f"{mean:.1f}",
-        (mean + side * error, y),
+        text,
+        (x, y),
         xytext=(7 * side, 0),
         textcoords="offset points",
-        ha="right" if side < 0 else "left",
+        ha="left" if side > 0 else "right",
         va="center",
         fontsize=8,
-        color=style["color"],
+        color=colour,
     )
+
+
+def _key(label: str, **style: Any) -> Line2D:
+    return Line2D([], [], label=label, **{"linestyle": "none", **style})
 
 
 def rho_picture(runs: Comparison) -> Drawing:
     """Draw accuracy over ρ: a panel with all methods, and one for each beside published points."""
     known = published()
-    known = known[known["dataset"] == "biased_mnist"]
-    marks = dict(zip(known["source"].unique(), _SOURCES, strict=False))
+    known = known[known["dataset"] == "biased_mnist"].sort_values("rho")
+    marks = dict(zip(published()["source"].unique(), "DsPX*", strict=False))
     ticks = sorted({*known["rho"], *(group.rho for group in runs.groups)} - {None})
-    place = {rho: index for index, rho in enumerate(ticks)}
     series = {group.series: group.config.method.name for group in runs.groups}
     methods = list(dict.fromkeys(series.values()))
+    known = known[known["method"].isin(methods)]
     columns = min(3, len(methods) + 1)
     rows = -(-(len(methods) + 1) // columns)
     figure = svg.canvas(3.6 * columns, 2.7 * rows + 0.5)
@@ -119,14 +119,20 @@ def rho_picture(runs: Comparison) -> Drawing:
     for name, method in series.items():
         same = [other for other in series if series[other] == method]
         style = {**_OF_METHOD.get(method, _OF_OTHERS), "linestyle": _DASHES[same.index(name) % 4]}
-        groups = [group for group in runs.groups if group.series == name]
-        for panel in (panels[0], panels[1 + methods.index(method)]):
-            _draw_series(panel, runs, groups, place, style)
+        points = _over_rho(runs, name)
+        x, y = [ticks.index(rho) for rho, _ in points], [100 * point.mean for _, point in points]
+        errors = [100 * point.error for _, point in points]
+        for panel in (panels[0], panels[1 + methods.index(method)]) if points else ():
+            panel.errorbar(x, y, yerr=errors, **style, markersize=5, capsize=3)
         keys.append(_key(plain(name), **style))
     panels[0].set_title("all, as measured here")
+    hollow = {"linestyle": ":", "linewidth": 0.8, "markersize": 6, "markerfacecolor": "none"}
+    for (method, source), found in known.groupby(["method", "source"]):
+        colour = _OF_METHOD.get(str(method), _OF_OTHERS)["color"]
+        panel = panels[1 + methods.index(str(method))]
+        x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
+        panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):
-        colour = _OF_METHOD.get(method, _OF_OTHERS)["color"]
-        _draw_published(panel, known[known["method"] == method], marks, place, colour)
         panel.set_title(f"{method} beside published points")
     for panel in panels[len(methods) + 1 :]:
         panel.set_visible(False)
@@ -137,55 +143,22 @@ def rho_picture(runs: Comparison) -> Drawing:
         svg.percent_axis(panel)
     for panel in panels[::columns]:
         panel.set_ylabel("accuracy, %")
-    there = known.loc[known["method"].isin(methods), "source"].unique()
-    keys = keys[:12] + [
-        _key(source, color=svg.INK, marker=marks[source], markerfacecolor="none")
-        for source in there
-    ]
+    there = [source for source in marks if source in set(known["source"])]
+    hollow["linestyle"] = "none"
+    keys = keys[:12] + [_key(s, color=svg.INK, marker=marks[s], **hollow) for s in there]
     figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw_series(
-    axis: Axes,
-    runs: Comparison,
-    groups: Sequence[Group],
-    place: Mapping[float, int],
-    style: Mapping[str, Any],
-) -> None:
-    network = "f" if groups[0].config.has_f else "g0"
-    found = [(g.rho, runs.figure(g, g.counting, "unbiased", network)) for g in groups]
-    points = [(rho, figure) for rho, figure in found if rho is not None and figure is not None]
-    if points:
-        points.sort(key=lambda point: point[0])
-        axis.errorbar(
-            [place[rho] for rho, _ in points],
-            [100 * figure.mean for _, figure in points],
-            yerr=[100 * figure.error for _, figure in points],
-            **style,
-            markersize=5,
-            capsize=3,
-        )
-
-
-def _draw_published(
-    axis: Axes,
-    known: pd.DataFrame,
-    marks: Mapping[str, str],
-    place: Mapping[float, int],
-    colour: str,
-) -> None:
-    for source, points in known.sort_values("rho").groupby("source"):
-        axis.plot(
-            [place[rho] for rho in points["rho"]],
-            points["percent"],
-            color=colour,
-            marker=marks[str(source)],
-            linestyle=":",
-            linewidth=0.8,
-            markersize=6,
-            markerfacecolor="none",
-        )
+def _over_rho(runs: Comparison, series: str) -> list[tuple[float, Figure]]:
+    """Return the unbiased accuracy of a series by ρ, ascending."""
+    found = [
+        (group.rho, runs.figure(group, group.counting, "unbiased", group.judged))
+        for group in runs.groups
+        if group.series == series
+    ]
+    known = [(rho, figure) for rho, figure in found if rho is not None and figure is not None]
+    return sorted(known, key=lambda point: point[0])
 
 
 def scatter_picture(classes: Sequence[tuple[str, float, float]]) -> Drawing:
@@ -198,20 +171,10 @@ def scatter_picture(classes: Sequence[tuple[str, float, float]]) -> Drawing:
     axis = figure.subplots()
     axis.plot([0, 100], [0, 100], color=svg.MUTED, linestyle="--", linewidth=1)
     # Names of neighbours go to different sides, for g often does alike on all classes.
-    ordered = sorted(classes, key=lambda one: one[1:])
-    for index, (name, f, g) in enumerate(ordered):
+    for index, (name, f, g) in enumerate(sorted(classes, key=lambda one: one[1:])):
         axis.plot(100 * g, 100 * f, "o", color=svg.BLUE, alpha=0.75)
         if len(classes) <= 20:
-            side = 1 if index % 2 == 0 else -1
-            axis.annotate(
-                plain(name, 16),
-                (100 * g, 100 * f),
-                xytext=(6 * side, 0),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize=8,
-            )
+            _label(axis, plain(name, 16), 100 * g, 100 * f, 1 if index % 2 == 0 else -1)
     svg.percent_axis(axis, "x")
     svg.percent_axis(axis)
     axis.set_xlabel("accuracy of g, %")

@@ -11,59 +11,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Colours of Okabe and Ito, which every colour vision tells apart. Beside the colour, a shape
 # tells things apart too.
 BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
-INK, MUTED, GRID, PAPER = "#1b1b1b", "#6e6e6e", "#e2e2e2", "#ffffff"
+INK, MUTED = "#1b1b1b", "#6e6e6e"
 
-# The names that the page's style sheet gives them, for light and for dark.
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--line",
-    PAPER: "--paper",
-    BLUE: "--blue",
-    GREEN: "--green",
-    VERMILION: "--vermilion",
-    PURPLE: "--purple",
-}
-_SETTINGS = {
-    "text.parse_math": False,  # names of runs are no formulas
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.facecolor": PAPER,
-    "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and copied
-}
+# The names of the colours in report.css, which has them for light and for dark.
+_VARIABLES = {INK: "--ink", MUTED: "--muted", "#e2e2e2": "--line", "#ffffff": "--paper"}
+_VARIABLES |= {BLUE: "--blue", GREEN: "--green", VERMILION: "--vermilion", PURPLE: "--purple"}
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Set the style of the pictures while figures are made and saved."""
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():  # type: ignore[arg-type]
+    sheet = resources.files(__package__) / "templates" / "report.mplstyle"
+    with (
+        resources.as_file(sheet) as path,
+        mpl.style.context(path),
+        warnings.catch_warnings(),
+    ):
         # A name may have characters that the font lacks: they are shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph")
         yield

@@ -168,15 +168,12 @@ def published_table(runs: Comparison) -> Table | None:
     of_series = {(group.series, group.rho): group for group in runs.groups}
     for series in dict.fromkeys(group.series for group in runs.groups):
         example = next(group for group in runs.groups if group.series == series)
-        network = "f" if example.config.has_f else "g0"
         for checkpoint in example.checkpoints:
             row = {"method": plain(series, 200), "source": f"here, {CHOICES[checkpoint]}"}
-            for title, (rho, *measured, _) in columns.items():
-                group = of_series.get((series, rho))
-                split, measure = measured
-                row[title] = (
-                    runs.text(group, checkpoint, split, network, measure) if group else ABSENT
-                )
+            for title, (rho, split, measure, _) in columns.items():
+                row[title] = ABSENT
+                if group := of_series.get((series, rho)):
+                    row[title] = runs.text(group, checkpoint, split, group.judged, measure)
             rows.append(row)
     theirs = [
         {"method": str(label), "source": str(source)}

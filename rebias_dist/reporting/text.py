@@ -35,15 +35,14 @@ def _aligned(table: Table) -> str:
 
 def _published(runs: Comparison, group: Group) -> list[str]:
     """Return a line with the published unbiased accuracy, if the protocol is the very same."""
-    config, network = group.config, "f" if group.config.has_f else "g0"
     if runs.dataset not in PROTOCOLS or departures(group):
         return []
     # For 9-class ImageNet it is the mean over cells of class and texture.
     nine = runs.dataset == "imagenet9"
-    where = (PROTOCOLS[runs.dataset].test_split, network, "unbiased" if nine else "accuracy")
+    where = (PROTOCOLS[runs.dataset].test_split, group.judged, "unbiased" if nine else "accuracy")
     figure = runs.figure(group, "last", *where)
     known = published().query("dataset == @runs.dataset and measure == 'unbiased'")
-    known = known[(known["method"] == config.method.name)]
+    known = known[(known["method"] == group.config.method.name)]
     known = known[known["rho"].isna() if group.rho is None else known["rho"] == group.rho]
     if figure is None or known.empty:
         return []

@@ -82,35 +82,26 @@ def choice_name(content: Mapping[str, Any], choice: str) -> str:
 
 
 def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
-    """Return the accuracies as text: a row for each checkpoint and network, a column a split."""
-    rows: list[dict[str, str]] = []
-    samples: dict[str, int] = {}
-    clustered = False
-    for choice, found in checkpoints.items():
-        splits = found["splits"]
-        scores = {split: figures["networks"] for split, figures in splits.items()}
-        samples |= {split: figures["samples"] for split, figures in splits.items()}
-        # f and g0 have a row in every method, so that the rows of methods compare.
-        for network in dict.fromkeys(["f", "g0", *(n for of in scores.values() for n in of)]):
-            row = {"checkpoint": choice, "step": str(found["step"]), "network": network}
-            of_splits = {split: of.get(network) for split, of in scores.items()}
-            for split, score in of_splits.items():
-                row[split] = (
-                    f"{score['accuracy']:.3f} ±{score['standard_error']:.3f}" if score else "–"
-                )
-            for split, of in scores.items():
-                if any(score["unbiased"] is not None for score in of.values()):
-                    value = (of_splits[split] or {}).get("unbiased")
-                    row[f"{split}, unbiased"] = "–" if value is None else f"{value:.3f}"
-                    clustered = True
-            rows.append(row)
-    text = ("left", "right", "left", *["right"] * (len(rows[0]) - 3))
-    lines = [tabulate(rows, headers="keys", colalign=text, disable_numparse=True)]
-    sizes = ", ".join(f"{split} {n:,}" for split, n in samples.items())
-    lines.append(f"n: {sizes}; chance {chance:.3f}; ± is the binomial standard error")
-    if clustered:
-        lines.append("unbiased: mean over cells of class and texture cluster")
-    return "\n".join(lines)
+    """Return the accuracies as text, a row for each checkpoint, split and network."""
+    rows = [
+        {
+            "checkpoint": choice,
+            "step": found["step"],
+            "split": split,
+            "images": f"{figures['samples']:,}",
+            "network": network,
+            "accuracy": f"{score['accuracy']:.3f} ±{score['standard_error']:.3f}",
+            "unbiased": "–" if score["unbiased"] is None else f"{score['unbiased']:.3f}",
+        }
+        for choice, found in checkpoints.items()
+        for split, figures in found["splits"].items()
+        for network, score in figures["networks"].items()
+    ]
+    notes = [
+        f"chance {chance:.3f}; ± is the binomial standard error",
+        "unbiased: mean over cells of class and texture cluster, where there are clusters",
+    ]
+    return "\n".join([tabulate(rows, headers="keys", disable_numparse=True), *notes])
 
 
 def closing_text(content: Mapping[str, Any], folder: Path) -> str:
