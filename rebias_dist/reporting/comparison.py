@@ -45,7 +45,7 @@ class Group:
         return names + [f"g{i}" for i in range(len(self.config.g)) if self.config.has_g]
 
     @property
-    def judged(self) -> str:
+    def judged_network(self) -> str:
         """Return the network whose accuracy is the method's: f, or g where it has no f."""
         return judged_network(self.config)
 
@@ -114,7 +114,7 @@ class Comparison:
 
     def scores(self, group: Group, network: str) -> list[Score]:
         """Return the scores of a group's runs on the split that tells bias."""
-        frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged)]
+        frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged_split)]
         mine = (frame["setting"] == group.label) & (frame["network"] == network)
         return list(frame.loc[mine, "score"])
 
@@ -140,7 +140,7 @@ class Comparison:
         return float(found[0]) if len(found) == 1 else None
 
     @property
-    def judged(self) -> str:
+    def judged_split(self) -> str:
         """Return the split that tells bias: 'unbiased', or the one that the runs monitor."""
         wanted = ["unbiased", *(g.config.evaluate.monitor for g in self.groups if g.runs)]
         return next(split for split in [*wanted, *self.splits] if split in self.splits)

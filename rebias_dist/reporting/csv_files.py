@@ -26,9 +26,8 @@ def write_runs(path: Path, comparisons: Sequence[Comparison]) -> None:
     """
     frame = pd.concat([runs.frame for runs in comparisons]).dropna(subset="split")
     frame["checkpoint"] = frame["checkpoint"].replace("oracle", "best")
-    counts = ["seed", "data.seed", "step", "samples", "correct"]
-    frame = frame.astype(dict.fromkeys(counts, "int64"))
-    _write(path, frame.rename(columns={"data.seed": "data_seed"})[_OF_RUNS.split()])
+    frame = frame.rename(columns={"data.seed": "data_seed"})[_OF_RUNS.split()]
+    _write(path, frame, ["seed", "data_seed", "step", "samples", "correct"])
 
 
 def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
@@ -69,12 +68,12 @@ def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
     theirs = theirs[theirs["dataset"].isin([runs.dataset for runs in comparisons])]
     theirs = theirs.assign(accuracy=(theirs["percent"] / 100).round(6), setting=theirs["label"])
     both = pd.concat([ours, theirs]).reindex(columns=_OF_SETTINGS.split())
-    counts = ["seeds", "departures_from_protocol"]
-    _write(path, both.astype(dict.fromkeys(counts, "Int64")))
+    _write(path, both, ["seeds", "departures_from_protocol"])
 
 
-def _write(path: Path, frame: pd.DataFrame) -> None:
+def _write(path: Path, frame: pd.DataFrame, counts: list[str]) -> None:
     safe = frame.map(lambda cell: _safe(cell) if isinstance(cell, str) else cell)
+    safe = safe.astype(dict.fromkeys(counts, "Int64"))  # else missing counts make them floats
     safe.to_csv(path, index=False, lineterminator="\r\n")
 
 

@@ -25,7 +25,6 @@ class Sample(NamedTuple):
     label: str
     f: str
     g: str
-    small: bool
 
 
 @dataclass
@@ -123,8 +122,7 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 def _sample(image: Any, label: str, f: str, g: str) -> Sample:
     from PIL import Image
 
-    small = max(image.shape) <= _LARGE
-    stream, kind = io.BytesIO(), "png" if small else "jpeg"
+    stream, kind = io.BytesIO(), "png" if max(image.shape) <= _LARGE else "jpeg"
     Image.fromarray(image.transpose(1, 2, 0)).save(stream, kind.upper())
     uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Sample(uri, label, f, g, small)
+    return Sample(uri, label, f, g)

@@ -191,7 +191,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(long: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return values, mean, standard deviation (``error``), and Student's 95 % interval of it."""
+    """Return values, mean, standard deviation (``error``), Student's 95 % interval."""
     values = long.groupby(by, sort=False)["value"]
     found = pd.DataFrame({"values": values.agg(list), "mean": values.mean(), "error": values.std()})
     count = values.count().to_numpy(dtype=float)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from rebias_dist import version
 from rebias_dist.config.files import to_yaml
+from rebias_dist.evaluation.text import CHOICES
 from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Comparison, Group
@@ -97,7 +98,7 @@ def _pictures(runs: Comparison, stem: str) -> Iterator[Picture]:
 
 
 def _setting(runs: Comparison, group: Group, stem: str) -> dict[str, Any]:
-    all_runs, split = [*group.runs, *group.without], runs.judged
+    all_runs, split = [*group.runs, *group.without], runs.judged_split
     notes = [f"Curves: the first {_MOST_SEEDS} of {len(all_runs)} runs."]
     notes = notes if len(all_runs) > _MOST_SEEDS else []
     pictures = list(_training(group, all_runs[:_MOST_SEEDS], stem))
@@ -165,8 +166,8 @@ def _scatter(runs: Comparison, group: Group, stem: str) -> Iterator[Picture]:
         told = ", ".join(f"{plain(n, 24)} {100 * f:.0f}/{100 * g:.0f}" for n, f, g in classes[:20])
         yield Picture.draw(
             f"{stem}-classes",
-            f"Accuracy of f against g by class, {plain(group.label)} on {plain(runs.judged, 30)}: "
-            f"{told}",
+            f"Accuracy of f against g by class, {plain(group.label)} on "
+            f"{plain(runs.judged_split, 30)}: {told}",
             "A point a class, mean over seeds; above the line f is the better one.",
             partial(plots.scatter_picture, classes),
         )
@@ -198,7 +199,7 @@ def render(
         datasets=datasets,
         notes=notes,
         files=files,
-        oracle=tables.CHOICES["oracle"],
+        oracle=CHOICES["oracle"],
         version=version(),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     )

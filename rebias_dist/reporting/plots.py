@@ -153,7 +153,7 @@ def rho_picture(runs: Comparison) -> Drawing:
 def _over_rho(runs: Comparison, series: str) -> list[tuple[float, Figure]]:
     """Return the unbiased accuracy of a series by ρ, ascending."""
     found = [
-        (group.rho, runs.figure(group, group.counting, "unbiased", group.judged))
+        (group.rho, runs.figure(group, group.counting, "unbiased", group.judged_network))
         for group in runs.groups
         if group.series == series
     ]

@@ -10,17 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
+from rebias_dist.evaluation.text import CHOICES
 from rebias_dist.reporting.comparison import ABSENT, Comparison, Group, leads
 from rebias_dist.reporting.frame import Figure, over_seeds
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published
 from rebias_dist.reporting.runs import plain
 
-CHOICES = {
-    "last": "last",
-    "best": "best on selection data",
-    "oracle": "ORACLE: best on test data, no result",
-}
 _NAME = "method and setting"
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells
 
@@ -92,12 +88,14 @@ def measures_table(runs: Comparison) -> Table | None:
     for group in runs.groups:
         for network in group.networks:
             figures = {
-                title: runs.text(group, group.counting, runs.judged, network, measure)
+                title: runs.text(group, group.counting, runs.judged_split, network, measure)
                 for title, measure in measures.items()
             }
             if set(figures.values()) != {ABSENT}:
                 rows.append({_NAME: plain(group.label, 200), "net": network, **figures})
-    caption = f"How the bias shows on {plain(runs.judged, 30)}, in percent; the checkpoint that"
+    caption = (
+        f"How the bias shows on {plain(runs.judged_split, 30)}, in percent; the checkpoint that"
+    )
     note = (
         "conflicting: accuracy where the bias is another class's. follows the bias: part of "
         "these taken for that class. worst class: its accuracy. ECE: expected calibration "
@@ -110,7 +108,7 @@ def measures_table(runs: Comparison) -> Table | None:
 def leads_table(runs: Comparison) -> Table | None:
     """Return each method's lead over vanilla; None where there is nothing to compare."""
     rows = []
-    for setting, *lead in leads(runs.frame, runs.judged).itertuples(name=None):
+    for setting, *lead in leads(runs.frame, runs.judged_split).itertuples(name=None):
         one = Figure(*lead)
         reading = "better" if one.low > 0 else "worse" if one.high < 0 else "not told apart"
         interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
@@ -124,7 +122,7 @@ def leads_table(runs: Comparison) -> Table | None:
         "setting, with the checkpoint that counts; Student's interval. With few seeds it is "
         "wide, and that is what is known."
     )
-    caption = f"Lead over vanilla on {plain(runs.judged, 30)}, in percentage points"
+    caption = f"Lead over vanilla on {plain(runs.judged_split, 30)}, in percentage points"
     return Table(caption, pd.DataFrame(rows, columns=columns), 2, [note]) if rows else None
 
 
@@ -173,7 +171,7 @@ def published_table(runs: Comparison) -> Table | None:
             for title, (rho, split, measure, _) in columns.items():
                 row[title] = ABSENT
                 if group := of_series.get((series, rho)):
-                    row[title] = runs.text(group, checkpoint, split, group.judged, measure)
+                    row[title] = runs.text(group, checkpoint, split, group.judged_network, measure)
             rows.append(row)
     theirs = [
         {"method": str(label), "source": str(source)}
@@ -261,7 +259,7 @@ def matrices(runs: Comparison, group: Group) -> Iterator[Table]:
     Counts are summed over the seeds. A matrix that no run tells is left out.
     """
     known = (run.results for run in group.runs if run.results)
-    classes, split = [plain(name, 24) for name in next(known).classes], plain(runs.judged, 30)
+    classes, split = [plain(name, 24) for name in next(known).classes], plain(runs.judged_split, 30)
     for network in ("f", "g0"):
         scores = runs.scores(group, network)
         confusion = _sum([score.confusion for score in scores])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from tabulate import tabulate
 
 from rebias_dist.reporting.comparison import Comparison, Group
@@ -38,12 +39,14 @@ def _published(runs: Comparison, group: Group) -> list[str]:
     if runs.dataset not in PROTOCOLS or departures(group):
         return []
     # For 9-class ImageNet it is the mean over cells of class and texture.
-    nine = runs.dataset == "imagenet9"
-    where = (PROTOCOLS[runs.dataset].test_split, group.judged, "unbiased" if nine else "accuracy")
-    figure = runs.figure(group, "last", *where)
-    known = published().query("dataset == @runs.dataset and measure == 'unbiased'")
-    known = known[(known["method"] == group.config.method.name)]
-    known = known[known["rho"].isna() if group.rho is None else known["rho"] == group.rho]
+    measure = "unbiased" if runs.dataset == "imagenet9" else "accuracy"
+    split = PROTOCOLS[runs.dataset].test_split
+    figure = runs.figure(group, "last", split, group.judged_network, measure)
+    known = published().fillna({"rho": -1}).astype(object)
+    rho = -1 if group.rho is None else group.rho
+    wanted = {"dataset": runs.dataset, "measure": "unbiased", "rho": rho}
+    wanted["method"] = group.config.method.name
+    known = known[(known[[*wanted]] == pd.Series(wanted)).all(axis=1)]
     if figure is None or known.empty:
         return []
     first = known.iloc[0]  # the paper's own, before re-runs

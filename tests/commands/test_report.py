@@ -16,6 +16,7 @@ from PIL import Image
 from rebias_dist.commands import report
 from rebias_dist.config.files import to_yaml, validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.evaluation.text import CHOICES
 from rebias_dist.reporting.comparison import Comparison, Group, compare, leads
 from rebias_dist.reporting.runs import read_run
 
@@ -202,7 +203,7 @@ def test_best_and_last_are_told_apart_and_an_oracle_is_marked(tmp_path, capsys):
     write_run(tmp_path / "v", values, {"unbiased": {"f": 900}}, last={"unbiased": {"f": 500}})
     assert report.main([str(tmp_path / "v"), "--text"]) == 0
     text = capsys.readouterr().out
-    assert row(text, "vanilla", "ORACLE: best on test data, no result", "f") == ["1", "90.0 (0.9)"]
+    assert row(text, "vanilla", CHOICES["oracle"], "f") == ["1", "90.0 (0.9)"]
     assert row(text, "vanilla", "last", "f") == ["1", "50.0 (1.6)"]
 
 
