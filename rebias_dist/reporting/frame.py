@@ -77,8 +77,8 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
         for split, part in checkpoint.splits.items():
             hsic = {f"g{index}": value for index, value in enumerate(part.hsic)}
             for network, score in part.networks.items():
-                by_class = score.by_class()
                 error = math.sqrt(score.accuracy * (1 - score.accuracy) / part.samples)
+                measures = {name: getattr(score, name) for name in MEASURES if name != "hsic"}
                 yield {
                     "checkpoint": "oracle" if oracle else name,
                     "chosen_on": results.chosen_on if name == "best" else None,
@@ -87,14 +87,9 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
                     "network": network,
                     "samples": part.samples,
                     "correct": score.correct,
-                    "accuracy": score.accuracy,
                     "standard_error": error,
                     "chance": 1 / len(results.classes),
-                    "unbiased": score.unbiased,
-                    "conflicting": score.conflicting(),
-                    "follows_bias": score.follows_bias,
-                    "worst_class": np.nanmin(by_class) if len(by_class) else None,
-                    "ece": score.calibration.ece if score.calibration else None,
+                    **measures,
                     "hsic": hsic.get(network),
                     "score": score,
                 }

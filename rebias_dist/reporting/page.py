@@ -157,7 +157,7 @@ def _scatter(runs: Comparison, group: Group, stem: str) -> Iterator[Picture]:
     """Yield f against g by class, as means over seeds; nothing where a run does not tell them."""
     means = [
         # A class without samples is NaN, which counts in no mean.
-        pd.DataFrame([score.by_class() for score in runs.scores(group, network)]).mean()
+        pd.DataFrame([score.by_class for score in runs.scores(group, network)]).mean()
         for network in ("f", "g0")
     ]
     names = pd.Series(next(run.results.classes for run in group.runs if run.results))

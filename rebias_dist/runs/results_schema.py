@@ -53,6 +53,7 @@ class Score(_Read):
             raise ValueError("bias_correct does not fit bias_count")
         return self
 
+    @property
     def conflicting(self) -> float | None:
         """Return the accuracy on samples whose bias is not their class's; None without any.
 
@@ -63,6 +64,17 @@ class Score(_Read):
         total = int(count[other].sum())
         return int(right[other].sum()) / total if total else None
 
+    @property
+    def worst_class(self) -> float | None:
+        """Return the accuracy of the worst class; None without a confusion matrix."""
+        return float(np.nanmin(self.by_class)) if self.confusion else None
+
+    @property
+    def ece(self) -> float | None:
+        """Return the expected calibration error; None where it is not told."""
+        return self.calibration.ece if self.calibration else None
+
+    @property
     def by_class(self) -> NDArray[np.float64]:
         """Return the accuracy of each class ``[classes]``, NaN for a class without samples."""
         confusion = _matrix(self.confusion)
