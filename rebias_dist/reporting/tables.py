@@ -44,29 +44,25 @@ def results_table(runs: Comparison) -> Table:
     columns |= {f"{plain(split, 60)}, unbiased": (split, "unbiased") for split in clustered}
     rows = []
     for group in runs.groups:
-        name = {_NAME: plain(group.label, 200)}
-        if not group.runs:
-            why = "; ".join(f"{plain(run.name)}: {run.problem}" for run in group.without)
-            rows.append({**name, "checkpoint": f"no results\n{why}", "seeds": "0"})
-            continue
-        for checkpoint in group.checkpoints:
-            about = {**name, "checkpoint": CHOICES[checkpoint], "net": "", "seeds": ""}
-            about["seeds"] = group.seeds(checkpoint)
+        name = plain(group.label, 200)
+        for checkpoint in group.checkpoints if group.runs else ():
             # f and g0 have a row in every method, so that the rows of methods compare.
             for network in dict.fromkeys(["f", "g0", *group.networks]):
-                figures = {
-                    title: runs.text(group, checkpoint, split, network, measure)
-                    for title, (split, measure) in columns.items()
-                }
-                rows.append({**about, "net": network, **figures})
-    note = (
+                figures = [runs.text(group, checkpoint, s, network, m) for s, m in columns.values()]
+                about = (name, CHOICES[checkpoint], network, group.seeds(checkpoint))
+                rows.append((*about, *figures))
+        if not group.runs:
+            why = "; ".join(f"{plain(run.name)}: {run.problem}" for run in group.without)
+            rows.append((name, f"no results\n{why}", ABSENT, "0", *[ABSENT] * len(columns)))
+    notes = [
         "a ± b: mean and standard deviation over seeds; below it Student's 95 % interval of "
         "the mean. a (b): one seed with its binomial standard error; below it Wilson's 95 % "
         "interval, which says nothing of other seeds."
-    )
-    notes = [note, *["unbiased: mean over cells of class and texture cluster."][: len(clustered)]]
+    ]
+    if clustered:
+        notes.append("unbiased: mean over cells of class and texture cluster.")
     caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle where so"
-    body = pd.DataFrame(rows).fillna(ABSENT)
+    body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
     return Table(f"{caption} marked", body, 3, notes)
 
 
