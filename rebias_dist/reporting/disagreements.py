@@ -54,7 +54,7 @@ def disagreements(group: Group, split: str) -> Disagreements | str:
     The networks are those of the checkpoint that counts, f and the first g.
     """
     if not (group.config.has_f and group.config.has_g):
-        return "the method has but one network"
+        return "the method has only one network"
     if not group.runs:
         return "no run has results"
     run = group.runs[0]

@@ -23,7 +23,7 @@ Curve = tuple[list[float], list[float]]
 
 
 def read_curves(folder: Path, wanted: Callable[[str], bool]) -> Mapping[str, Curve]:
-    """Return the curves of a run whose tags are wanted; none where the file is missing.
+    """Return the curves of a run whose tags are wanted; empty where the file is missing.
 
     Damaged lines are skipped, as the run itself does when it resumes. Long curves are thinned.
     """

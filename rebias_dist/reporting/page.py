@@ -109,7 +109,7 @@ def _setting(runs: Comparison, group: Group, stem: str) -> dict[str, Any]:
         pictures += _scatter(runs, group, stem)
         matrices = list(tables.matrices(runs, group))
         if not matrices:
-            notes.append(f"Confusion: no run tells it for {plain(split, 30)}.")
+            notes.append(f"Confusion matrices: no run has them for {plain(split, 30)}.")
         images = disagreements(group, split)
     if isinstance(images, str):
         notes.append(f"Images on which f and g disagree: not shown; {images}.")
@@ -154,7 +154,7 @@ def _training(group: Group, runs: Sequence[Run], stem: str) -> Iterator[Picture]
 
 
 def _scatter(runs: Comparison, group: Group, stem: str) -> Iterator[Picture]:
-    """Yield f against g by class, as means over seeds; nothing where a run does not tell them."""
+    """Yield f against g by class, as means over seeds; nothing without confusion matrices."""
     means = [
         # A class without samples is NaN, which counts in no mean.
         pd.DataFrame([score.by_class for score in runs.scores(group, network)]).mean()

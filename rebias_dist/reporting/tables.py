@@ -93,10 +93,10 @@ def measures_table(runs: Comparison) -> Table | None:
         f"How the bias shows on {plain(runs.judged_split, 30)}, in percent; the checkpoint that"
     )
     note = (
-        "conflicting: accuracy where the bias is another class's. follows the bias: part of "
-        "these taken for that class. worst class: its accuracy. ECE: expected calibration "
-        "error. Mean ± standard deviation over seeds, below it Student's 95 % interval of the "
-        "mean; – : not there, or not recorded."
+        "conflicting: accuracy where the bias is another class's. follows the bias: the part of "
+        "these images that is taken for that class. worst class: its accuracy. ECE: expected "
+        "calibration error. Mean ± standard deviation over seeds, below it Student's 95 % "
+        "interval of the mean; – : not there, or not recorded."
     )
     return Table(f"{caption} counts", pd.DataFrame(rows), 2, [note]) if rows else None
 
@@ -115,18 +115,17 @@ def leads_table(runs: Comparison) -> Table | None:
     columns = [_NAME, "reading", "lead", "95 % interval", "seeds in common"]
     note = (
         "Differences seed by seed between f of the method and f of vanilla under the same "
-        "setting, with the checkpoint that counts; Student's interval. With few seeds it is "
-        "wide, and that is what is known."
+        "setting, with the checkpoint that counts; Student's interval. It is wide with few seeds."
     )
     caption = f"Lead over vanilla on {plain(runs.judged_split, 30)}, in percentage points"
     return Table(caption, pd.DataFrame(rows, columns=columns), 2, [note]) if rows else None
 
 
-_MNIST = """The accuracy is f's, of biased it is g's. What differs from the published experiments is
-listed below; where anything does, the rows are no comparison of codes."""
+_MNIST = """The accuracy is that of f; for the method biased it is that of g. A table below lists
+what differs from the published experiments. If anything does, the rows do not compare two codes."""
 _NINE = """unbiased: the mean over cells of class and texture cluster with at least 10 validation
-images, over three clusterings; – where the validation shards had no clusters. The accuracy is f's,
-of biased it is g's."""
+images, over three clusterings; – where the validation shards had no clusters. The accuracy is that
+of f; for the method biased it is that of g."""
 
 
 def published_table(runs: Comparison) -> Table | None:
