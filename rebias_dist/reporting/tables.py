@@ -61,9 +61,9 @@ def results_table(runs: Comparison) -> Table:
     ]
     if clustered:
         notes.append("unbiased: mean over cells of class and texture cluster.")
-    caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle where so"
+    caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle if marked"
     body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
-    return Table(f"{caption} marked", body, 3, notes)
+    return Table(caption, body, 3, notes)
 
 
 def _title(split: str, sizes: Sequence[int]) -> str:
@@ -89,16 +89,15 @@ def measures_table(runs: Comparison) -> Table | None:
             }
             if set(figures.values()) != {ABSENT}:
                 rows.append({_NAME: plain(group.label, 200), "net": network, **figures})
-    caption = (
-        f"How the bias shows on {plain(runs.judged_split, 30)}, in percent; the checkpoint that"
-    )
+    caption = f"How the bias shows on {plain(runs.judged_split, 30)}, in percent"
     note = (
-        "conflicting: accuracy where the bias is another class's. follows the bias: the part of "
+        "Figures of the checkpoint that counts. conflicting: accuracy where the bias is another "
+        "class's. follows the bias: the part of "
         "these images that is taken for that class. worst class: its accuracy. ECE: expected "
         "calibration error. Mean ± standard deviation over seeds, below it Student's 95 % "
         "interval of the mean; – : not there, or not recorded."
     )
-    return Table(f"{caption} counts", pd.DataFrame(rows), 2, [note]) if rows else None
+    return Table(caption, pd.DataFrame(rows), 2, [note]) if rows else None
 
 
 def leads_table(runs: Comparison) -> Table | None:
@@ -220,12 +219,13 @@ def corruption_table(runs: Comparison) -> Table | None:
     severities = map(str, range(1, SEVERITIES + 1))
     body = pd.DataFrame(rows, columns=[_NAME, "net", "corruption", *severities, "mean"])
     note = (
-        "mean: over severities; in the last row over the benchmark's 15 corruptions, as far "
+        "Figures of the checkpoint that counts. mean: over severities; in the last row over the "
+        "benchmark's 15 corruptions, as far "
         "as they are there. In parentheses: corruptions that count in no other mean. "
         "Mean ± standard deviation over seeds; – : not there."
     )
-    caption = "ImageNet-C: accuracy in percent by corruption and severity; the checkpoint that"
-    return Table(f"{caption} counts", body.fillna(ABSENT), 3, [note])
+    caption = "ImageNet-C: accuracy in percent by corruption and severity"
+    return Table(caption, body.fillna(ABSENT), 3, [note])
 
 
 def departures_table(runs: Comparison, source: str) -> Table | None:
