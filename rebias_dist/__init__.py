@@ -6,7 +6,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    import pandas as pd
 
     from rebias_dist.evaluation.loaded_run import LoadedRun
 
@@ -26,6 +29,45 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Load
     from rebias_dist.evaluation.loaded_run import load_run
 
     return load_run(run, checkpoint, device)
+
+
+def results(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Return the figures of runs as one table, for an analysis of your own.
+
+    One row for each run, checkpoint, split and network. Runs are read with distrust: a run that is
+    unfinished or damaged is one row with its ``problem`` and without figures.
+
+    Args:
+        runs: a pattern such as ``runs/*``, a run's folder, a folder of runs, or several of them.
+
+    Returns:
+        The columns, empty where there is no value:
+
+        ``run``, ``folder``, ``status``, ``problem``
+            the run's name and folder, the status in its state.json, and the reason if it has no
+            figures;
+        ``dataset``, ``method``, ``setting``
+            the setting is a name that runs share which differ in their seeds alone;
+        ``rho``, ``seed``, ``data.seed``, ``method.lambda_f``, ``optimizer.lr``, …
+            the training correlation, the seeds, and all settings that decide the weights, by
+            dotted key;
+        ``checkpoint``, ``chosen_on``, ``step``
+            ``last``, ``best``, or ``oracle`` for a best one that test data chose;
+        ``split``, ``network``, ``samples``, ``correct``
+            the network is ``f``, ``g0``, …;
+        ``accuracy``, ``standard_error``, ``chance``
+            in [0, 1]; the standard error is binomial, sqrt(p (1 - p) / n);
+        ``unbiased``, ``conflicting``, ``follows_bias``, ``worst_class``, ``ece``, ``hsic``
+            the mean accuracy over cells of class and texture cluster; the accuracy where the bias
+            is another class's, and the part of these taken for that class; the accuracy of the
+            worst class; the expected calibration error; HSIC of the features of f and a g.
+
+    Raises:
+        ConfigError: a path is no folder.
+    """
+    from rebias_dist.reporting import frame  # pandas takes a second to import
+
+    return frame.results(runs)
 
 
 def version() -> str:

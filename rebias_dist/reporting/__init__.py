@@ -1,4 +1,4 @@
-"""What a report is made of: published figures, protocols, pictures, tables, the page.
+"""Runs side by side: their figures as a DataFrame, tables, pictures, the page.
 
-No torch is imported, unless pictures of samples are asked for.
+No torch is imported unless a run's images are shown.
 """

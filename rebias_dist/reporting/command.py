@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -19,32 +19,21 @@ from rebias_dist.config.files import (
 )
 from rebias_dist.config.schema import Config
 
-# Where the run lies and what it is called is for whoever repeats it to say.
-_NOT_REPEATED = frozenset({"name", "runs_dir"})
-
 
 def command_of(config: Config) -> str | None:
     """Return a command line, safe to paste into a shell, whose configuration is this one.
 
-    It names the shipped configuration that is nearest and sets the rest by flags; the name and
-    the folder of runs are left out. None where flags cannot say it: they unset no text, and a
-    text with control characters is for no terminal.
+    It names the nearest shipped configuration and sets the rest by flags. The name and the folder
+    of runs are left out. None where flags cannot set a value: they unset no text, and no command
+    has a text with control characters.
     """
-    wanted = config.model_dump()
-    found: list[tuple[str, list[str]]] = []
+    wanted = config.model_dump(exclude={"name", "runs_dir"})
+    commands = []
     for name, values in _shipped():
-        try:
-            found.append((name, _flags(values, wanted, Config, "")))
-        except _CannotSay:
-            continue
-    if not found:
-        return None
-    name, flags = min(found, key=lambda candidate: len(candidate[1]))
-    return shlex.join(["rebias-train", "--config", name, *flags])
-
-
-class _CannotSay(Exception):  # noqa: N818 - an answer, not a mistake
-    """A flag cannot set this."""
+        flags = [_flag(*found) for found in _differences(values, wanted, Config)]
+        if None not in flags:
+            commands.append(["--config", name, *(word for flag in flags for word in flag or ())])
+    return shlex.join(["rebias-train", *min(commands, key=len)]) if commands else None
 
 
 @cache
@@ -53,37 +42,39 @@ def _shipped() -> tuple[tuple[str, dict[str, Any]], ...]:
     return tuple((name, validate(read_config_file(name)).model_dump()) for name in names)
 
 
-def _flags(
-    have: Mapping[str, Any], wanted: Mapping[str, Any], section: type[BaseModel], prefix: str
-) -> list[str]:
-    flags: list[str] = []
+def _differences(
+    have: Mapping[str, Any], wanted: Mapping[str, Any], section: type[BaseModel], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key, the wanted value and the annotation of each field that differs."""
     for key, value in wanted.items():
         there, annotation = have[key], section.model_fields[key].annotation
-        if there == value or prefix + key in _NOT_REPEATED:
-            continue
         inner = section_of(annotation)
+        if there == value:
+            continue
         if inner is not None and isinstance(value, dict):
-            flags += _flags(there, value, inner, f"{prefix}{key}.")
+            yield from _differences(there, value, inner, f"{prefix}{key}.")
         elif inner is not None and len(there) == len(value):
             for index, (old, new) in enumerate(zip(there, value, strict=True)):
-                flags += _flags(old, new, inner, f"{prefix}{key}.{index}.")
+                yield from _differences(old, new, inner, f"{prefix}{key}.{index}.")
         else:
-            text = _raw(value) if annotation in (str, str | None) else _as_yaml(value)
-            # A value that opens with a hyphen would be taken for a flag.
-            flag = f"--{prefix}{key}"
-            flags += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
-    return flags
+            yield f"{prefix}{key}", value, annotation
 
 
-def _raw(value: str | None) -> str:
-    if value is None or not value.isprintable():
-        raise _CannotSay
-    return value
+def _flag(key: str, value: Any, annotation: Any) -> list[str] | None:
+    """Return the words that set a field, None where a flag cannot."""
+    if annotation not in (str, str | None):
+        text = _as_yaml(value)
+    elif value is not None and value.isprintable():
+        text = value
+    else:
+        return None
+    # A value that opens with a hyphen would be taken for a flag.
+    return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
 
 
 def _as_yaml(value: Any) -> str:
     if isinstance(value, str) and value.isalnum() and parse_yaml(value, "") == value:
         return value
     text = json.dumps(value, ensure_ascii=False)
-    # YAML reads JSON, but for characters that it wants escaped.
+    # YAML reads JSON, except for characters that it wants escaped.
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

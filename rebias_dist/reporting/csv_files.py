@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rebias_dist.config.schema import Config
+import pandas as pd
+
+from rebias_dist.reporting.comparison import Comparison
 from rebias_dist.reporting.protocol import departures
-from rebias_dist.reporting.published import published_figures
-from rebias_dist.reporting.runs import Group, Run, plain
-from rebias_dist.reporting.training_data import rho_of, seeds_of
+from rebias_dist.reporting.published import published
+from rebias_dist.reporting.runs import plain
 
 _OF_RUNS = """dataset method setting run seed data_seed checkpoint chosen_on step split network
 samples correct accuracy chance unbiased"""
@@ -20,91 +18,63 @@ _OF_SETTINGS = """dataset method setting rho source checkpoint chosen_on measure
 accuracy standard_deviation low95 high95 departures_from_protocol"""
 
 
-def write_runs(path: Path, groups: Iterable[Group]) -> None:
+def write_runs(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Write one row for each run, checkpoint, split and network; nothing averaged.
 
     ``unbiased`` is the mean accuracy over cells of class and texture cluster, empty for a split
     without clusters.
     """
-    rows = (
-        row
-        for group in groups
-        for run in group.runs
-        for row in _run_rows(group, run, run.config or group.config)
-    )
-    _write(path, _OF_RUNS, rows)
+    frame = pd.concat([runs.frame for runs in comparisons]).dropna(subset="split")
+    frame["checkpoint"] = frame["checkpoint"].replace("oracle", "best")
+    frame = frame.rename(columns={"data.seed": "data_seed"})[_OF_RUNS.split()]
+    _write(path, frame, ["seed", "data_seed", "step", "samples", "correct"])
 
 
-def _run_rows(group: Group, run: Run, config: Config) -> Iterable[list[Any]]:
-    results = run.results
-    assert results is not None
-    of_run = [results.dataset, results.method, group.label, run.name, *seeds_of(config)]
-    for name, checkpoint in results.checkpoints.items():
-        of_checkpoint = [name, results.chosen_on if name == "best" else "", checkpoint.step]
-        for split, part in checkpoint.splits.items():
-            for network, score in part.networks.items():
-                yield [
-                    *of_run,
-                    *of_checkpoint,
-                    split,
-                    network,
-                    part.samples,
-                    score.correct,
-                    score.accuracy,
-                    1 / len(results.classes),
-                    "" if score.unbiased is None else score.unbiased,
-                ]
-
-
-def write_settings(path: Path, groups: Sequence[Group], splits: Iterable[str]) -> None:
+def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Write one row for each setting, checkpoint, split and network, then the published figures.
 
     The interval is Student's over seeds, or Wilson's for the test samples of a single seed, whose
     standard deviation is empty. Accuracies are in [0, 1], those published too. The measure
-    ``<split>/unbiased`` is the mean over cells of class and texture cluster, of which a single
+    ``<split>/unbiased`` is the mean over cells of class and texture cluster, for which a single
     seed has no interval.
     """
-    names = list(splits)
-    rows: list[list[Any]] = []
-    for group in groups:
-        for checkpoint in ("last", "best"):
-            rows += _setting_rows(group, checkpoint, names)
-    datasets = {group.config.data.dataset for group in groups}
-    for p in published_figures():
-        if p.dataset in datasets:
-            rho = "" if p.rho is None else p.rho
-            where = [p.dataset, p.method, p.label, rho, p.source, "", "", p.measure, ""]
-            rows.append([*where, "", round(p.percent / 100, 6), "", "", "", ""])
-    _write(path, _OF_SETTINGS, rows)
+    about = pd.DataFrame(
+        {
+            "setting": group.label,
+            "dataset": runs.dataset,
+            "method": group.config.method.name,
+            "rho": group.rho,
+            "departures_from_protocol": None if known is None else len(known),
+            "source": "here",
+        }
+        for runs in comparisons
+        for group in runs.groups
+        for known in [departures(group)]
+    )
+    ours = pd.concat([runs.summary for runs in comparisons]).reset_index()
+    ours = ours[ours["measure"].isin(["accuracy", "unbiased"])].merge(about, on="setting")
+    suffix = ours["measure"].map({"accuracy": "", "unbiased": "/unbiased"})
+    ours = ours.assign(
+        chosen_on=ours["checkpoint"].map({"best": "selection", "oracle": "oracle"}),
+        checkpoint=ours["checkpoint"].replace("oracle", "best"),
+        measure=ours["split"] + suffix,
+        seeds=ours["values"].map(len),
+        accuracy=ours["mean"],
+        standard_deviation=ours["error"].where(ours["values"].map(len) > 1),
+        low95=ours["low"],
+        high95=ours["high"],
+    )
+    theirs = published()
+    theirs = theirs[theirs["dataset"].isin([runs.dataset for runs in comparisons])]
+    theirs = theirs.assign(accuracy=(theirs["percent"] / 100).round(6), setting=theirs["label"])
+    both = pd.concat([ours, theirs]).reindex(columns=_OF_SETTINGS.split())
+    _write(path, both, ["seeds", "departures_from_protocol"])
 
 
-def _setting_rows(group: Group, checkpoint: str, splits: Sequence[str]) -> Iterable[list[Any]]:
-    known = departures(group)
-    differs = "" if known is None else len(known)
-    chosen = ("oracle" if group.is_oracle else "selection") if checkpoint == "best" else ""
-    dataset, method, rho = group.config.data.dataset, group.config.method.name, rho_of(group.config)
-    of_group = [dataset, method, group.label, "" if rho is None else rho, "here"]
-    for split in splits:
-        for network in group.networks:
-            for measure, figure in (
-                (split, group.figure(checkpoint, split, network)),
-                (f"{split}/unbiased", group.unbiased(checkpoint, split, network)),
-            ):
-                if figure is None:
-                    continue
-                seeds = len(figure.values)
-                spread = figure.error if seeds > 1 else ""
-                bounds = ["" if math.isnan(bound) else bound for bound in figure.interval]
-                measured = [seeds, figure.mean, spread, *bounds, differs]
-                yield [*of_group, checkpoint, chosen, measure, network, *measured]
-
-
-def _write(path: Path, columns: str, rows: Iterable[list[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns.split())
-        for row in rows:
-            writer.writerow([_safe(v) if isinstance(v, str) else v for v in row])
+def _write(path: Path, frame: pd.DataFrame, counts: list[str]) -> None:
+    safe = frame.map(lambda cell: _safe(cell) if isinstance(cell, str) else cell)
+    safe = safe.astype(dict.fromkeys(counts, "Int64"))  # else missing counts make them floats
+    safe.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def _safe(text: str) -> str:

@@ -5,50 +5,56 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_shards.errors import DataShardsError
 from rebias_dist.errors import ConfigError, RebiasError
-from rebias_dist.reporting.runs import Group, Run, plain
+from rebias_dist.reporting.comparison import Group
+from rebias_dist.reporting.runs import Run, plain
 
 LOOKED_AT = 2_048
-"""Images of a split that are looked at, from its beginning: a report takes seconds, not hours."""
+"""The number of images of a split that are looked at, so that a report takes seconds."""
 SHOWN = 12
 _LARGE = 64  # pixels; larger images are kept as JPEG
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image as the networks see it, and what they say."""
+class Sample(NamedTuple):
+    """An image as the networks see it, and the classes that they say."""
 
     uri: str
     label: str
     f: str
     g: str
-    small: bool
+
+
+@dataclass
+class Kind:
+    """The images that one network gets right and the other wrong."""
+
+    title: str
+    count: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    """The first ones."""
 
 
 @dataclass
 class Disagreements:
-    """What a run's f and g disagree on."""
+    """The images of a split on which f and g of a run disagree."""
 
     run: str
     split: str
     looked_at: int = 0
-    f_alone: int = 0
-    """Images that f gets right and g wrong, of those looked at."""
-    g_alone: int = 0
-    f_samples: list[Sample] = field(default_factory=list)
-    g_samples: list[Sample] = field(default_factory=list)
+    f_alone: Kind = field(default_factory=lambda: Kind("f right, g wrong"))
+    g_alone: Kind = field(default_factory=lambda: Kind("g right, f wrong"))
 
 
 def disagreements(group: Group, split: str) -> Disagreements | str:
-    """Look at the first run of a group; what keeps its images from being shown is returned as text.
+    """Look at the images of the first run of a group; return a reason as text if that fails.
 
-    The networks are those of the checkpoint that counts; g is the first of them.
+    The networks are those of the checkpoint that counts, f and the first g.
     """
     if not (group.config.has_f and group.config.has_g):
-        return "the method has but one network"
+        return "the method has only one network"
     if not group.runs:
         return "no run has results"
     run = group.runs[0]
@@ -67,9 +73,9 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
     assert run.results is not None
     networks = [run.config.f.name, *(g.name for g in run.config.g)]
     if own := [name for name in networks if not name.isidentifier()]:
-        # A report reads folders that others have written: it runs no code that they name.
+        # Others may have written the folder: a report runs no code that it names.
         raise ConfigError(f"a report does not import {own[0]!r}; see rebias-evaluate")
-    if not (run.folder / "checkpoints").is_dir():  # told before torch is imported, which takes long
+    if not (run.folder / "checkpoints").is_dir():  # checked first: importing torch takes long
         raise ConfigError(f"{run.name} has no checkpoints any more")
 
     import torch
@@ -94,40 +100,29 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
     loader = EvalLoader(
         data.tests[split], batch=config.evaluate.batch, transform=eval_transform(config.data)
     )
-    found = Disagreements(run.name, split)
+    found = Disagreements(plain(run.name), split)
     with torch.no_grad():
         for batch in loader:
             images = normalise(batch.images)
             with precision.autocast():
-                said = [network(images)[0].argmax(1).tolist() for network in (f, g)]
-            labels = batch.labels.tolist()
-            for image, label, by_f, by_g in zip(batch.images, labels, *said, strict=True):
-                found.looked_at += 1
-                _keep(found, image.numpy(), data.classes, label, by_f, by_g)
+                said = [network(images)[0].argmax(1) for network in (f, g)]
+            right = [by == batch.labels for by in said]
+            found.looked_at += len(batch.labels)
+            for i in (right[0] != right[1]).nonzero().flatten().tolist():
+                kind = found.f_alone if right[0][i] else found.g_alone
+                kind.count += 1
+                if len(kind.samples) < SHOWN:
+                    names = [plain(data.classes[by[i]], 24) for by in (batch.labels, *said)]
+                    kind.samples.append(_sample(batch.images[i].numpy(), *names))
             if found.looked_at >= LOOKED_AT:
                 break
     return found
 
 
-def _keep(
-    found: Disagreements, image: Any, classes: tuple[str, ...], label: int, by_f: int, by_g: int
-) -> None:
-    if (by_f == label) == (by_g == label):
-        return
-    samples = found.f_samples if by_f == label else found.g_samples
-    if by_f == label:
-        found.f_alone += 1
-    else:
-        found.g_alone += 1
-    if len(samples) < SHOWN:
-        said, f, g = (plain(classes[i], 24) for i in (label, by_f, by_g))
-        samples.append(Sample(_uri(image), said, f, g, max(image.shape) <= _LARGE))
-
-
-def _uri(image: Any) -> str:
+def _sample(image: Any, label: str, f: str, g: str) -> Sample:
     from PIL import Image
 
-    stream = io.BytesIO()
-    kind = "png" if max(image.shape) <= _LARGE else "jpeg"
+    stream, kind = io.BytesIO(), "png" if max(image.shape) <= _LARGE else "jpeg"
     Image.fromarray(image.transpose(1, 2, 0)).save(stream, kind.upper())
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return Sample(uri, label, f, g)

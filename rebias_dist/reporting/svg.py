@@ -1,6 +1,6 @@
-"""Figures of matplotlib as files, and as SVG that takes its colours from the page it lies in.
+"""Figures of matplotlib as PNG and as SVG; in a page the SVG takes the colours of the page.
 
-Drawn with matplotlib's objects alone: no window, no display, no global state.
+Only matplotlib's objects are used: no window, no display, no global state.
 """
 
 from __future__ import annotations
@@ -10,64 +10,34 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Colours of Okabe and Ito, which every colour vision tells apart. Beside the colour, a shape
 # tells things apart too.
-BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-PURPLE, SKY = "#cc79a7", "#56b4e9"
-INK, MUTED, GRID = "#1b1b1b", "#6e6e6e", "#e2e2e2"
+BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
+INK, MUTED = "#1b1b1b", "#6e6e6e"
 
-F_COLOUR, F_MARKER = BLUE, "o"
-G_COLOUR, G_MARKER = VERMILION, "^"
-
-# The names that the page's style sheet gives them, for light and for dark.
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--line",
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    GREEN: "--green",
-    VERMILION: "--vermilion",
-    PURPLE: "--purple",
-    SKY: "--sky",
-}
-_SETTINGS = {
-    "text.parse_math": False,  # names of runs are no formulas
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and copied
-}
+# The names of the colours in report.css, which has them for light and for dark.
+_VARIABLES = {INK: "--ink", MUTED: "--muted", "#e2e2e2": "--line", "#ffffff": "--paper"}
+_VARIABLES |= {BLUE: "--blue", GREEN: "--green", VERMILION: "--vermilion", PURPLE: "--purple"}
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Set the style of the pictures while figures are made and saved."""
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():  # type: ignore[arg-type]
+    sheet = resources.files(__package__) / "templates" / "report.mplstyle"
+    with (
+        resources.as_file(sheet) as path,
+        mpl.style.context(path),
+        warnings.catch_warnings(),
+    ):
         # A name may have characters that the font lacks: they are shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph")
         yield
@@ -75,63 +45,54 @@ def style() -> Iterator[None]:
 
 def canvas(width: float, height: float) -> Figure:
     """Return an empty figure, in inches, that needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
+@dataclass(frozen=True)
 class Picture:
-    """A figure that is drawn once and is shown in the page and kept in files.
+    """A drawn figure, for the page and for files."""
 
-    Args:
-        name: of its files.
-        alternative: what is said in its place to who cannot see it.
-        make: draws it.
-    """
+    name: str
+    """The stem of its files."""
+    alternative: str
+    """A text for readers who cannot see it."""
+    caption: str
+    svg: str
+    png: bytes
 
-    def __init__(self, name: str, alternative: str, make: Callable[[], Figure]) -> None:
-        self.name = name
-        self.alternative = alternative
+    @classmethod
+    def draw(cls, name: str, alternative: str, caption: str, make: Callable[[], Figure]) -> Picture:
+        """Make a figure and draw it as SVG and as PNG."""
+        # The salt makes the ids of clip paths and marks the picture's own: a page holds many.
         with style(), mpl.rc_context({"svg.hashsalt": name}):
-            self._figure = make()
-            drawn = _saved(self._figure, "svg", metadata={"Date": None}, facecolor="none")
-        # The layout is found; finding it again would take as long as drawing.
-        self._figure.set_layout_engine("none")
-        self._svg = drawn.decode()
-        self.inline = _for_page(self._svg, name)
+            figure = make()
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            # The layout is found; finding it again would take as long as drawing.
+            figure.set_layout_engine("none")
+            figure.savefig(png, format="png", dpi=150)
+        return cls(name, alternative, caption, svg.getvalue().decode(), png.getvalue())
 
     def write(self, folder: Path) -> list[Path]:
-        """Write it as PNG and as SVG, on white; return the paths."""
+        """Write it as PNG and as SVG; return the paths."""
         paths = [folder / f"{self.name}.png", folder / f"{self.name}.svg"]
-        with style():
-            paths[0].write_bytes(_saved(self._figure, "png", dpi=150, facecolor="white"))
-        paper = '<rect width="100%" height="100%" fill="#ffffff"/>'
-        body = self._svg.index(">", self._svg.index("<svg")) + 1
-        svg = self._svg[:body] + paper + self._svg[body:]
-        paths[1].write_text(svg, encoding="utf-8")
+        paths[0].write_bytes(self.png)
+        paths[1].write_text(self.svg, encoding="utf-8")
         return paths
 
+    @property
+    def inline(self) -> str:
+        """Return the SVG element for a page: in the page's colours, without ids it may repeat."""
+        body = re.sub(r"<metadata>.*?</metadata>", "", self.svg, flags=re.DOTALL)
+        body = re.sub(r'<g id="\w+">', "<g>", body[body.index("<svg") :])
 
-def _saved(figure: Figure, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format=kind, **options)  # type: ignore[arg-type]
-    return stream.getvalue()
+        def recoloured(tag: re.Match[str]) -> str:
+            return re.sub(
+                "|".join(_VARIABLES), lambda c: f"var({_VARIABLES[c[0]]}, {c[0]})", tag[0]
+            )
 
-
-def _for_page(svg: str, name: str) -> str:
-    """Return an SVG element whose colours are the page's and whose ids are its own."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    prefix = re.sub(r"[^A-Za-z0-9]", "-", name)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
-    # Only inside tags: a run's name that looks like a colour stays what it is.
-    return re.sub(r"<[^>]*>", lambda tag: _recoloured(tag[0]), body)
-
-
-def _recoloured(tag: str) -> str:
-    return re.sub(
-        "|".join(_VARIABLES), lambda found: f"var({_VARIABLES[found[0]]}, {found[0]})", tag
-    )
+        # Only inside tags: a class that is called like a colour keeps its name.
+        return re.sub(r"<[^>]*>", recoloured, body)
 
 
 def percent_axis(axes: Axes, which: str = "y") -> None:

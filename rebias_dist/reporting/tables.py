@@ -1,346 +1,299 @@
-"""The tables of a report's page."""
+"""The tables of a report, as texts in a DataFrame."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
+from rebias_dist.evaluation.text import CHOICES
+from rebias_dist.reporting.comparison import ABSENT, Comparison, Group, leads
+from rebias_dist.reporting.frame import Figure, over_seeds
 from rebias_dist.reporting.protocol import departures
-from rebias_dist.reporting.published import Published, published_figures
-from rebias_dist.reporting.runs import Figure, Group, plain
-from rebias_dist.reporting.series import Series, contrasts, shown_splits
-from rebias_dist.runs.results_schema import Score
+from rebias_dist.reporting.published import published
+from rebias_dist.reporting.runs import plain
 
-ABSENT = "–"
+_NAME = "method and setting"
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: a text, what is said in small letters below it, and how it looks."""
-
-    text: str
-    small: str = ""
-    kind: str = ""
-    """'name' heads its row, 'text' is not a number, 'oracle' warns, 'published' is not ours."""
-    heat: float | None = None
-    """0 to 1: how strongly the cell is coloured."""
 
 
 @dataclass
 class Table:
-    """A table with a caption; every row has as many cells as the head."""
+    """A table with a caption; a line end in a cell divides a figure from its interval."""
 
     caption: str
-    head: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def is_text(self, column: int) -> bool:
-        """Return whether a column is read as words, not compared as numbers."""
-        return any(row[column].kind.startswith(("text", "name")) for row in self.rows)
-
-
-def figure_cell(figure: Figure | None, kind: str = "") -> Cell:
-    """Return an accuracy with its error and interval; a dash where there is none."""
-    if figure is None:
-        return Cell(ABSENT, kind=kind)
-    low, high = figure.interval
-    interval = "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
-    return Cell(str(figure), interval, kind)
+    body: pd.DataFrame
+    words: int
+    """How many of the first columns are words; the others are numbers."""
+    notes: Sequence[str] = ()
+    published: int = 0
+    """How many of the last rows are published figures."""
+    heat: NDArray[np.float64] | None = None
+    """How strongly the cells of numbers are coloured, 0 to 1; NaN for no colour."""
 
 
-def selection_words(group: Group, checkpoint: str) -> tuple[str, str]:
-    """Return how a checkpoint was chosen, and the kind of its cells."""
-    if checkpoint == "last":
-        return "last", "text"
-    if group.is_oracle:
-        return "ORACLE: best on test data, no result", "oracle"
-    return "best on selection data", "text"
-
-
-def results_table(groups: Sequence[Group]) -> Table:
-    """Return every figure: a row for each setting, checkpoint and network."""
-    splits = shown_splits(groups)
-    table = Table(
-        "Accuracy in percent: last checkpoint, best on selection data, and oracle where so marked",
-        ["method and setting", "checkpoint", "net", "seeds"],
-        notes=[
-            "a ± b: mean and standard deviation over seeds; below it Student's 95 % interval of "
-            "the mean. a (b): one seed with its binomial standard error; below it Wilson's 95 % "
-            "interval, which says nothing of other seeds.",
-        ],
-    )
-    for split, sizes in splits.items():
-        samples = f"{min(sizes):,}" if min(sizes) == max(sizes) else "sizes differ"
-        table.head.append(f"{plain(split, 30)} (n = {samples})")
-    for group in groups:
-        name = Cell(plain(group.label, 200), kind="name")
-        if not group.runs:
-            why = "; ".join(f"{plain(r.name)}: {r.problem}" for r in group.without)
-            blank = [Cell(ABSENT) for _ in splits]
-            row = [name, Cell("no results", why, "text"), Cell(ABSENT, kind="text"), Cell("0")]
-            table.rows.append([*row, *blank])
-            continue
-        for checkpoint in ("last", "best"):
-            words, kind = selection_words(group, checkpoint)
+def results_table(runs: Comparison) -> Table:
+    """Return every accuracy: a row for each setting, checkpoint and network."""
+    of_cells = set(runs.frame.dropna(subset="unbiased")["split"])
+    clustered = [split for split in runs.splits if split in of_cells]
+    columns = {_title(split, sizes): (split, "accuracy") for split, sizes in runs.splits.items()}
+    columns |= {f"{plain(split, 60)}, unbiased": (split, "unbiased") for split in clustered}
+    rows = []
+    for group in runs.groups:
+        name = plain(group.label, 200)
+        for checkpoint in group.checkpoints if group.runs else ():
+            # f and g0 have a row in every method, so that the rows of methods compare.
             for network in dict.fromkeys(["f", "g0", *group.networks]):
-                figures = [
-                    figure_cell(
-                        group.figure(checkpoint, split, network),
-                        "oracle" if kind == "oracle" else "",
-                    )
-                    for split in splits
-                ]
-                row = [name, Cell(words, kind=kind), Cell(network, kind="text")]
-                row.append(Cell(group.seeds(checkpoint)))
-                table.rows.append([*row, *figures])
-    return table
+                figures = [runs.text(group, checkpoint, s, network, m) for s, m in columns.values()]
+                about = (name, CHOICES[checkpoint], network, group.seeds(checkpoint))
+                rows.append((*about, *figures))
+        if not group.runs:
+            why = "; ".join(f"{plain(run.name)}: {run.problem}" for run in group.without)
+            rows.append((name, f"no results\n{why}", ABSENT, "0", *[ABSENT] * len(columns)))
+    notes = [
+        "a ± b: mean and standard deviation over seeds; below it Student's 95 % interval of "
+        "the mean. a (b): one seed with its binomial standard error; below it Wilson's 95 % "
+        "interval, which says nothing of other seeds."
+    ]
+    if clustered:
+        notes.append("unbiased: mean over cells of class and texture cluster.")
+    caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle if marked"
+    body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
+    return Table(caption, body, 3, notes)
 
 
-def measures_table(groups: Sequence[Group], split: str) -> Table | None:
-    """Return what tells bias beside the accuracy; None where no run tells any of it."""
-    table = Table(
-        f"How the bias shows on {plain(split, 30)}, in percent; the checkpoint that counts",
-        ["method and setting", "net", *_MEASURES, "HSIC with f × 1000"],
-        notes=[
-            "conflicting: accuracy where the bias is another class's. follows the bias: part of "
-            "these taken for that class. worst class: its accuracy. ECE: expected calibration "
-            "error. Mean ± standard deviation over seeds; – : not there, or not recorded."
-        ],
-    )
-    for group in groups:
+def _title(split: str, sizes: Sequence[int]) -> str:
+    samples = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+    return f"{plain(split, 60)} (n = {samples})"
+
+
+def measures_table(runs: Comparison) -> Table | None:
+    """Return the measures of bias beside the accuracy; None where no run tells any of them."""
+    measures = {
+        "conflicting": "conflicting",
+        "follows the bias": "follows_bias",
+        "worst class": "worst_class",
+        "ECE": "ece",
+        "HSIC with f × 1000": "hsic",
+    }
+    rows = []
+    for group in runs.groups:
         for network in group.networks:
-            scores = [s for _, s, _ in group.scores(group.counting, split, network)]
-            measured = [[measure(s) for s in scores] for measure in _MEASURES.values()]
-            cells = [spread_cell(values, 100) for values in measured]
-            g = int(network[1:]) if network != "f" else None
-            hsic = [] if g is None else group.hsic(group.counting, split, g)
-            cells.append(spread_cell(hsic, 1_000, digits=2))
-            if any(cell.text != ABSENT for cell in cells):
-                name = Cell(plain(group.label, 200), kind="name")
-                table.rows.append([name, Cell(network, kind="text"), *cells])
-    return table if table.rows else None
+            figures = {
+                title: runs.text(group, group.counting, runs.judged_split, network, measure)
+                for title, measure in measures.items()
+            }
+            if set(figures.values()) != {ABSENT}:
+                rows.append({_NAME: plain(group.label, 200), "net": network, **figures})
+    caption = f"How the bias shows on {plain(runs.judged_split, 30)}, in percent"
+    note = (
+        "Figures of the checkpoint that counts. conflicting: accuracy where the bias is another "
+        "class's. follows the bias: the part of "
+        "these images that is taken for that class. worst class: its accuracy. ECE: expected "
+        "calibration error. Mean ± standard deviation over seeds, below it Student's 95 % "
+        "interval of the mean; – : not there, or not recorded."
+    )
+    return Table(caption, pd.DataFrame(rows), 2, [note]) if rows else None
 
 
-_MEASURES: dict[str, Callable[[Score], float | None]] = {
-    "conflicting": Score.conflicting,
-    "follows the bias": lambda score: score.follows_bias,
-    "worst class": lambda score: min((v for v in score.by_class() if v is not None), default=None),
-    "ECE": lambda score: score.calibration.ece if score.calibration else None,
-}
-
-
-def spread_cell(values: Sequence[float | None], scale: float, digits: int = 1) -> Cell:
-    """Return mean ± standard deviation of the values that are there, times a scale."""
-    known = [scale * value for value in values if value is not None]
-    if not known:
-        return Cell(ABSENT)
-    text = f"{np.mean(known):.{digits}f}"
-    return Cell(f"{text} ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else text)
-
-
-def contrast_table(groups: Sequence[Group], split: str) -> Table | None:
+def leads_table(runs: Comparison) -> Table | None:
     """Return each method's lead over vanilla; None where there is nothing to compare."""
-    found = contrasts(groups, split)
-    if not found:
-        return None
-    table = Table(
-        f"Lead over vanilla on {plain(split, 30)}, in percentage points",
-        ["method and setting", "lead", "95 % interval", "seeds in common", "reading"],
-        notes=[
-            "Differences seed by seed between f of the method and f of vanilla under the same "
-            "setting, with the checkpoint that counts; Student's interval. With few seeds it is "
-            "wide, and that is what is known."
-        ],
+    rows = []
+    for setting, *lead in leads(runs.frame, runs.judged_split).itertuples(name=None):
+        one = Figure(*lead)
+        reading = "better" if one.low > 0 else "worse" if one.high < 0 else "not told apart"
+        interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
+        if len(one.values) == 1:
+            reading, interval = "one seed decides nothing", ABSENT
+        figures = (f"{100 * one.mean:+.1f}", interval, str(len(one.values)))
+        rows.append((plain(setting, 200), reading, *figures))
+    columns = [_NAME, "reading", "lead", "95 % interval", "seeds in common"]
+    note = (
+        "Differences seed by seed between f of the method and f of vanilla under the same "
+        "setting, with the checkpoint that counts; Student's interval. It is wide with few seeds."
     )
-    for one in found:
-        low, high = one.interval or (float("-inf"), float("inf"))
-        if one.interval is None:
-            interval, reading = ABSENT, "one seed decides nothing"
-        else:
-            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-            reading = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        table.rows.append(
-            [
-                Cell(plain(one.group.label, 200), kind="name"),
-                Cell(f"{100 * one.difference:+.1f}"),
-                Cell(interval),
-                Cell(str(one.seeds)),
-                Cell(reading, kind="text"),
-            ]
+    caption = f"Lead over vanilla on {plain(runs.judged_split, 30)}, in percentage points"
+    return Table(caption, pd.DataFrame(rows, columns=columns), 2, [note]) if rows else None
+
+
+_MNIST = """The accuracy is that of f; for the method biased it is that of g. A table below lists
+what differs from the published experiments. If anything does, the rows do not compare two codes."""
+_NINE = """unbiased: the mean over cells of class and texture cluster with at least 10 validation
+images, over three clusterings; – where the validation shards had no clusters. The accuracy is that
+of f; for the method biased it is that of g."""
+
+
+def published_table(runs: Comparison) -> Table | None:
+    """Return our accuracies above those published; None for another data set or other splits."""
+    known = published()
+    known = known[known["dataset"] == runs.dataset]
+    if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
+        caption, note = (
+            "Biased-MNIST: accuracy on unbiased in percent, by ρ of the training set",
+            _MNIST,
         )
-    return table
+        rhos = {*known["rho"], *(group.rho for group in runs.groups)}
+        ordered = [*sorted(rhos - {None}, reverse=True), *(rhos & {None})]
+        # By title: ρ, split and measure of our figures, and the value of `key` of those published.
+        columns = {
+            "ρ unknown" if rho is None else f"ρ\u00a0{rho:g}": (rho, "unbiased", "accuracy", rho)
+            for rho in ordered
+        }
+        key = "rho"
+    elif runs.dataset == "imagenet9":
+        caption, note = "9-class ImageNet: accuracy in percent", _NINE
+        names = {split.lower().replace("-", "").replace("_", ""): split for split in runs.splits}
+        hard = names.get("imageneta", names.get("imagenet9a", ""))
+        columns = {
+            "validation (biased)": (None, "val", "accuracy", "biased"),
+            "unbiased": (None, "val", "unbiased", "unbiased"),
+            "ImageNet-A": (None, hard, "accuracy", "imagenet-a"),
+        }
+        key = "measure"
+    else:
+        return None
+    rows = []
+    of_series = {(group.series, group.rho): group for group in runs.groups}
+    for series in dict.fromkeys(group.series for group in runs.groups):
+        example = next(group for group in runs.groups if group.series == series)
+        for checkpoint in example.checkpoints:
+            row = {"method": plain(series, 200), "source": f"here, {CHOICES[checkpoint]}"}
+            for title, (rho, split, measure, _) in columns.items():
+                row[title] = ABSENT
+                if group := of_series.get((series, rho)):
+                    row[title] = runs.text(group, checkpoint, split, group.judged_network, measure)
+            rows.append(row)
+    theirs = [
+        {"method": str(label), "source": str(source)}
+        | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
+        for (label, source), found in known.groupby(["label", "source"], sort=False)
+    ]
+    return Table(caption, pd.DataFrame([*rows, *theirs]), 2, [note.replace("\n", " ")], len(theirs))
 
 
-def rho_table(series: Sequence[Series], split: str) -> Table:
-    """Return the table of Biased-MNIST: methods by ρ, ours and published."""
-    known = [p for p in published_figures() if p.dataset == "biased_mnist"]
-    ours = {rho for one in series for rho in one.groups if rho is not None}
-    columns: list[float | None] = [*sorted(ours | {p.rho for p in known if p.rho}, reverse=True)]
-    if any(None in one.groups for one in series):
-        columns.append(None)
-    table = Table(
-        f"Biased-MNIST: accuracy on {plain(split, 30)} in percent, by ρ of the training set",
-        ["method", "source", *("ρ unknown" if c is None else f"ρ\u00a0{c:g}" for c in columns)],
-        notes=[
-            "The accuracy is f's, of biased it is g's. What differs from the published "
-            "experiments is listed below; where anything does, the rows are no comparison of codes."
-        ],
+def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:
+    percents = found.loc[found[key] == wanted, "percent"]
+    return ABSENT if percents.empty else f"{percents.iloc[0]:.1f}"
+
+
+def corruption_table(runs: Comparison) -> Table | None:
+    """Return accuracies by corruption and severity, with means; None without ImageNet-C."""
+    frame = runs.frame[runs.frame["counts"]].dropna(subset="split")
+    frame = frame[frame["split"].map(is_corruption)]
+    if frame.empty:
+        return None
+    parts = frame["split"].str.rsplit("-", n=1, expand=True)
+    frame = frame.assign(corruption=parts[0], severity=parts[1])
+    of_run = ["setting", "network", "run"]
+    wide = frame.pivot(index=[*of_run, "corruption"], columns="severity", values="accuracy")
+    wide = wide.assign(mean=wide.mean(axis=1))
+    # Four corruptions of ImageNet-C are meant for validation: they count in no mean.
+    counted = wide[wide.index.isin(BENCHMARK, level="corruption")]
+    splits = counted.drop(columns="mean").count(axis=1).groupby(of_run).sum()
+    means = counted.groupby(of_run).mean()
+    every = len(BENCHMARK) * SEVERITIES
+    means["corruption"] = [f"mean of {n} of {every} splits" for n in splits]
+    both = pd.concat([wide, means.set_index("corruption", append=True)])
+    long = both.melt(var_name="severity", ignore_index=False).dropna().reset_index()
+    figures = over_seeds(long, ["setting", "network", "corruption", "severity"])
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for (*where, severity), *figure in figures.itertuples(name=None):
+        cells.setdefault(tuple(where), {})[severity] = Figure(*figure).text(interval=False)
+    order = [*BENCHMARK, *EXTRA, *means["corruption"].unique()]
+    rows = [
+        {
+            _NAME: plain(group.label, 200),
+            "net": network,
+            "corruption": f"({name})" if name in EXTRA else name,
+            **cells[group.label, network, name],
+        }
+        for group in runs.groups
+        for network in group.networks
+        for name in order
+        if (group.label, network, name) in cells
+    ]
+    severities = map(str, range(1, SEVERITIES + 1))
+    body = pd.DataFrame(rows, columns=[_NAME, "net", "corruption", *severities, "mean"])
+    note = (
+        "Figures of the checkpoint that counts. mean: over severities; in the last row over the "
+        "benchmark's 15 corruptions, as far "
+        "as they are there. In parentheses: corruptions that count in no other mean. "
+        "Mean ± standard deviation over seeds; – : not there."
     )
-    for one in series:
-        for checkpoint in ("last", "best"):
-            example = next(iter(one.groups.values()))
-            words, kind = selection_words(example, checkpoint)
-            row = [Cell(plain(one.label, 200), kind="name"), Cell(f"here, {words}", kind=kind)]
-            mark = "oracle" if kind == "oracle" else ""
-            figures = [figure_cell(one.figure(rho, checkpoint, split), mark) for rho in columns]
-            table.rows.append(row + figures)
-    for label, source in dict.fromkeys((p.label, p.source) for p in known):
-        percents = {p.rho: p.percent for p in known if (p.label, p.source) == (label, source)}
-        row = [Cell(label, kind="name"), Cell(source, kind="text published")]
-        table.rows.append(row + [_published(percents.get(rho)) for rho in columns])
-    return table
+    caption = "ImageNet-C: accuracy in percent by corruption and severity"
+    return Table(caption, body.fillna(ABSENT), 3, [note])
 
 
-def _published(percent: float | None) -> Cell:
-    return Cell(ABSENT if percent is None else f"{percent:.1f}", kind="published")
-
-
-def nine_table(groups: Sequence[Group]) -> Table:
-    """Return the table of 9-class ImageNet: ours and published."""
-    known = [p for p in published_figures() if p.dataset == "imagenet9"]
-    measures = ("biased", "unbiased", "imagenet-a")
-    table = Table(
-        "9-class ImageNet: accuracy in percent",
-        ["method", "source", "validation (biased)", "unbiased", "ImageNet-A"],
-        notes=[
-            "unbiased: the mean over cells of class and texture cluster with at least 10 "
-            "validation images, over three clusterings; – where the validation shards had no "
-            "clusters. The accuracy is f's, of biased it is g's."
-        ],
-    )
-    for group in groups:
-        network = "f" if group.config.has_f else "g0"
-        for checkpoint in ("last", "best"):
-            words, kind = selection_words(group, checkpoint)
-            mark = "oracle" if kind == "oracle" else ""
-            figures = (
-                group.figure(checkpoint, "val", network),
-                group.unbiased(checkpoint, "val", network),
-                group.figure(checkpoint, _imagenet_a(group), network),
-            )
-            name = Cell(plain(group.label, 200), kind="name")
-            cells = [figure_cell(figure, mark) for figure in figures]
-            table.rows.append([name, Cell(f"here, {words}", kind=kind), *cells])
-    rows: dict[tuple[str, str], dict[str, Published]] = {}
-    for p in known:
-        rows.setdefault((p.label, p.source), {})[p.measure] = p
-    for (label, source), found in rows.items():
-        percents = [found[m].percent if m in found else None for m in measures]
-        row = [Cell(label, kind="name"), Cell(source, kind="text published")]
-        table.rows.append(row + [_published(percent) for percent in percents])
-    return table
-
-
-def _imagenet_a(group: Group) -> str:
-    names = [*group.config.data.test_splits, *group.config.data.other_tests]
-    wanted = ("imageneta", "imagenet9a")
-    return next((n for n in names if n.lower().replace("-", "").replace("_", "") in wanted), "")
-
-
-def departure_table(groups: Sequence[Group], source: str) -> Table:
-    """Return what differs from the published protocol: a row a setting."""
+def departures_table(runs: Comparison, source: str) -> Table | None:
+    """Return a row for each setting that differs from the published protocol; None without any."""
     here: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for group in groups:
+    for group in runs.groups:
         for one in departures(group) or []:
             values = here.setdefault((one.key, one.published), {})
-            values.setdefault(one.here, []).append(plain(group.label))
-    table = Table(
-        f"What differs from the published protocol ({source})",
-        ["setting", "here", "published"],
-        notes=["Computed from each run's configuration and test set; seeds are not compared."],
-    )
-    for (key, published), values in here.items():
-        everywhere = len(values) == 1 and len(next(iter(values.values()))) == len(groups)
-        text = "; ".join(
-            plain(value) if everywhere else f"{plain(value)} ({', '.join(labels)})"
+            values.setdefault(plain(one.here), []).append(plain(group.label))
+    rows = []
+    for (key, known), values in here.items():
+        everywhere = [len(labels) for labels in values.values()] == [len(runs.groups)]
+        texts = [
+            value if everywhere else f"{value} ({', '.join(labels)})"
             for value, labels in values.items()
-        )
-        table.rows.append(
-            [Cell(key, kind="name"), Cell(text, kind="text"), Cell(published, kind="text")]
-        )
-    return table
-
-
-def confusion_table(group: Group, split: str, network: str) -> Table | None:
-    """Return label × prediction, summed over seeds; None where no run tells it."""
-    found = [s.confusion for _, s, _ in group.scores(group.counting, split, network)]
-    counts = _sum(found)
-    if counts is None:
-        return None
-    classes = _classes(group)
-    caption = f"{network}: label (row) × prediction, {plain(split, 30)}, counts over all seeds"
-    if len(classes) > _MOST_CLASSES:
-        return _worst_confusions(caption, counts, classes)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    table = Table(caption, ["", *classes])
-    for label, name in enumerate(classes):
-        cells = [
-            Cell(f"{n:,}", heat=float(s)) for n, s in zip(counts[label], shares[label], strict=True)
         ]
-        table.rows.append([Cell(name, kind="name"), *cells])
-    return table
+        rows.append({"setting": key, "here": "; ".join(texts), "published": known})
+    note = "Computed from each run's configuration and test set; seeds are not compared."
+    caption = f"What differs from the published protocol ({source})"
+    return Table(caption, pd.DataFrame(rows), 3, [note]) if rows else None
 
 
-def _worst_confusions(caption: str, counts: NDArray[np.int64], classes: Sequence[str]) -> Table:
-    wrong = counts - np.diag(np.diagonal(counts))
-    table = Table(f"{caption}; the 20 most frequent errors", ["label", "prediction", "images"])
-    for index in np.argsort(-wrong, axis=None, kind="stable")[:20]:
-        label, said = np.unravel_index(index, wrong.shape)
-        if wrong[label, said]:
-            cells = [Cell(classes[label], kind="name"), Cell(classes[said], kind="text")]
-            table.rows.append([*cells, Cell(f"{wrong[label, said]:,}")])
-    return table
+def matrices(runs: Comparison, group: Group) -> Iterator[Table]:
+    """Yield confusion and accuracy by bias of f and of the first g, on the split that tells bias.
+
+    Counts are summed over the seeds. A matrix that no run tells is left out.
+    """
+    known = (run.results for run in group.runs if run.results)
+    classes, split = [plain(name, 24) for name in next(known).classes], plain(runs.judged_split, 30)
+    for network in ("f", "g0"):
+        scores = runs.scores(group, network)
+        confusion = _sum([score.confusion for score in scores])
+        count = _sum([score.bias_count for score in scores])
+        right = _sum([score.bias_correct for score in scores])
+        caption = f"{network}: label (row) × prediction, {split}, counts over all seeds"
+        if confusion is not None and len(classes) > _MOST_CLASSES:
+            body = _worst_confusions(confusion, classes)
+            yield Table(f"{caption}; the 20 most frequent errors", body, 2)
+        elif confusion is not None:
+            shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+            body = pd.DataFrame(confusion, columns=classes).map("{:,}".format)
+            body.insert(0, "", classes, allow_duplicates=True)
+            yield Table(caption, body, 1, heat=shares)
+        if count is None or right is None or not count.any() or len(count) != len(classes):
+            continue
+        if max(count.shape) <= _MOST_CLASSES:
+            shares = np.divide(right, count, out=np.full(count.shape, np.nan), where=count > 0)
+            body = pd.DataFrame(100 * shares).map("{:.0f}".format, na_action="ignore")
+            body = body.fillna(ABSENT).rename(columns=str)
+            body.insert(0, "", classes)
+            caption = f"{network}: accuracy in percent by label (row) × bias, {split}"
+            note = "A bias goes with the class of its number. – : no such image."
+            yield Table(caption, body, 1, [note], heat=shares)
 
 
-def bias_table(group: Group, split: str, network: str) -> Table | None:
-    """Return the accuracy by label × bias over all seeds; None where samples have no bias."""
-    scores = [s for _, s, _ in group.scores(group.counting, split, network)]
-    count, correct = _sum([s.bias_count for s in scores]), _sum([s.bias_correct for s in scores])
-    classes = _classes(group)
-    if count is None or correct is None or not count.any() or len(count) != len(classes):
-        return None
-    if max(count.shape) > _MOST_CLASSES:
-        return None
-    heads = [str(bias) for bias in range(count.shape[1])]
-    table = Table(
-        f"{network}: accuracy in percent by label (row) × bias, {plain(split, 30)}",
-        ["", *heads],
-        notes=["A bias goes with the class of its number. – : no such image."],
-    )
-    for label, name in enumerate(classes):
-        cells = [
-            Cell(f"{100 * c / n:.0f}", heat=float(c / n)) if n else Cell(ABSENT)
-            for c, n in zip(correct[label], count[label], strict=True)
-        ]
-        table.rows.append([Cell(name, kind="name"), *cells])
-    return table
+def _worst_confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+    wrong = counts - np.diag(counts.diagonal())
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:20]
+    rows = [
+        (classes[label], classes[said], f"{wrong[label, said]:,}")
+        for label, said in zip(*np.unravel_index(worst, wrong.shape), strict=True)
+        if wrong[label, said]
+    ]
+    return pd.DataFrame(rows, columns=["label", "prediction", "images"])
 
 
-def _sum(matrices: Sequence[list[list[int]]]) -> NDArray[np.int64] | None:
-    """Return the sum of those that are there; None if there is none or they differ in shape."""
-    arrays = [np.array(m, dtype=np.int64) for m in matrices if m and len(set(map(len, m))) == 1]
-    if not arrays or len({a.shape for a in arrays}) > 1:
-        return None
-    total: NDArray[np.int64] = np.sum(arrays, axis=0)
-    return total
-
-
-def _classes(group: Group) -> list[str]:
-    results = next(run.results for run in group.runs if run.results)
-    return [plain(name, 24) for name in results.classes]
+def _sum(found: Sequence[list[list[int]]]) -> NDArray[np.int64] | None:
+    """Return the sum of the matrices; None if there is none or they differ in shape."""
+    arrays = [np.array(matrix, dtype=np.int64) for matrix in found if matrix]
+    alike = len({array.shape for array in arrays}) == 1
+    return np.sum(arrays, axis=0, dtype=np.int64) if alike else None

@@ -1,4 +1,4 @@
-"""On which data a run was trained, as far as its configuration and its shards tell."""
+"""The data that a run was trained on, as far as its configuration and its shards tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from data_shards.errors import DataShardsError
 from data_shards.files import open_regular
+from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 
 _LARGEST_MANIFEST = 64 << 20  # bytes
@@ -17,7 +18,7 @@ _NO_SETTINGS = frozenset({"seed", "samples_per_shard", "bytes_per_shard"})
 
 
 def made_with(config: Config) -> Mapping[str, Any]:
-    """Return the options that the training shards of a run were made with, if they are at hand."""
+    """Return the options that the training shards were made with; empty if not at hand."""
     if config.data.root is None:
         return {}
     manifest = Path(config.data.root) / config.data.train_split / "manifest.json"
@@ -39,27 +40,31 @@ def rho_of(config: Config) -> float | None:
     return float(rho) if isinstance(rho, (int, float)) else None
 
 
-def data_settings(config: Config) -> dict[str, str]:
-    """Return what tells the training data from others, but for their seed, by dotted key.
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return the settings that make figures comparable, by dotted key; the seeds are left out.
 
-    The identity of a configuration does not: it leaves out where data lie, for they may be moved.
-    These are the options of the shards, or their folder where they are not at hand; without a
-    folder, whether the digits are MNIST's or those that need no files.
+    A configuration's identity leaves out where its data lie, for they may be moved. In its place
+    come the options of the shards, or their folder if these are not at hand. Without a folder it
+    is whether the digits are MNIST's or those that need no files.
     """
+    settings = flat(config.identity())
+    del settings["seed"], settings["data.seed"]
     if config.data.root is None:
-        return {"data.source": json.dumps("unset" if config.data.source is None else "given")}
+        source = "unset" if config.data.source is None else "given"
+        return settings | {"data.source": source}
     options = {
-        f"data.{key}": json.dumps(value)
+        f"data.{key}": value
         for key, value in made_with(config).items()
         if key not in _NO_SETTINGS and isinstance(value, (bool, int, float, str))
     }
-    # What the configuration says of these is of no data: with a root it changes nothing.
+    # With a root these fields of the configuration change nothing.
     fields = ("data.rho", "data.confusing_colours", "data.image_size")
-    unknown = dict.fromkeys(fields, json.dumps("unknown"))
-    return {**unknown, **(options or {"data.root": json.dumps(config.data.root)})}
+    return (
+        settings | dict.fromkeys(fields, "unknown") | (options or {"data.root": config.data.root})
+    )
 
 
 def seeds_of(config: Config) -> tuple[int, int]:
-    """Return the seed of a run and that of its data, which shards bring with them."""
+    """Return the seed of a run and the seed of its data, which shards bring with them."""
     seed = made_with(config).get("seed", config.data.seed)
     return config.seed, seed if isinstance(seed, int) else config.data.seed

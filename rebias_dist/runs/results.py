@@ -1,4 +1,4 @@
-"""The figures of a run: results.json, and what the log says at the end."""
+"""The figures of a run: results.json, and the text that closes the log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from data_shards.files import write_synced
 from rebias_dist.config.schema import Config
@@ -75,46 +77,35 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def choice_name(content: Mapping[str, Any], choice: str) -> str:
-    """Return what a checkpoint, ``last`` or ``best``, is called: chosen on test data, an oracle."""
+    """Return the name of ``last`` or ``best``: ``oracle`` for a best one that test data chose."""
     return "oracle" if choice == "best" and content["chosen_on"] == "oracle" else choice
 
 
 def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
-    """Return the accuracies as text: a row for each checkpoint and network, a column a split."""
-    any_checkpoint = next(iter(checkpoints.values()))["splits"]
-    splits = list(any_checkpoint)
-    networks = list(next(iter(any_checkpoint.values()))["networks"])
-    # Those whose images are in texture clusters.
-    clustered = [
-        s for s in splits if any(c["unbiased"] is not None for c in _scores(any_checkpoint[s]))
+    """Return the accuracies as text, a row for each checkpoint, split and network."""
+    rows = [
+        {
+            "checkpoint": choice,
+            "step": found["step"],
+            "split": split,
+            "images": f"{figures['samples']:,}",
+            "network": network,
+            "accuracy": f"{score['accuracy']:.3f} ±{score['standard_error']:.3f}",
+            "unbiased": "–" if score["unbiased"] is None else f"{score['unbiased']:.3f}",
+        }
+        for choice, found in checkpoints.items()
+        for split, figures in found["splits"].items()
+        for network, score in figures["networks"].items()
     ]
-    titles = [*splits, *(f"{s}, unbiased" for s in clustered)]
-    head = f"{'checkpoint':12} {'step':>7} {'network':8}" + "".join(f"{t:>16}" for t in titles)
-    lines = [head, "-" * len(head)]
-    missing = [name for name in ("f", "g0") if name not in networks]
-    for choice, found in checkpoints.items():
-        for name in missing:  # the method has none
-            lines.append(f"{choice:12} {'–':>7} {name:8}" + f"{'–':>16}" * len(titles))
-        for network in networks:
-            cells = [found["splits"][s]["networks"][network] for s in splits]
-            text = "".join(f"{c['accuracy']:>9.3f} ±{c['standard_error']:.3f}" for c in cells)
-            for split in clustered:
-                value = found["splits"][split]["networks"][network]["unbiased"]
-                text += f"{'–' if value is None else f'{value:.3f}':>16}"
-            lines.append(f"{choice:12} {found['step']:>7} {network:8}{text}")
-    samples = ", ".join(f"{s} {any_checkpoint[s]['samples']:,}" for s in splits)
-    lines.append(f"n: {samples}; chance {chance:.3f}; ± is the binomial standard error")
-    if clustered:
-        lines.append("unbiased: mean over cells of class and texture cluster")
-    return "\n".join(lines)
+    notes = [
+        f"chance {chance:.3f}; ± is the binomial standard error",
+        "unbiased: mean over cells of class and texture cluster, where there are clusters",
+    ]
+    return "\n".join([tabulate(rows, headers="keys", disable_numparse=True), *notes])
 
 
-def _scores(split: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(split["networks"].values())
-
-
-def closing_text(content: dict[str, Any], folder: Path) -> str:
-    """Return what a run says at its end."""
+def closing_text(content: Mapping[str, Any], folder: Path) -> str:
+    """Return the text that a run logs at its end."""
     note = {
         "selection": "best: chosen on selection data",
         "oracle": "oracle: chosen on the test data themselves; report last",

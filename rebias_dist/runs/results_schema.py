@@ -1,21 +1,23 @@
-"""What results.json must be to be believed: its fields, and what they have to agree in.
+"""The schema of results.json: its fields, and where they have to agree.
 
-Checked by whatever reads results that somebody else may have written or damaged.
+Readers use it for results that somebody else may have written or damaged.
 """
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Count = Annotated[int, Field(ge=0)]
+# The upper bound keeps sums over a matrix within 64 bits.
+_Count = Annotated[int, Field(ge=0, le=10**9)]
 _Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Read(BaseModel):
-    """A part of ``results.json``; fields that this report does not use are passed over."""
+    """A part of ``results.json``; fields that no report uses are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -27,7 +29,7 @@ class Calibration(_Read):
 
 
 class Score(_Read):
-    """How one network did on one split."""
+    """The figures of one network on one split."""
 
     accuracy: _Unit
     correct: _Count
@@ -42,32 +44,57 @@ class Score(_Read):
     """Part of the samples against their bias that are taken for the class of the bias."""
     calibration: Calibration | None = None
 
+    @model_validator(mode="after")
+    def _matrices(self) -> Score:
+        confusion, right, count = map(_matrix, (self.confusion, self.bias_correct, self.bias_count))
+        if len(set(confusion.shape)) > 1:
+            raise ValueError("the confusion matrix is not square")
+        if right.shape != count.shape or (right > count).any():
+            raise ValueError("bias_correct does not fit bias_count")
+        return self
+
+    @property
     def conflicting(self) -> float | None:
         """Return the accuracy on samples whose bias is not their class's; None without any.
 
-        For biases that are numbered like the classes which they go with.
+        The biases must have the numbers of the classes that they go with.
         """
-        cells = [
-            (right, count)
-            for label, row in enumerate(zip(self.bias_correct, self.bias_count, strict=True))
-            for bias, (right, count) in enumerate(zip(*row, strict=True))
-            if bias != label
-        ]
-        total = sum(count for _, count in cells)
-        return sum(right for right, _ in cells) / total if total else None
+        right, count = _matrix(self.bias_correct), _matrix(self.bias_count)
+        other = np.eye(*count.shape) == 0
+        total = int(count[other].sum())
+        return int(right[other].sum()) / total if total else None
 
-    def by_class(self) -> list[float | None]:
-        """Return the accuracy of each class, None for one without samples."""
-        rows = enumerate(self.confusion)
-        return [row[label] / sum(row) if sum(row) else None for label, row in rows]
+    @property
+    def worst_class(self) -> float | None:
+        """Return the accuracy of the worst class; None without a confusion matrix."""
+        return float(np.nanmin(self.by_class)) if self.confusion else None
+
+    @property
+    def ece(self) -> float | None:
+        """Return the expected calibration error; None where it is not told."""
+        return self.calibration.ece if self.calibration else None
+
+    @property
+    def by_class(self) -> NDArray[np.float64]:
+        """Return the accuracy of each class ``[classes]``, NaN for a class without samples."""
+        confusion = _matrix(self.confusion)
+        samples = confusion.sum(axis=1)
+        shares = np.full(len(samples), np.nan)
+        np.divide(confusion.diagonal(), samples, out=shares, where=samples > 0)
+        return shares
+
+
+def _matrix(rows: list[list[int]]) -> NDArray[np.int64]:
+    """Return rows as a matrix; ValueError if they differ in length."""
+    return np.array(rows or [[]], dtype=np.int64)[: len(rows)]
 
 
 class Split(_Read):
     """One split of the test data."""
 
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=10**9)]
     hsic: list[float | None] = []
-    """Of the features of f and each g."""
+    """HSIC of the features of f and of each g."""
     networks: dict[str, Score]
 
     @model_validator(mode="after")
@@ -77,18 +104,9 @@ class Split(_Read):
                 raise ValueError(
                     f"{name}: accuracy {score.accuracy} is not {score.correct} of {self.samples}"
                 )
-            if [len(row) for row in score.bias_correct] != [len(row) for row in score.bias_count]:
-                raise ValueError(f"{name}: bias_correct and bias_count differ in shape")
-            right, count = (list(chain(*m)) for m in (score.bias_correct, score.bias_count))
-            if any(c > n for c, n in zip(right, count, strict=True)):
-                raise ValueError(f"{name}: bias_correct is larger than bias_count")
-            confusion = score.confusion
-            if not confusion:
-                continue
-            if any(len(row) != len(confusion) for row in confusion):
-                raise ValueError(f"{name}: the confusion matrix is not square")
-            diagonal = sum(row[label] for label, row in enumerate(confusion))
-            if (diagonal, sum(map(sum, confusion))) != (score.correct, self.samples):
+            confusion = _matrix(score.confusion)
+            counted = (int(confusion.trace()), int(confusion.sum()))
+            if score.confusion and counted != (score.correct, self.samples):
                 raise ValueError(f"{name}: the confusion matrix is of other counts")
         return self
 
@@ -109,15 +127,14 @@ class Results(_Read):
     classes: Annotated[list[str], Field(min_length=1)]
     chosen_on: Literal["selection", "oracle"]
     steps: Annotated[int, Field(ge=0)]
-    checkpoints: dict[str, Checkpoint]
-    """By 'best' and 'last'."""
+    checkpoints: dict[Literal["last", "best"], Checkpoint]
 
     @model_validator(mode="after")
     def _same_classes(self) -> Results:
         for checkpoint in self.checkpoints.values():
             for name, split in checkpoint.splits.items():
                 for network, score in split.networks.items():
-                    if score.confusion and len(score.confusion) != len(self.classes):
+                    if len(score.confusion) not in (0, len(self.classes)):
                         raise ValueError(
                             f"{name}/{network}: a confusion matrix of {len(score.confusion)} "
                             f"classes, there are {len(self.classes)}"

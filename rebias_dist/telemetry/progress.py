@@ -1,4 +1,4 @@
-"""How fast a run goes, and the progress line that tells it."""
+"""The speed of a run, and the progress line that shows it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import logging
 import math
 import os
 import sys
-import time
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Protocol
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -74,7 +72,7 @@ def describe(
 ) -> str:
     """Return the part of the progress line after step/total; unknown numbers show as '?'.
 
-    The details come last: they are what a narrow terminal cuts off.
+    The details come last, because a narrow terminal cuts off the end.
     """
     speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
     eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
@@ -82,82 +80,62 @@ def describe(
     return ", ".join(filter(None, parts))
 
 
-class ProgressLine(Protocol):
-    """Where the progress is shown."""
+class _Log:
+    """A file for tqdm: each line that is written to it is logged."""
 
-    def show(self, step: int, description: str) -> None:
-        """Show that ``step`` steps are done."""
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            _log.info("%s", line)
 
-    def close(self) -> None:
-        """Show the last state, if it is not yet shown, and let the terminal go."""
+    def flush(self) -> None:
+        """Do nothing: log messages are not buffered."""
 
 
-class Bar:
-    """A bar at the bottom of the terminal; what is logged scrolls by above it."""
+class Progress:
+    """A bar at the bottom of the terminal, below log messages; elsewhere ordinary log lines.
 
-    def __init__(self, total_steps: int, start_step: int) -> None:
+    Args:
+        total_steps: steps of the whole run.
+        start_step: steps that were done before, when a run resumes.
+        interval: shortest time between two log lines in seconds; the first and the last step
+            have a line in any case. A bar is redrawn ten times a second at most.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, interval: float = 10.0) -> None:
+        # Containers and batch systems hand out terminals that are 0 columns wide.
+        on_terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        self._total_steps = total_steps
+        self._redirect = ExitStack()
+        if on_terminal:
+            self._redirect.enter_context(logging_redirect_tqdm([_log]))
+        # Rate and ETA come with the description, the same numbers as in state.json.
+        bar = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
-            file=sys.stderr,
-            dynamic_ncols=True,
+            file=sys.stderr if on_terminal else _Log(),
+            dynamic_ncols=on_terminal,
+            leave=on_terminal,
+            bar_format=bar if on_terminal else "step {n_fmt}/{total_fmt}{postfix}",
+            mininterval=0.1 if on_terminal else interval,
             # Every update looks at the clock: steps differ too much in length (an evaluation,
             # a first step) for tqdm's guess of how many of them make up its interval.
             miniters=1,
-            # Rate and ETA come with the description, the same numbers as in state.json.
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            delay=0 if on_terminal else 1e-9,  # no log line before the first step
+            disable=False,
         )
-        self._redirect = ExitStack()
-        self._redirect.enter_context(logging_redirect_tqdm([_log]))
+        self._bar.last_print_t = 0.0  # long ago, so the first step is shown at once
 
     def show(self, step: int, description: str) -> None:
-        """Move the bar; it is redrawn ten times a second at most."""
+        """Show that ``step`` steps are done, if what is shown is old enough."""
+        if step >= self._total_steps:
+            self._bar.mininterval = 0
         self._bar.set_postfix_str(description, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Draw the bar a last time and leave it standing."""
-        self._bar.refresh()
+        """Show the last state, if it is not yet shown, and let the terminal go."""
+        if self._bar.n > self._bar.last_print_n:
+            self._bar.refresh()
         self._redirect.close()
         self._bar.close()
-
-
-class Lines:
-    """Ordinary log lines, for batch systems and pipes.
-
-    Args:
-        total_steps: steps of the whole run.
-        interval: shortest time between two lines in seconds; the first and the last step
-            have a line in any case.
-    """
-
-    def __init__(self, total_steps: int, interval: float = 10.0) -> None:
-        self._total_steps = total_steps
-        self._interval = interval
-        self._next = -math.inf
-        self._pending: str | None = None
-
-    def show(self, step: int, description: str) -> None:
-        """Log a line if the last one is old enough."""
-        self._pending = f"step {step}/{self._total_steps}, {description}"
-        now = time.monotonic()
-        if now >= self._next or step >= self._total_steps:
-            self._next = now + self._interval
-            self._flush()
-
-    def close(self) -> None:
-        """Log the last state, if it has no line yet."""
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._pending is not None:
-            _log.info("%s", self._pending)
-            self._pending = None
-
-
-def progress_line(total_steps: int, start_step: int) -> ProgressLine:
-    """Return a bar where stderr is a terminal, else log lines."""
-    # Containers and batch systems hand out terminals that are 0 columns wide: no place for a bar.
-    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
-        return Bar(total_steps, start_step)
-    return Lines(total_steps)

@@ -28,7 +28,7 @@ import torch
 
 from data_shards.files import write_synced
 from rebias_dist.errors import RebiasError
-from rebias_dist.telemetry.progress import Rate, describe, progress_line
+from rebias_dist.telemetry.progress import Progress, Rate, describe
 
 Status = Literal["starting", "running", "evaluating", "finished", "interrupted", "failed"]
 
@@ -127,7 +127,7 @@ class Telemetry:
         self._state_path = self._folder / "state.json"
         self._rate = Rate()
         self._rate.update(start_step, time.monotonic())
-        self._progress = progress_line(self._total_steps, start_step)
+        self._progress = Progress(self._total_steps, start_step)
 
     @_leader_writes
     def scalars(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:

@@ -21,8 +21,9 @@ from rebias_dist.config.files import validate
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_splits
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.reporting.comparison import compare
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
-from rebias_dist.reporting.runs import group_runs, read_run
+from rebias_dist.reporting.runs import read_run
 from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
 from tests.evaluation.photographs import write
@@ -207,7 +208,8 @@ def test_an_index_with_other_labels_is_noticed(runs, few_digits, tmp_path, monke
     cache = Path(os.environ["REBIAS_CACHE"])
     root = shutil.copytree(kept, tmp_path / "cache" / kept.relative_to(cache))
     monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
-    ((group,), _) = group_runs([read_run(runs / "a")])
+    ((comparison,), _) = compare([read_run(runs / "a")])
+    (group,) = comparison.groups
     assert isinstance(disagreements(group, "unbiased"), Disagreements)
     path = root / "unbiased" / "index.npy"
     index = np.load(path)

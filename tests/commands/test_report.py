@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from PIL import Image
 from rebias_dist.commands import report
 from rebias_dist.config.files import to_yaml, validate
 from rebias_dist.errors import ConfigError
-from rebias_dist.reporting.runs import Figure, Group, group_runs, read_run
-from rebias_dist.reporting.series import contrasts
+from rebias_dist.evaluation.text import CHOICES
+from rebias_dist.reporting.comparison import Comparison, Group, compare, leads
+from rebias_dist.reporting.runs import read_run
 
 
 def write_run(
@@ -66,14 +68,20 @@ def method(name: str, **values: Any) -> dict[str, Any]:
     return {"method": {"name": name}, **values}
 
 
+def compared(*folders: Path) -> tuple[list[Comparison], list[str]]:
+    return compare([read_run(folder) for folder in folders])
+
+
 def groups_of(*folders: Path) -> tuple[list[Group], list[str]]:
-    return group_runs([read_run(folder) for folder in folders])
+    comparisons, notes = compared(*folders)
+    return [group for runs in comparisons for group in runs.groups], notes
 
 
-def row(text: str, label: str, block: int) -> list[str]:
-    """Return the cells of the n-th line that starts with a label."""
-    lines = [line for line in text.splitlines() if line.startswith(label + "  ")]
-    return [cell.strip() for cell in lines[block].split("  ") if cell.strip()]
+def row(text: str, *first: str) -> list[str]:
+    """Return the further cells of the line whose first cells are these."""
+    rows = [re.split(" {2,}", line) for line in text.splitlines()]
+    (found,) = [cells for cells in rows if tuple(cells[: len(first)]) == first]
+    return found[len(first) :]
 
 
 def test_one_seed_has_the_binomial_standard_error(tmp_path, capsys):
@@ -81,8 +89,9 @@ def test_one_seed_has_the_binomial_standard_error(tmp_path, capsys):
     assert report.main([str(tmp_path / "a"), "--text"]) == 0
     text = capsys.readouterr().out
     error = 100 * math.sqrt(0.64 * 0.36 / 1000)
-    assert row(text, "rebias", 0) == ["rebias", "f", "1", f"64.0 ({error:.1f})"]
-    assert "1,000 samples, chance 10.0" in text
+    assert row(text, "rebias", "last", "f") == ["1", f"64.0 ({error:.1f})"]
+    assert "unbiased (n = 1,000)" in text
+    assert "chance 10.0" in text
 
 
 def test_several_seeds_have_mean_and_standard_deviation_of_the_library(tmp_path, capsys):
@@ -92,8 +101,8 @@ def test_several_seeds_have_mean_and_standard_deviation_of_the_library(tmp_path,
         write_run(tmp_path / f"s{seed}", values, {"unbiased": {"f": n, "g0": 100 + seed}})
     assert report.main([str(tmp_path), "--text"]) == 0
     mean, spread = (f([n / 10 for n in counts]) for f in (statistics.mean, statistics.stdev))
-    cells = row(capsys.readouterr().out, "rebias", 0)
-    assert cells == ["rebias", "f", "3", f"{mean:.1f} ± {spread:.1f}"]
+    cells = row(capsys.readouterr().out, "rebias", "last", "f")
+    assert cells == ["3", f"{mean:.1f} ± {spread:.1f}"]
 
 
 def test_a_repeated_seed_counts_once(tmp_path):
@@ -167,8 +176,8 @@ def test_shards_that_differ_in_their_seed_alone_are_seeds_of_one_setting(tmp_pat
     groups, notes = groups_of(*runs)
     assert [(group.label, len(group.runs)) for group in groups] == [("vanilla", 2), ("rebias", 2)]
     assert notes == []
-    (lead,) = contrasts(groups, "unbiased")
-    assert (lead.seeds, lead.difference) == (2, pytest.approx(0.05))
+    (lead,) = leads(compared(*runs)[0][0].frame, "unbiased").itertuples()
+    assert (len(lead.values), lead.mean) == (2, pytest.approx(0.05))
 
 
 def test_what_does_not_decide_the_weights_does_not_split_a_group(tmp_path):
@@ -183,24 +192,19 @@ def test_networks_that_a_method_lacks_are_dashes(tmp_path, capsys):
     write_run(tmp_path / "b", method("biased"), {"biased": {"g0": 990}})
     assert report.main([str(tmp_path), "--text"]) == 0
     text = capsys.readouterr().out
-    rows = [line.split() for line in text.splitlines() if line.startswith(("vanilla", "biased  "))]
-    assert [r[1:4] for r in rows[:4]] == [
-        ["f", "1", "90.0"],
-        ["g0", "1", "–"],
-        ["f", "1", "–"],
-        ["g0", "1", "99.0"],
-    ]
+    assert row(text, "vanilla", "last", "f") == ["1", "90.0 (0.9)"]
+    assert row(text, "vanilla", "last", "g0") == ["1", "–"]
+    assert row(text, "biased", "last", "f") == ["1", "–"]
+    assert row(text, "biased", "last", "g0") == ["1", "99.0 (0.3)"]
 
 
 def test_best_and_last_are_told_apart_and_an_oracle_is_marked(tmp_path, capsys):
     values = method("vanilla", data={"selection": "none"})
     write_run(tmp_path / "v", values, {"unbiased": {"f": 900}}, last={"unbiased": {"f": 500}})
     assert report.main([str(tmp_path / "v"), "--text"]) == 0
-    best, last = capsys.readouterr().out.split("last checkpoint")
-    assert "ORACLE: chosen on TEST data" in best
-    assert "90.0" in best
-    assert "50.0" in last
-    assert "ORACLE" not in last
+    text = capsys.readouterr().out
+    assert row(text, "vanilla", CHOICES["oracle"], "f") == ["1", "90.0 (0.9)"]
+    assert row(text, "vanilla", "last", "f") == ["1", "50.0 (1.6)"]
 
 
 def damage_missing_results(run: Path) -> None:
@@ -290,7 +294,7 @@ def test_missing_seeds_show_in_the_count(tmp_path, capsys):
         write_run(tmp_path / f"r{seed}", method("vanilla", seed=seed), {"unbiased": {"f": 500}})
     damage_unfinished(tmp_path / "r2")
     assert report.main([str(tmp_path), "--text"]) == 0
-    assert row(capsys.readouterr().out, "vanilla", 0)[2] == "2 of 3"
+    assert row(capsys.readouterr().out, "vanilla", "last", "f")[0] == "2 of 3"
 
 
 def test_csv_holds_every_figure_and_the_picture_is_one(tmp_path, capsys):
@@ -347,10 +351,14 @@ def test_published_figures_only_beside_the_same_protocol(tmp_path, capsys, chang
     assert ("published 33.4" in capsys.readouterr().out) is shown
 
 
-def test_the_error_of_one_run_follows_its_size():
-    small, large = Figure.of((0.5,), (100,)), Figure.of((0.5,), (10_000,))
-    assert small.error == pytest.approx(10 * large.error)
-    assert large.error == pytest.approx(0.005)
+def test_the_error_of_one_run_follows_its_size(tmp_path):
+    errors = []
+    for name, samples in (("small", 100), ("large", 10_000)):
+        counts = {"unbiased": {"f": samples // 2}}
+        write_run(tmp_path / name, method("vanilla"), counts, samples=samples)
+        (runs,), _ = compared(tmp_path / name)
+        errors.append(runs.figure(runs.groups[0], "last", "unbiased", "f").error)
+    assert errors == pytest.approx([0.05, 0.005])
 
 
 def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
@@ -358,7 +366,16 @@ def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
         report.main([str(tmp_path / "absent")])
 
 
-def test_no_torch_is_imported():
-    modules = "rebias_dist.commands.report, launch.commands.sweep"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("heavy", ["torch", "pandas", "matplotlib"])
+def test_help_needs_nothing_heavy(heavy):
+    modules = "rebias_dist, rebias_dist.commands.report, launch.commands.sweep"
+    code = f"import sys, {modules}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_report_imports_no_torch(tmp_path):
+    write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
+    code = "import sys; from rebias_dist.commands.report import main; main(sys.argv[1:]); "
+    command = [sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"]
+    arguments = [str(tmp_path / "a"), "--out", str(tmp_path / "out")]
+    assert subprocess.run([*command, *arguments], check=False).returncode == 0

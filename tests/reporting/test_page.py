@@ -17,14 +17,13 @@ from PIL import Image
 from rebias_dist.commands import report
 from rebias_dist.config.files import read_config_file, to_yaml
 from rebias_dist.evaluation.corruptions import BENCHMARK
-from rebias_dist.reporting.corruptions import corruption_table
+from rebias_dist.reporting import plots
+from rebias_dist.reporting.comparison import leads
 from rebias_dist.reporting.metrics import POINTS, read_curves
-from rebias_dist.reporting.plots import rho_picture
-from rebias_dist.reporting.published import published_figures
-from rebias_dist.reporting.runs import Figure, group_runs, plain, read_run
-from rebias_dist.reporting.series import Series, contrasts
-from rebias_dist.reporting.tables import measures_table
-from tests.commands.test_report import method, write_run
+from rebias_dist.reporting.published import published
+from rebias_dist.reporting.runs import plain, read_run
+from rebias_dist.reporting.tables import corruption_table, leads_table, measures_table
+from tests.commands.test_report import compared, method, write_run
 
 HOSTILE = "<script>alert(1)</script>$\\frac{\x1b[31m&'\"\n{{7*7}}"
 
@@ -59,20 +58,26 @@ def page_of(path: Path) -> Page:
 # ---------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("values", [(0.61, 0.655, 0.7), (0.2, 0.9), (0.5, 0.5, 0.5, 0.51)])
-def test_the_interval_over_seeds_is_students(values):
+@pytest.mark.parametrize("counts", [(610, 655, 700), (200, 900), (500, 500, 500, 510)])
+def test_the_interval_over_seeds_is_students(tmp_path, counts):
+    for seed, n in enumerate(counts):
+        write_run(tmp_path / str(seed), method("vanilla", seed=seed), {"unbiased": {"f": n}})
+    (runs,), _ = compared(*sorted(tmp_path.iterdir()))
+    figure = runs.figure(runs.groups[0], "last", "unbiased", "f")
+    values = np.array(counts) / 1000
     low, high = scipy.stats.t.interval(
         0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values)
     )
-    expected = (max(low, 0), min(high, 1))
-    assert Figure.of(values, (10,) * len(values)).interval == pytest.approx(expected)
+    assert (figure.low, figure.high) == pytest.approx((max(low, 0), min(high, 1)))
 
 
 @pytest.mark.parametrize(("correct", "samples"), [(0, 10), (64, 100), (1000, 1000), (1, 3)])
-def test_the_interval_of_one_seed_is_wilsons(correct, samples):
+def test_the_interval_of_one_seed_is_wilsons(tmp_path, correct, samples):
+    write_run(tmp_path / "a", method("vanilla"), {"unbiased": {"f": correct}}, samples=samples)
+    (runs,), _ = compared(tmp_path / "a")
+    figure = runs.figure(runs.groups[0], "last", "unbiased", "f")
     expected = scipy.stats.binomtest(correct, samples).proportion_ci(method="wilson")
-    found = Figure.of((correct / samples,), (samples,)).interval
-    assert found == pytest.approx(tuple(expected), abs=1e-12)
+    assert (figure.low, figure.high) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_the_lead_over_vanilla_is_that_of_the_paired_test(tmp_path):
@@ -81,20 +86,24 @@ def test_the_lead_over_vanilla_is_that_of_the_paired_test(tmp_path):
         for seed, n in enumerate(of_seed):
             values = method(name, seed=seed)
             write_run(tmp_path / f"{name}{seed}", values, {"unbiased": {"f": n}})
-    groups, _ = group_runs([read_run(p) for p in sorted(tmp_path.iterdir())])
-    (found,) = contrasts(groups, "unbiased")
+    (runs,), _ = compared(*sorted(tmp_path.iterdir()))
+    (found,) = leads(runs.frame, "unbiased").itertuples()
     ours, theirs = (np.array(counts[name][:3]) / 1000 for name in ("rebias", "vanilla"))
-    expected = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert found.seeds == 3
-    assert found.difference == pytest.approx(np.mean(ours - theirs))
-    assert found.interval == pytest.approx(tuple(expected))
+    low, high = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (found.Index, len(found.values)) == ("rebias", 3)
+    assert found.mean == pytest.approx(np.mean(ours - theirs))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    (row,) = leads_table(runs).body.to_numpy().tolist()
+    interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+    assert row == ["rebias", "not told apart", f"{100 * found.mean:+.1f}", interval, "3"]
 
 
 def test_runs_of_other_settings_are_not_compared_with_vanilla(tmp_path):
     write_run(tmp_path / "v", method("vanilla", epochs=4), {"unbiased": {"f": 500}})
     write_run(tmp_path / "r", method("rebias", epochs=5), {"unbiased": {"f": 600}})
-    groups, _ = group_runs([read_run(tmp_path / name) for name in "vr"])
-    assert contrasts(groups, "unbiased") == []
+    (runs,), _ = compared(tmp_path / "v", tmp_path / "r")
+    assert leads(runs.frame, "unbiased").empty
+    assert leads_table(runs) is None
 
 
 # ---------------------------------------------------------------- curves
@@ -263,8 +272,8 @@ def test_settings_csv_has_means_of_seeds_and_the_published_figures(written):
         (net, checkpoint, "2") for net in ("f", "g0") for checkpoint in ("best", "last")
     }
     assert {float(r["accuracy"]) for r in ours} == {0.5, 0.1}
-    published = [r for r in rows if r["source"] != "here"]
-    assert len(published) == sum(p.dataset == "biased_mnist" for p in published_figures())
+    theirs = [r for r in rows if r["source"] != "here"]
+    assert len(theirs) == sum(published()["dataset"] == "biased_mnist")
 
 
 # ---------------------------------------------------------------- runs that lack something
@@ -325,11 +334,9 @@ def test_measures_of_bias_are_those_of_a_slow_count(tmp_path):
     against = [(c, b) for c in range(10) for b in range(10) if c != b]
     conflicting = sum(correct[i] for i in against) / sum(count[i] for i in against)
     worst = min(correct[c].sum() / labels[c] for c in range(10))
-    (group,), notes = group_runs([read_run(tmp_path / "a")])
+    (runs,), notes = compared(tmp_path / "a")
     assert notes == []
-    table = measures_table([group], "unbiased")
-    assert table is not None
-    (row,) = [[cell.text for cell in row] for row in table.rows]
+    (row,) = measures_table(runs).body.to_numpy().tolist()
     expected = [f"{100 * conflicting:.1f}", "–", f"{100 * worst:.1f}", "12.5", "–"]
     assert row == ["vanilla", "f", *expected]
 
@@ -355,11 +362,10 @@ def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
         counts = {"unbiased": {"f": 500, "g0": 100}, **counts}
         write_run(tmp_path / f"runs/{seed}", values, counts)
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    (group,), _ = group_runs([read_run(tmp_path / "runs" / seed) for seed in "01"])
-    table = corruption_table([group])
-    assert table is not None
-    assert len(table.rows) == 2 * (16 + 1)
-    rows = {(row[1].text, row[2].text): [cell.text for cell in row[3:]] for row in table.rows}
+    (runs,), _ = compared(*(tmp_path / "runs" / seed for seed in "01"))
+    body = corruption_table(runs).body.to_numpy().tolist()
+    assert len(body) == 2 * (16 + 1)
+    rows = {(row[1], row[2]): row[3:] for row in body}
 
     def shown(f: list[str]) -> str:
         seeds = [np.mean([(correct[name] + 20 * seed) / 10 for name in f]) for seed in (0, 1)]
@@ -378,7 +384,7 @@ def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
         assert image.width < 1_000
     text = capsys.readouterr().out
     assert "fog-3" not in text.partition("wrote")[0]
-    assert f"rebias  f  {means[5]} (mean of 75 of 75 splits)" in text
+    assert re.search(rf"rebias +f +mean of 75 of 75 splits .* {means[5]}\n", text)
 
 
 def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsys):
@@ -399,9 +405,8 @@ def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsy
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "rebias: unbiased 88.0 ± 0.7, published 90.5 (README of the public ReBias code)" in text
-    last = text.partition("last checkpoint")[2]
-    assert re.search(r"net +seeds +val +val, unbiased\n", last)
-    assert re.search(r"rebias +g0 +2 +70.0 ± 0.0 +63.0 ± 4.2\n", last)
+    assert re.search(r"net +seeds +val \(n = 2,100\) +val, unbiased\n", text)
+    assert re.search(r"rebias +last +g0 +2 +70.0 ± 0.0 +63.0 ± 4.2\n", text)
     with (tmp_path / "out/results.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["checkpoint"] == "last"]
     found = {(r["network"], int(r["seed"])): float(r["unbiased"]) for r in rows}
@@ -414,11 +419,12 @@ def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsy
     assert row["departures_from_protocol"] == "0"
 
 
-def test_a_method_that_no_picture_knows_is_drawn(tmp_path):
+def test_a_method_that_no_picture_knows_is_drawn(tmp_path, monkeypatch):
     run = write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 500, "g0": 100}})
-    (group,), _ = group_runs([read_run(run)])
-    drawing = rho_picture([Series("mine", "mine", {0.9: group})], "unbiased")
-    assert "mine beside published points" in [axes.get_title() for axes in drawing.axes]
+    (runs,), _ = compared(run)
+    monkeypatch.setattr(plots, "_OF_METHOD", {})
+    drawing = plots.rho_picture(runs)
+    assert "rebias beside published points" in [axes.get_title() for axes in drawing.axes]
 
 
 def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):
@@ -438,7 +444,7 @@ def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):
     page = (tmp_path / "out/results.html").read_text()
     table = page[page.index("9-class ImageNet: accuracy") :]
     table = table[: table.index("</table>")]
-    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr>")[2:]]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr")[2:]]
     ours = next(row for row in rows if row[1] == "here, last")
     assert [cell.split()[0] for cell in ours[2:]] == ["90.0", "87.5", "30.0"]
     paper = next(row for row in rows if row[0] == "ReBias" and "README" in row[1])

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
 from rebias_dist.reporting.command import command_of
+from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.protocol import departures
-from rebias_dist.reporting.published import published_figures
-from rebias_dist.reporting.runs import Group, group_runs, read_run
-from rebias_dist.reporting.series import series_of
-from tests.commands.test_report import method, write_run
+from rebias_dist.reporting.published import published
+from tests.commands.test_report import compared, method, write_run
 
 SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
 
@@ -29,7 +28,7 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
     a radius is in g's step, where it is the median of each.
     """
     config = validate({**read_config_file(name), "name": "x"})
-    found = departures(Group("", config, {}))
+    found = departures(Group("", "", config))
     if config.data.dataset == "imagenet1k":
         assert found is None
         return
@@ -56,13 +55,13 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
     ],
 )
 def test_each_departure_is_named(change, key):
-    published = {
+    known = {
         "micro_batch": 256,
         "radius": {"f": 1.0, "g": 1.0},
         "data": {"selection": "none", "source": "mnist"},
     }
-    assert departures(Group("", validate(published), {})) == []
-    found = departures(Group("", validate({**published, **change}), {}))
+    assert departures(Group("", "", validate(known))) == []
+    found = departures(Group("", "", validate({**known, **change})))
     assert [one.key for one in found] == [key]
 
 
@@ -124,11 +123,12 @@ def test_published_figures_are_those_of_the_tables():
                 measures = ("biased", "unbiased", "imagenet-a")
                 columns = [(m, None, n) for m, n in zip(measures, numbers, strict=True)]
             expected += [(dataset, METHODS.get(label, ""), label, *c, source) for c in columns]
-    assert [tuple(figure) for figure in published_figures()] == expected
+    found = published().astype(object).where(published().notna(), None)
+    assert list(found.itertuples(index=False, name=None)) == expected
 
 
 def test_published_figures_have_sources_and_agree_with_the_shipped_configurations():
-    figures = published_figures()
+    figures = list(published().itertuples())
     assert all(p.source and 0 < p.percent < 100 for p in figures)
     for name in SHIPPED:
         if not name.startswith("imagenet9/"):
@@ -155,8 +155,8 @@ def test_rho_of_shards_that_were_made_elsewhere_is_theirs_or_unknown(tmp_path):
             manifest.write_text(json.dumps({"options": {"rho": 0.997}}))
         run = tmp_path / f"run{known}"
         write_run(run, method("vanilla", data=data), {"unbiased": {"f": 500}})
-        groups, _ = group_runs([read_run(run)])
-        assert list(series_of(groups)[0].groups) == [0.997 if known else None]
+        (runs,), _ = compared(run)
+        assert [group.rho for group in runs.groups] == [0.997 if known else None]
 
 
 # ---------------------------------------------------------------- commands

@@ -30,6 +30,8 @@ def test_configurations_and_class_files_are_inside_tests_are_not(wheel):
     ]
     assert {str(p.relative_to(ROOT)) for p in modules} <= names
     assert {"data_shards/classes/imagenet9.csv", "rebias_dist/py.typed"} <= names
+    of_reports = ("protocols.yaml", "published.csv", "templates/report.mplstyle")
+    assert {f"rebias_dist/reporting/{name}" for name in of_reports} <= names
     templates = {"job.sbatch", "torchrun.sh", "srun.sh", "array.sbatch", "env.sh", "imagenet9.sh"}
     assert {f"launch/{name}" for name in templates} <= names
     tops = {name.split("/")[0] for name in names if "dist-info" not in name}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebias_dist.telemetry.progress import Lines, Rate, describe
+from rebias_dist.telemetry.progress import Progress, Rate, describe
 from rebias_dist.telemetry.writers import Telemetry
 
 
@@ -60,7 +60,7 @@ def test_lines_are_throttled_but_first_and_last_appear(tmp_path):
     # For its log.
     telemetry = Telemetry(tmp_path, rank=1, total_steps=40, global_batch=256, identity={})
     for interval, shown in [(1e9, [1, 100]), (0.0, list(range(1, 101)))]:
-        lines = Lines(100, interval)
+        lines = Progress(100, interval=interval)
         for step in range(1, 101):
             lines.show(step, "x")
         lines.close()
@@ -68,7 +68,7 @@ def test_lines_are_throttled_but_first_and_last_appear(tmp_path):
         steps = [int(s) for s in re.findall(r"step (\d+)/100, x", log.read_text())]
         assert steps == shown
         log.write_text("")
-    interrupted = Lines(100, 1e9)
+    interrupted = Progress(100, interval=1e9)
     for step in range(1, 51):
         interrupted.show(step, "x")
     interrupted.close()
