@@ -9,12 +9,12 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: browser help demo results test test-slow lint soak bench simd no-simd clean
+.PHONY: browser help demo results test test-slow coverage lint docs soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-# The marker is written last: an interrupted creation is repeated.
+# The marker is written last, so an interrupted creation is repeated.
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$(PYTHON) is older than Python 3.11; use make PYTHON=python3.11" >&2; exit 2; }
@@ -41,7 +41,7 @@ results: .venv/.installed  ## five methods, three rho, three seeds each; writes 
 	$(BIN)/rebias-report runs/results-*-rho* --out report --name results
 	cp report/results.md report/results.png report/results-rho.png docs/
 
-# The tests of pages open them in Debian's Chromium; where it is not and cannot be, they are skipped.
+# Some tests open pages in Debian's Chromium. Without it they are skipped.
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
@@ -52,10 +52,22 @@ test: .venv/.installed-dev browser  ## the ordinary tests
 test-slow: .venv/.installed-dev  ## the long tests alone
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/.installed-dev  ## style, format and types
+coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of what they run; build/coverage has pages
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage run -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/coverage combine -q --data-file build/coverage/data build/coverage
+	$(BIN)/coverage html -q --data-file build/coverage/data -d build/coverage/html
+	$(BIN)/coverage report --data-file build/coverage/data --skip-covered
+
+docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
+	$(BIN)/mkdocs build --strict
+
+lint: .venv/.installed-dev  ## style, format, types, and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports setup.cfg --no-logo
 
 soak: .venv/.installed-dev  ## five minutes of training with three kills; writes docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.launch.soak --minutes 5 --kills 3 --out docs/reliability.md
@@ -63,8 +75,8 @@ soak: .venv/.installed-dev  ## five minutes of training with three kills; writes
 bench: .venv/.installed-dev  ## every benchmark, with records in benchmarks/results
 	$(BIN)/python -m benchmarks
 
-# Built (never taken from pip's cache: it forgets the compiler's flags) before anything is removed,
-# so that a failure leaves Pillow where it was. Both lie in the folder PIL, of which there is one.
+# Build before removing anything, so that a failure leaves Pillow in place: both packages use the
+# folder PIL. Do not use pip's cache, which ignores the compiler's flags.
 simd: .venv/.installed  ## build pillow-simd for AVX2 and put it in Pillow's place; it is older
 	@echo "pillow-simd 12.1.1 predates security fixes of Pillow 12.2, 12.3 and 13.0, among them of an"
 	@echo "overflow in the JPEG decoder: use it on images that you trust. 'make no-simd' goes back."

@@ -22,7 +22,7 @@ _NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare", "plot", "first_
 
 
 def names() -> list[str]:
-    """The benchmarks that there are: one file a question."""
+    """Return the names of the benchmarks; each is one file and answers one question."""
     found = (path.stem for path in Path(__file__).parent.glob("*.py"))
     return sorted(name for name in found if name not in _NOT_BENCHMARKS)
 
@@ -40,7 +40,7 @@ def run_all(chosen: list[str], options: list[str]) -> int:
 
 
 def told(work: Callable[..., int], *arguments: object) -> int:
-    """Return the exit code of work on records; 2 and a line where they do not fit."""
+    """Return the exit code of work on records; 2 and one line if they cannot be compared."""
     try:
         return work(*arguments)
     except IncomparableError as error:
@@ -49,9 +49,9 @@ def told(work: Callable[..., int], *arguments: object) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code: 0 fine, 1 a failure or a slower record, 2 wrong use."""
+    """Return the exit code: 0 success, 1 a failure or a slower record, 2 wrong use."""
     if arguments[:1] == ["plot"]:
-        # matplotlib and torch take seconds to import; the others do without.
+        # Imported here because matplotlib and torch take seconds and the others need neither.
         from benchmarks import plot
 
         return told(plot.main, arguments[1:])

@@ -1,11 +1,11 @@
-"""For how long does a checkpoint keep training waiting, and what does it cost altogether?
+"""How long does training wait for a checkpoint, and how long does the whole checkpoint take?
 
     python -m benchmarks.checkpoint [--quick] [--folder DIR]
 
-ResNet-18 and BagNet-18 with Adam. Ours copies the state and writes it beside the training.
-Against it, in turn, on the same disk: saving in the foreground with the same guarantees
-(hashed, synced, renamed), and a plain torch.save with none of them. The limit of the wait is a copy
-of the state to other memory.
+The state is that of ResNet-18 and BagNet-18 with Adam. Our program copies it and writes it beside
+the training. It is compared, in turn and on the same disk, with saving in the foreground with the
+same guarantees (hashed, synced, renamed), and with a plain torch.save that has none of them. The
+lower limit of the wait is one copy of the state in memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rebias_dist.step.player import make_optimizer
 
 
 def state_of(names: list[str], **options: Any) -> dict[str, Any]:
-    """The state of networks whose optimizers have taken a step."""
+    """Return the state of networks whose optimizers have taken a step."""
     players = {}
     for name in names:
         network = models.build(name, num_classes=9, **options)
@@ -72,7 +72,7 @@ def main() -> None:
             saver.begin(1, state, None)
 
         def finish() -> None:
-            saver.wait()  # so that each beginning finds the disk idle, as minutes of training do
+            saver.wait()  # so that the next save finds the disk idle, as after minutes of training
             fault = saver.fault()
             if fault is not None:
                 raise fault

@@ -1,10 +1,10 @@
-"""What does one step send between the ranks, and how does it grow with their number?
+"""How much does one step send between the ranks, and how does it grow with their number?
 
     python -m benchmarks.communication [--quick]
 
-Counted from the algorithm, and checked against what gloo is asked to do on real ranks. Bytes
-are those that a rank receives with ring algorithms: (W - 1)/W of what is gathered, twice that
-of what is all-reduced.
+The amounts are computed from the algorithm, and compared with the calls of gloo on real ranks. The
+bytes are those that a rank receives with ring algorithms: (W - 1)/W of the gathered data, and twice
+that part of the all-reduced data.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ FLOAT32, FLOAT64 = 4, 8
 
 @dataclass(frozen=True)
 class Collective:
-    """One call: what it is for, and how much each rank puts in."""
+    """One call: its purpose, and how much each rank sends."""
 
     purpose: str
     kind: str  # all_gather or all_reduce, as gloo names them
@@ -33,7 +33,7 @@ class Collective:
     bytes_each: int
 
     def received(self, world: int) -> float:
-        """Bytes that a rank receives, by the ring algorithm."""
+        """Return the bytes that a rank receives with a ring algorithm."""
         if self.kind == "all_gather":
             return (world - 1) * self.elements * self.bytes_each
         return 2 * (world - 1) / world * self.elements * self.bytes_each
@@ -41,7 +41,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A network as the ranks see it: width of its features, parameters, BatchNorm statistics."""
+    """A network's feature width, and its numbers of parameters and BatchNorm statistics."""
 
     width: int
     parameters: int
@@ -49,9 +49,9 @@ class Sizes:
 
 
 def collectives(n: int, b: int, world: int, f: Sizes, g: Sizes) -> list[Collective]:
-    """All that one step of ReBias with one g communicates, in order."""
-    longest = -(-(n // b) // world) * b  # rows of the rank that holds most
-    sums = 2 * longest + 1  # k, l, and one product
+    """Return all collectives of one step of ReBias with one g, in order."""
+    longest = -(-(n // b) // world) * b  # rows of the rank with the most
+    sums = 2 * longest + 1  # k, ℓ, and the sum of the product
 
     def features(of: str, sizes: Sizes) -> Collective:
         return Collective(f"features of {of}", "all_gather", longest * sizes.width, FLOAT32)
@@ -70,7 +70,7 @@ def collectives(n: int, b: int, world: int, f: Sizes, g: Sizes) -> list[Collecti
 
 
 def sizes(game: Minimax) -> tuple[Sizes, Sizes]:
-    """Of f and g."""
+    """Return the sizes of f and of g."""
     found = []
     for player in (game.f, *game.gs):
         assert player is not None
@@ -88,7 +88,7 @@ def sizes(game: Minimax) -> tuple[Sizes, Sizes]:
 
 
 def measured(n: int, b: int, pair: Pair, side: int) -> list[tuple[str, int]]:
-    """What gloo is asked to do in one step on this rank: kind and elements, in order."""
+    """Return gloo's calls in one step on this rank, in order: kind and number of elements."""
     rank, world = dist.get_rank(), dist.get_world_size()
     game = build_game(pair, n, n // b)
     mine = batches_of(n, n // b, side)[rank::world]
@@ -104,7 +104,7 @@ def measured(n: int, b: int, pair: Pair, side: int) -> list[tuple[str, int]]:
 
 
 def merged(calls: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Join neighbouring all-reduces: DDP cuts a gradient into buckets as it pleases."""
+    """Join neighbouring all-reduces, because DDP splits a gradient into buckets."""
     joined: list[tuple[str, int]] = []
     for kind, elements in calls:
         if joined and kind == joined[-1][0] == "all_reduce":

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# Of the records; written by the harness.
+# Version of the records that the harness writes.
 FORMAT = 1
-# A record of the same machine may differ by this much without a change of the code.
+# Two records of one machine may differ by this factor without a change of the code.
 NOISE = 1.15
-# What has to be equal for measurements to be comparable; other differences are named.
+# Measurements can only be compared if these are equal; other differences are printed.
 _SAME = ("processor", "cores", "threads", "memory GB")
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Row = tuple[str, str, str]  # the table, what leads the row, the column
+_Row = tuple[str, str, str]  # the table, the row's leading cells, the column
 
 
 class IncomparableError(Exception):
@@ -42,7 +42,7 @@ class MegabytesCell(_Model):
 
 
 class TableRecord(_Model):
-    """A table; ``baselines`` are the columns that measure what is not ours."""
+    """A table; ``baselines`` are the columns that do not measure our code."""
 
     title: str
     columns: list[str]
@@ -57,7 +57,7 @@ class TableRecord(_Model):
 
 
 class Record(_Model):
-    """What one run of a benchmark found, and where."""
+    """The results of one run of a benchmark, and its machine."""
 
     format: int
     benchmark: str
@@ -67,10 +67,10 @@ class Record(_Model):
 
 
 def read_record(path: Path) -> Record:
-    """Return a record.
+    """Read a record.
 
     Raises:
-        IncomparableError: unreadable, no record, or of another format.
+        IncomparableError: it cannot be read, is not a record, or has another format.
     """
     try:
         record = Record.model_validate_json(path.read_bytes())
@@ -83,7 +83,7 @@ def read_record(path: Path) -> Record:
             f"{path}: not a record of a benchmark ({where or 'all of it'}: {first['msg']})"
         ) from None
     if record.format != FORMAT:
-        raise IncomparableError(f"{path}: format {record.format}; this version reads {FORMAT}")
+        raise IncomparableError(f"{path}: has format {record.format}; this version reads {FORMAT}")
     return record
 
 
@@ -103,8 +103,8 @@ def _measured(record: Record) -> Iterator[tuple[_Row, float]]:
 def compare(before: Path, after: Path) -> int:
     """Print each measurement of both records and their ratio; return 1 if one of ours got worse.
 
-    What became of the baselines of the same row is divided out: no change of ours can have caused
-    it, so it is the machine's doing.
+    The ratios are divided by the change of the baselines in the same row, because that comes from
+    the machine, not from our code.
 
     Raises:
         IncomparableError: different benchmarks, machines or options, or nothing in common.

@@ -1,13 +1,13 @@
-"""How fast is convert with all its checks, and what do opening and verifying shards take?
+"""Measure how fast convert is with all its checks, and how long opening and verifying take.
 
     python -m benchmarks.convert [--quick] [--workers N]
 
-On photographs of ImageNet's size, made from foolbox's 20. Against a process pool of the same
-size that does what is usual: Pillow's load, which misses most damage, and webdataset's
-ShardWriter, which neither syncs nor reads back. And against the strict check alone.
-Start-up of the processes is part of every time; what another program left to the disk to be
-written, or removed, is not. Time of the processors is shown as well: it says the same on a
-machine that has other work to do.
+The images are photographs of ImageNet's size, made from foolbox's 20. convert is compared with the
+usual way: a process pool of the same size with Pillow's load, which misses most damage, and
+webdataset's ShardWriter, which neither syncs nor reads back. It is also compared with the strict
+check alone. Starting the processes is part of every time. The disk is synced before each
+measurement, so that earlier writes do not count. Processor time is shown as well, because it
+depends less on other work of the machine.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from data_shards.images import jpeg
 from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item, Listing, read_item
 
-# The harness and webdataset import torch, which a worker that is started afresh would import
-# too, with this module, and pay for out of its limit of memory. So they are imported later.
+# The harness and webdataset import torch. A worker imports this module, and torch would take
+# nearly all of its limited memory. So they are imported later.
 
 IMAGENET = 1_281_167
 _PER_SHARD = 1000
-_RESIZED = 6  # one image in so many goes through --resize, which takes that much longer
+_RESIZED = 6  # one in so many images is resized, because that takes so many times as long
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """Write ``count`` different JPEGs of 500 x 375 pixels and some 85 kB."""
+    """Write ``count`` different JPEGs of 500 x 375 pixels and about 85 kB."""
     spec = importlib.util.find_spec("foolbox")
     if spec is None or spec.origin is None:
         raise SystemExit("error: the photographs come with foolbox; pip install foolbox")
@@ -96,7 +96,7 @@ def convert(given: Listing, output: Path, workers: int, options: Options) -> Non
 
 
 def usual(given: Listing, output: Path, workers: int) -> None:
-    import webdataset  # noqa: F401  # once, for all the processes that are forked
+    import webdataset  # noqa: F401  # once, before the processes are forked
 
     output.mkdir()
     batches = [
@@ -127,7 +127,7 @@ def usual_shard(batch: tuple[int, tuple[Item, ...], Path]) -> int:
 
 
 def write_large_split(folder: Path) -> None:
-    """A split of ImageNet's size without its shards."""
+    """Write the index and manifest of a split of ImageNet's size, without shards."""
     rows = np.arange(IMAGENET)
     index = np.zeros(IMAGENET, dtype=index_dtype(22))
     index["shard"], index["offset"] = rows // 1000, rows % 1000 * 112_000
@@ -146,7 +146,10 @@ def write_large_split(folder: Path) -> None:
 
 
 def opening(folder: Path) -> tuple[float, float]:
-    """Seconds, and megabytes of private memory that are added, in this (fresh) process."""
+    """Return the seconds of opening a split, and the megabytes of private memory that it adds.
+
+    For a new process.
+    """
     before = private()
     begin = time.perf_counter()
     opened = load_split(folder)
@@ -161,13 +164,13 @@ def private() -> float:
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and all its children that have ended."""
+    """Return the user and system time of this process and its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def counting(program: Callable[[], object], taken: list[float]) -> Callable[[], None]:
-    """Return the program that also appends its processor seconds to ``taken``."""
+    """Return a function that runs the program and appends its processor seconds to ``taken``."""
 
     def run() -> None:
         begin = processor_seconds()
@@ -178,7 +181,7 @@ def counting(program: Callable[[], object], taken: list[float]) -> Callable[[], 
 
 
 def parts(given: Listing, folder: Path) -> dict[str, float]:
-    """Processor milliseconds of an image for each part of its conversion, in this process."""
+    """Return the processor milliseconds an image of each part of a conversion, in this process."""
     taken: dict[str, float] = {}
     counts = len(given.items)
 
@@ -189,12 +192,16 @@ def parts(given: Listing, folder: Path) -> dict[str, float]:
         taken[part] = (time.process_time() - begin) / counts * 1e3
 
     contents = {item: read_item(item) for item in given.items}
-    structures = {item: jpeg.parse(contents[item]) for item in given.items}
+    segments = {item: jpeg.parse(contents[item]) for item in given.items}
+    headers = {item: jpeg.read_header(contents[item], segments[item]) for item in given.items}
     found = [examine_item(item) for item in given.items]
     timed("read", read_item)
     timed("hash", lambda item: hashlib.sha256(contents[item]).digest())
     timed("walk the markers", lambda item: jpeg.parse(contents[item]))
-    timed("decode", lambda item: jpeg.decode_strictly(contents[item], structures[item]))
+    timed(
+        "decode",
+        lambda item: jpeg.decode_strictly(contents[item], headers[item], segments[item]),
+    )
     timed("all of the check", examine_item)
     begin = time.process_time()
     with shard_writer(folder / "parts.tar", folder) as writer:

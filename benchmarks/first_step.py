@@ -2,8 +2,8 @@
 
     python -m benchmarks.first_step BEGAN
 
-For benchmarks.startup, in a process of its own; BEGAN is time.time() when that was started. Stages
-are told apart by the first call of the function that opens each.
+benchmarks.startup runs this in a process of its own; BEGAN is time.time() at the start of that
+process. A stage begins with the first call of a certain function.
 """
 
 import json
@@ -17,18 +17,18 @@ FINAL = "first step"
 
 
 class Marks:
-    """When each stage began."""
+    """The time at which each stage began."""
 
     def __init__(self, began: float) -> None:
         self._times = [("Python", began)]
 
     def begin(self, stage: str) -> None:
-        """Note that a stage begins, at its first call."""
+        """Record the time at which a stage begins; later calls do nothing."""
         if stage not in dict(self._times):
             self._times.append((stage, time.time()))
 
     def opens(self, stage: str, owner: Any, function: str) -> None:
-        """Let the first call of a function begin a stage."""
+        """Replace a function so that its first call begins a stage."""
         original: Callable[..., Any] = getattr(owner, function)
 
         def marked(*arguments: Any, **keywords: Any) -> Any:
@@ -48,7 +48,7 @@ class Marks:
 
 
 def main(began: float) -> None:
-    """Run, and print."""
+    """Train until the first step, and print the seconds."""
     marks = Marks(began)
     for module, why in (("torch", ""), ("torch._dynamo", ", which torch's optimizers need")):
         marks.begin(f"import {module}{why}")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: arguments, times taken in turn, tables, and a record of it all."""
+"""Shared by all benchmarks: arguments, measuring in turn, tables, and the record."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Times:
     repeats: int
 
     def __str__(self) -> str:
-        """Milliseconds: median, and in brackets the smallest and the largest."""
+        """Return the milliseconds: the median, and in brackets the smallest and the largest."""
         smallest, median, largest = (
             f"{1e3 * seconds:.4g}" for seconds in (self.smallest, self.median, self.largest)
         )
         return f"{median} ({smallest} to {largest})"
 
     def __truediv__(self, count: int) -> Times:
-        """Return the times of one of ``count`` things that the program did."""
+        """Return the times for one of the ``count`` items that the program processed."""
         smallest, median, largest = (
             seconds / count for seconds in (self.smallest, self.median, self.largest)
         )
@@ -66,10 +66,10 @@ def in_turn(
     warm_up: bool = True,
     prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
-    """Run the programs in turn until the first has run ``seconds`` and ``least`` times.
+    """Run the programs in turn, until the first has run ``least`` times and for ``seconds``.
 
-    In turn, so that whatever else the machine does falls on all of them alike. Before each,
-    ``prepare(name)`` is called, which is not timed.
+    They run in turn so that other work on the machine affects all of them equally. Before each
+    run ``prepare(name)`` is called, which is not timed.
     """
     if warm_up:
         for name, program in programs.items():
@@ -87,19 +87,19 @@ def in_turn(
 
 
 def times_of(seconds: Sequence[float]) -> Times:
-    """Sum up the seconds of repeated runs."""
+    """Summarise the seconds of repeated runs."""
     return Times(min(seconds), statistics.median(seconds), max(seconds), len(seconds))
 
 
 def ratio(baseline: Times, ours: Times) -> str:
-    """How many times faster ours is: by the medians, and in brackets by the smallest."""
+    """Return how many times as fast ours is: by the medians, and in brackets by the smallest."""
     medians, smallest = baseline.median / ours.median, baseline.smallest / ours.smallest
     return f"{medians:.2f} ({smallest:.2f})"
 
 
 def peak_growth(function: Callable[[], object]) -> float:
-    """Megabytes by which a call raises this process's memory at its peak (Linux)."""
-    # getrusage's peak cannot be reset, and a child inherits that of its parent.
+    """Return the megabytes by which a call raises the peak memory of this process (Linux)."""
+    # Not getrusage, whose peak cannot be reset and is inherited from the parent.
     Path("/proc/self/clear_refs").write_text("5")
     before = _memory("VmRSS")
     function()
@@ -112,21 +112,21 @@ def _memory(name: str) -> int:
 
 
 def share(limit: Times, ours: Times) -> str:
-    """Return how much of ours is the limit, in percent, by the medians."""
+    """Return the limit in percent of ours, by the medians."""
     return f"{100 * limit.median / ours.median:.0f} %"
 
 
 def in_fresh_process(function: Callable[..., float], *arguments: object) -> float:
-    """Call a function of a module in a new process."""
+    """Call a module-level function in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 @dataclass
 class Table:
-    """Printed as it grows, row by row, as Markdown.
+    """A Markdown table, printed row by row.
 
-    ``baselines`` are the columns that measure what is not ours: the usual way, or a limit.
+    ``baselines`` are the columns that do not measure our code but the usual way, or a limit.
     """
 
     title: str
@@ -135,18 +135,18 @@ class Table:
     rows: list[list[object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Print the head."""
+        """Print title and header."""
         print(f"\n{self.title}\n\n| {' | '.join(self.columns)} |\n{'|---' * len(self.columns)}|")
 
     def add(self, *cells: object) -> None:
-        """Add and print a row; times in milliseconds, median (smallest to largest)."""
+        """Add and print a row; times are shown in milliseconds, median (smallest to largest)."""
         assert len(cells) == len(self.columns)
         self.rows.append([asdict(c) if isinstance(c, Times | Megabytes) else str(c) for c in cells])
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 class Benchmark:
-    """One run of one benchmark: its options, its tables, and the record that it leaves."""
+    """One run of one benchmark: its options, its tables and its record."""
 
     def __init__(
         self,
@@ -181,10 +181,10 @@ class Benchmark:
         return self.tables[-1]
 
     def record(self) -> None:
-        """Write what was found to ``<results>/<name>.json``, unless it was a quick run."""
+        """Write the tables to ``<results>/<name>.json``, unless it is a quick run."""
         if self.options.quick:
             return
-        # Paths are of this machine and no part of what was measured.
+        # Paths belong to this machine and have no influence on the measurements.
         options = {k: v for k, v in vars(self.options).items() if not isinstance(v, Path)}
         content = {
             "format": FORMAT,
@@ -194,7 +194,7 @@ class Benchmark:
             "tables": [asdict(table) for table in self.tables],
         }
         if str(self.machine["commit"]).endswith("-dirty"):
-            print("warning: the code differs from the commit; nobody else can repeat this record")
+            print("warning: the code differs from its commit, so this record cannot be repeated")
         self.options.results.mkdir(parents=True, exist_ok=True)
         path = self.options.results / f"{self.name}.json"
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -202,7 +202,7 @@ class Benchmark:
 
 
 def machine() -> dict[str, str | int]:
-    """Date, processor, cores, threads, versions and commit."""
+    """Return date, processor, cores, threads, versions and commit, by name."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -219,13 +219,13 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "pillow": PIL.__version__,  # pillow-simd's, where that is in its place
+        "pillow": PIL.__version__,  # of pillow-simd, if that is installed instead
         "commit": commit(),
     }
 
 
 def commit() -> str:
-    """Return the commit, with ``-dirty`` if code differs from it; records and docs are no code."""
+    """Return the commit, with ``-dirty`` if files other than records and docs differ from it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

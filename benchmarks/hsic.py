@@ -1,11 +1,11 @@
-"""What does the HSIC term cost, how does it grow, and what does its precision buy?
+"""What does the HSIC term cost, how does the cost grow, and how precise is the result?
 
     python -m benchmarks.hsic [--quick]
 
-Value and gradient of both sides in float32, against two dense programs in the same run:
-`trace(K @ L)`, the usual O(N³) way, and a fair O(N²) one that autograd differentiates.
-Errors are relative to float64; of the gradient of x by its largest entry. Memory is what the
-process's peak grows by, each in a process of its own.
+Value and gradient of both sides in float32 are compared, in the same run, with two dense programs:
+`trace(K @ L)`, the usual O(N³) way, and a fair O(N²) one that autograd differentiates. Errors are
+relative to float64; that of the gradient of x is relative to its largest entry. Memory is the
+growth of the peak, each in a process of its own.
 """
 
 import multiprocessing
@@ -63,7 +63,7 @@ def ours(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def products(x: Tensor, y: Tensor) -> None:
-    """The plain matrix products that kernels and gradients are made of: the limit."""
+    """Compute only the matrix products of the kernels and gradients: the lower limit."""
     for a in (x, y):
         (a @ a.T) @ a
 
@@ -72,7 +72,7 @@ PROGRAMS: dict[str, Program] = {"ours": ours, "dense": dense, "trace": trace}
 
 
 def rows(n: int, width: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, float]:
-    """Independent features with mean 3, and their median distance."""
+    """Return independent features with mean 3, and their median distance."""
     generator = torch.Generator().manual_seed(n)
     x, y = (torch.randn(n, width, generator=generator)[part] + 3 for _ in range(2))
     return x, y, (2 * width) ** 0.5
@@ -87,14 +87,14 @@ def value_and_gradients(
 
 
 def memory_of(name: str, n: int, width: int) -> float:
-    """Megabytes that a call adds to the peak of this (fresh) process."""
+    """Return the megabytes that a call adds to the peak memory of this (new) process."""
     torch.set_num_threads(1)
-    value_and_gradients(PROGRAMS[name], *rows(64, width))  # libraries load what they need
+    value_and_gradients(PROGRAMS[name], *rows(64, width))  # so that libraries are loaded
     return peak_growth(partial(value_and_gradients, PROGRAMS[name], *rows(n, width)))
 
 
 def cpu_seconds_of_a_rank(rank: int, world: int, store: str, n: int, width: int) -> list[float]:
-    """CPU times of one rank for its share of the value and the gradients."""
+    """Return the processor seconds of one rank for its share of the value and the gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
     x, y, sigma = rows(n, width, slice(rank * n // world, (rank + 1) * n // world))

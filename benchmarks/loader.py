@@ -1,13 +1,13 @@
-"""How fast do the shards reach the networks, and where does the time go?
+"""How fast are images loaded from shards, and where does the time go?
 
     python -m benchmarks.loader [--quick] [--images 2000]
 
-Photographs (the 20 of the package foolbox, repeated), one epoch with the training transform at
-224, in turn: our loader; torchvision's ImageFolder with Pillow and float normalisation in a
-torch DataLoader; stock webdataset with torchvision's decoder and uint8 transforms; and decoding
-and transform alone, in the same number of processes, from files in memory to nowhere. With
---cases progressive the photographs as they come, with baseline re-encoded as most of ImageNet
-is: not progressive, 500 x 375 pixels.
+The images are the 20 photographs of the package foolbox, repeated. Each program loads one epoch
+with the training transform at 224 pixels, in turn: our loader; torchvision's ImageFolder with
+Pillow and float normalisation in a torch DataLoader; stock webdataset with torchvision's decoder
+and uint8 transforms; and decoding and transform alone, in the same number of processes, from files
+in memory, discarding the result. --cases progressive takes the photographs as they are; baseline
+re-encodes them like most of ImageNet: not progressive, 500 x 375 pixels.
 """
 
 import argparse
@@ -164,10 +164,10 @@ def transformed(i: int, content: bytes) -> None:
 
 
 def scaled(i: int, content: bytes) -> None:
-    """Decode to an eighth, quarter or half where the crop stays larger than the result."""
+    """Decode to an eighth, quarter or half of the size, if the crop still has 224 pixels."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(content)
     crop = random_crop(derive("augment", 0, 0, i), height, width)
-    # The crop's smaller side has to keep 224 pixels.
+    # The smaller side of the crop must keep 224 pixels.
     least = min(224 / crop.height, 224 / crop.width, 1.0)
     pixels = simplejpeg.decode_jpeg(
         content, min_height=math.ceil(height * least), min_width=math.ceil(width * least)
@@ -201,7 +201,7 @@ def alone(work: Work, contents: list[bytes], workers: int) -> None:
 
 
 def write_index(folder: Path, samples: int) -> Path:
-    """Write a split of ``samples`` whose shards are one small file, all of the same image."""
+    """Write a split of ``samples`` equal images whose shards are links to one small file."""
     each, image = 1000, encoded(Image.new("RGB", (64, 64)), 90)
     folder.mkdir()
     shards = -(-samples // each)
@@ -217,7 +217,8 @@ def write_index(folder: Path, samples: int) -> Path:
     np.save(folder / "index.npy", index, allow_pickle=False)
     with (folder / "index.npy").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())  # or its mapped pages would count as written by who reads them
+        # Otherwise its mapped pages would count as written by the process that reads them.
+        os.fsync(file.fileno())
     counts = np.diff([*range(0, samples, each), samples]).tolist()
     manifest = Manifest(
         format=FORMAT,
@@ -239,17 +240,18 @@ def write_index(folder: Path, samples: int) -> Path:
 
 
 def private_memory(pid: int | str = "self") -> float:
-    """Megabytes that this process alone has written: no files, nothing of a parent's."""
+    """Return the megabytes of pages that only this process has written."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def index_costs(folder: Path) -> dict[str, float]:
-    """Seconds of opening and of an epoch's order, private megabytes of opening and of a worker.
+    """Return the seconds of opening and of an epoch's order, and private megabytes.
 
-    In a new process: memory that this one has freed would hide what is taken.
+    The latter are those of opening and of a worker. They are measured in a new process, because
+    this one could use memory that it has freed.
     """
-    # harness.in_fresh_process starts daemons, which may have no workers of their own.
+    # Not harness.in_fresh_process, which starts daemons: these may not start workers.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_index_costs, folder).result()
@@ -260,7 +262,7 @@ def _index_costs(folder: Path) -> dict[str, float]:
     dataset = ShardDataset(folder)
     opening, opened = time.perf_counter() - begin, private_memory() - before
     loader = TrainLoader(dataset, global_batch=BATCH, micro_batch=BATCH, seed=0, workers=1)
-    # Batches all over the data set; some are left, or the worker would be gone.
+    # Batches from the whole data set. Some are left unread, so that the worker does not end.
     steps = loader.steps(0, range(0, loader.steps_per_epoch, max(loader.steps_per_epoch // 30, 1)))
     for _ in range(20):
         next(steps)
@@ -280,7 +282,7 @@ def _index_costs(folder: Path) -> dict[str, float]:
 
 
 def breakdown(dataset: ShardDataset, images: int) -> Iterator[tuple[str, float]]:
-    """Yield each part of a sample's way and its milliseconds, in one process."""
+    """Yield each part of loading a sample and its milliseconds, in one process."""
     transform = TrainTransform(224, 0)
     contents = [dataset.read(i) for i in range(images)]
     decoded = [decode(contents[i], "simplejpeg") for i in range(min(images, 40))]
@@ -303,7 +305,7 @@ def breakdown(dataset: ShardDataset, images: int) -> Iterator[tuple[str, float]]
         for i in range(images):
             part(i)
 
-    # By a count, not by the seconds of the first, which is some hundred times faster than decoding.
+    # A fixed number of repeats, because the first part is some hundred times as fast as decoding.
     programs = {name: partial(repeated, part) for name, part in parts.items()}
     times = in_turn(programs, seconds=0, least=5)
     yield from ((name, 1e3 * found.median / images) for name, found in times.items())
@@ -312,12 +314,7 @@ def breakdown(dataset: ShardDataset, images: int) -> Iterator[tuple[str, float]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=2000, help="of an epoch (default: 2000)")
     parser.add_argument("--repeats", type=int, default=3, help="of each program (default: 3)")
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=["progressive", "baseline"],
-        default=["progressive", "baseline"],
-    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
 
 
 def compare_loaders(run: Benchmark, folder: Path) -> None:
@@ -342,7 +339,7 @@ def compare_loaders(run: Benchmark, folder: Path) -> None:
         resized = write_shards(folder / f"{case}-256", small, images)
         urls = [str(path) for path in sorted(shards.glob("*.tar"))]
         dataset = ShardDataset(shards, "simplejpeg")
-        # Each from a place of its own, as they come from a disk: 20 would stay in the caches.
+        # A copy for each image, as from a disk: just 20 would stay in the processor's caches.
         in_memory = [dataset.read(i) for i in range(images // BATCH * BATCH)]
         for workers in (1,) if quick else (1, 2):
             programs: dict[str, Callable[[], object]] = {

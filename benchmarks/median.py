@@ -1,12 +1,11 @@
-"""What does the exact median radius cost, and how much memory?
+"""How long does the exact median radius take, and how much memory?
 
     python -m benchmarks.median [--quick]
 
-Against three programs in the same run: a loop over the pairs that appends each distance to a
-Python list; whole matrices of distances turned into lists, as the public ReBias code does
-(whose rounding, and whose zeros of each row with itself, make another number); and
-numpy.median of the same distances in one array. Memory is what the peak of a fresh process
-grows by.
+It is compared with three programs in the same run: a loop over the pairs that appends each distance
+to a Python list; whole matrices of distances turned into lists, as in the public ReBias code (its
+result differs, because of rounding and the zero distance of each row to itself); and numpy.median
+of the same distances in one array. Memory is the growth of the peak of a new process.
 """
 
 import math
@@ -57,13 +56,13 @@ def by_numpy(batches: list[Tensor]) -> float:
 
 
 def distances_alone(batches: list[Tensor]) -> None:
-    """All distances by one matrix product a batch, and no median of them: the limit."""
+    """Compute all distances by one matrix product a batch, without a median: the lower limit."""
     for rows in batches:
         torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist")
 
 
 def memory_of(number: int, n: int, width: int) -> float:
-    """Megabytes that a call adds to the peak of this (fresh) process."""
+    """Return the megabytes that a call adds to the peak memory of this (new) process."""
     torch.set_num_threads(1)
     median_distance(batches_of(2, 16, 4))
     return peak_growth(partial(median_distance, batches_of(number, n, width)))

@@ -1,8 +1,9 @@
-"""Does it pay to keep the channels last in memory?
+"""Are networks faster with the channels last in memory?
 
     python -m benchmarks.memory_format [--quick]
 
-Forward and backward of one network on random images, in either format of weights and images.
+Measures forward and backward of one network on random images, with weights and images in either
+format.
 """
 
 from functools import partial

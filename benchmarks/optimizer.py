@@ -1,9 +1,9 @@
-"""What does an optimizer step cost, against the package that defines AdamP?
+"""How long does an optimizer step take, compared with the adamp package?
 
     python -m benchmarks.optimizer [--quick]
 
-The same random gradients on ResNet-18's and BagNet-18's parameters; torch's fused Adam, which
-does not project, shows what one pass over the same memory takes: the limit.
+All take the same random gradients of ResNet-18's and BagNet-18's parameters. torch's fused Adam,
+which does not project, shows the time of one pass over the same memory, the lower limit.
 """
 
 import copy

@@ -1,8 +1,8 @@
-"""Draw the records side by side: how many times faster than what is usual.
+"""Draw the records side by side: how many times as fast as the usual way.
 
     python -m benchmarks plot [--results DIR] [--out docs/speed.png]
 
-Each bar is a ratio of medians that one run of a benchmark has found, the dot that of its fastest
+Each bar is a ratio of medians in one run of a benchmark; the dot is the ratio of the fastest
 repeats. Left of the line at 1 the usual way is faster.
 """
 
@@ -20,7 +20,7 @@ from rebias_dist.reporting.svg import BLUE, INK, MUTED, canvas, style
 
 @dataclass(frozen=True)
 class Bar:
-    """One ratio of a record: of the first row that has these cells, by their columns."""
+    """One ratio of a record: in ``column`` of the first row with these ``cells``, by column."""
 
     label: str
     benchmark: str
@@ -28,10 +28,10 @@ class Bar:
     column: str
 
     def read(self, folder: Path) -> tuple[float, float]:
-        """Return the ratio of the medians and that of the smallest.
+        """Return the ratio of the medians and that of the smallest times.
 
         Raises:
-            IncomparableError: no such record, row or column; one line names it.
+            IncomparableError: the record, row or column is missing; one line names it.
         """
         path = folder / f"{self.benchmark}.json"
         for table in read_record(path).tables:
@@ -41,7 +41,9 @@ class Bar:
                     median, _, smallest = str(row[self.column]).partition(" (")
                     return float(median), float(smallest.rstrip(")"))
         where = ", ".join(f"{name} {value}" for name, value in self.cells.items())
-        raise IncomparableError(f"{path}: has no {self.column!r} of {where}; measure it again")
+        raise IncomparableError(
+            f"{path}: has no {self.column!r} for {where}; run the benchmark again"
+        )
 
 
 _RESNETS = "ResNet-18, BagNet-18"
@@ -50,45 +52,65 @@ _TWO = {"images": "baseline", "workers": "2"}
 BARS = (
     Bar(
         "step, ResNet-18 and BagNet-18 at 224² vs. the public algorithm",
-        *("step", {"networks": _RESNETS, "baseline": "public"}, "baseline / ours"),
+        "step",
+        {"networks": _RESNETS, "baseline": "public"},
+        "baseline / ours",
     ),
     Bar(
         "step, Biased-MNIST's networks vs. the public algorithm",
-        *("step", {"networks": _CONVNETS, "baseline": "public"}, "baseline / ours"),
+        "step",
+        {"networks": _CONVNETS, "baseline": "public"},
+        "baseline / ours",
     ),
     Bar(
         "step in 8 micro-batches vs. accumulation that is not exact",
-        *("step", {"baseline": "naive"}, "baseline / ours"),
+        "step",
+        {"baseline": "naive"},
+        "baseline / ours",
     ),
     Bar(
         "two ranks vs. one process on the same two cores",
-        *("scaling", {"networks": _RESNETS, "W": "2"}, "one process / this"),
+        "scaling",
+        {"networks": _RESNETS, "W": "2"},
+        "one process / this",
     ),
     Bar(
         "AdamP, ResNet-18 vs. the adamp package",
-        *("optimizer", {"network": "resnet18"}, "package / ours"),
+        "optimizer",
+        {"network": "resnet18"},
+        "package / ours",
     ),
     Bar("HSIC, N = 4,096 vs. whole matrices", "hsic", {"N": "4096"}, "trace / ours"),
     Bar(
         "median radius, 203,200 pairs vs. pair by pair",
-        *("median", {"pairs": "203,200"}, "pair by pair / ours"),
+        "median",
+        {"pairs": "203,200"},
+        "pair by pair / ours",
     ),
     Bar("the same vs. matrices as lists", "median", {"pairs": "203,200"}, "lists / ours"),
     Bar(
         "checkpoint, how long training waits vs. in the foreground",
-        *("checkpoint", {}, "foreground / waits"),
+        "checkpoint",
+        {},
+        "foreground / waits",
     ),
     Bar(
         "loading, 2 workers vs. ImageFolder and Pillow",
-        *("loader", _TWO, "ImageFolder / ours"),
+        "loader",
+        _TWO,
+        "ImageFolder / ours",
     ),
     Bar(
         "loading, 2 workers vs. webdataset and torchvision",
-        *("loader", _TWO, "webdataset / ours"),
+        "loader",
+        _TWO,
+        "webdataset / ours",
     ),
     Bar(
         "converting, 2 workers vs. Pillow's load, without checks or sync",
-        *("convert", {"workers": "2"}, "usual / convert"),
+        "convert",
+        {"workers": "2"},
+        "usual / convert",
     ),
 )
 

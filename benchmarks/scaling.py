@@ -1,11 +1,11 @@
-"""How does a step scale over ranks, at the same global batch and micro-batch?
+"""How does a step scale with the ranks, at the same global batch and micro-batch?
 
     python -m benchmarks.scaling [--quick]
 
-Real gloo ranks with one thread each, against one process with a thread on each core: the same
-samples, the same objective, the same cores. Time is that of the slowest rank, from one barrier
-to the next. With fewer ranks than micro-batches a rank accumulates, and pays for its first pass;
-with one micro-batch a rank there is none.
+Real gloo ranks with one thread each are compared with one process that has a thread on each core:
+the same samples, objective and cores. The time is that of the slowest rank, from one barrier to the
+next. With fewer ranks than micro-batches a rank accumulates, which takes a first pass without
+gradients; with one micro-batch a rank that pass is not needed.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from benchmarks.harness import Benchmark, Times, ratio, times_of
 from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game
 
-# Networks, image's side, N, b, and how often a step is measured.
+# Name, networks, side of the images, N, b, and how often a step is measured.
 CASES: list[tuple[str, Pair, int, int, int, int]] = [
     ("simple_convnet 7 and 1", CONVNETS, 28, 256, 64, 7),
     ("ResNet-18, BagNet-18", RESNET, 96, 32, 8, 5),
@@ -39,7 +39,7 @@ def seconds_of_steps(
     side: int,
     steps: int,
 ) -> list[float]:
-    """Seconds of each of some steps on this rank, after two that warm up."""
+    """Return the seconds of each step on this rank, after two steps to warm up."""
     torch.set_num_threads(threads)
     if world > 1:
         dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
@@ -60,7 +60,7 @@ def seconds_of_steps(
 
 
 def measure(world: int, threads: int, *case: object) -> Times:
-    """Times of a step on ``world`` ranks, by the slowest."""
+    """Return the times of a step on ``world`` ranks, that is, of the slowest rank."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         jobs = [(rank, world, threads, store, *case) for rank in range(world)]

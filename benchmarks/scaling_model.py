@@ -1,11 +1,11 @@
-"""Where does a step spend its time on more ranks, up to those that nobody has at hand?
+"""Where does a step spend its time on more ranks, up to numbers that cannot be tested here?
 
     python -m benchmarks.scaling_model [--quick]
 
-A step is a sum of parts: forwards and backwards of the networks, HSIC, the optimizers, and what
-is gathered and all-reduced. Each is measured by itself on this machine; their sum is compared with
-whole steps on 1, 2 and 4 gloo ranks. The same sum, with the published speeds of a GPU in place of
-those measured, tells what to expect of 8 to 1,024 of them: an estimate, not a measurement.
+A step is a sum of parts: forwards and backwards of the networks, HSIC, the optimizers, and the
+collectives. Each is measured by itself on this machine, and their sum is compared with whole steps
+on 1, 2 and 4 gloo ranks. The same sum with the published speeds of a GPU, in place of the measured
+ones, is an estimate for 8 to 1,024 GPUs, not a measurement.
 """
 
 import math
@@ -39,15 +39,15 @@ class Parts:
 
     @property
     def total(self) -> float:
-        """Their sum: nothing is taken to overlap."""
+        """Their sum; it is assumed that nothing overlaps."""
         return self.networks + self.hsic + self.optimizers + self.communication
 
 
 def forwards(micro_batches: int) -> tuple[int, int, int]:
-    """Forwards without a graph of f and of g, and forwards with their backward of each.
+    """Return the numbers of forwards without a graph of f and of g, and those with a backward.
 
-    Of one rank in a step of ReBias with one g. With one micro-batch its features are those of
-    its graph; with more, the features of all come first.
+    They are those of one rank in a step of ReBias with one g. With one micro-batch, the forward
+    with a graph gives the features; with more, the features of all must be computed first.
     """
     first = micro_batches if micro_batches > 1 else 0
     return first, first + micro_batches, micro_batches
@@ -58,7 +58,7 @@ def forwards(micro_batches: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Seconds on one thread of this machine, for one pair of networks."""
+    """Seconds of the parts on one thread of this machine, for one pair of networks."""
 
     forward_f: float  # of a micro-batch
     forward_g: float
@@ -112,7 +112,7 @@ def measure_parts(pair: Pair, n: int, b: int, side: int, least: int) -> Machine:
 
 
 def seconds_of_collectives(world: int, calls: Sequence[Collective], repeats: int) -> float:
-    """Seconds that the collectives of a step take on ``world`` gloo ranks of this machine."""
+    """Return the seconds of a step's collectives on ``world`` gloo ranks of this machine."""
     if world == 1:
         return 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +145,7 @@ def _communicate(
 def predict(
     machine: Machine, world: int, micro_batches: int, cores: int, communication: float
 ) -> Parts:
-    """A step on ``world`` ranks of one thread that share the cores, from its measured parts."""
+    """Predict a step on ``world`` ranks of one thread that share the cores, from its parts."""
     first, of_g, with_backward = forwards(micro_batches)
     share = max(world / cores, 1.0)
     networks = (
@@ -163,11 +163,11 @@ def predict(
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU and its links do.
+    """The speeds of a GPU and its links.
 
-    Peaks and bandwidths as commonly quoted of NVIDIA's A100 SXM 80 GB; with eight to a node, one
-    network card of 200 Gbit/s each. The shares of the peaks and the latency are assumptions:
-    nothing here was measured on a GPU.
+    Peaks and bandwidths are those commonly quoted for NVIDIA's A100 SXM 80 GB, with eight to a node
+    and a network card of 200 Gbit/s for each. The fractions of the peaks and the latency are
+    assumptions: nothing here was measured on a GPU.
     """
 
     convolutions: float = 0.35 * 312e12  # FLOP/s, bfloat16
@@ -179,23 +179,29 @@ class Gpu:
     node: int = 8
 
 
-# Bytes that HSIC's element-wise passes move for each pair of rows and each update: an assumption,
-# of 30 reads or writes of a float32, with all tiles walked twice.
+# Bytes that HSIC's element-wise passes move for each pair of rows and each update. The assumption
+# is 30 reads or writes of a float32, with all tiles computed twice.
 _BYTES_A_PAIR = 120
 
 
 def estimate(
     gpu: Gpu, world: int, n: int, f: Sizes, g: Sizes, flops_f: float, flops_g: float
 ) -> Parts:
-    """A step on GPUs with one micro-batch each; a backward is counted as two forwards.
+    """Estimate a step on GPUs with one micro-batch each; a backward counts as two forwards.
 
     Args:
-        flops_f, flops_g: of the forward of one image.
+        gpu: its speeds.
+        world: number of GPUs.
+        n: global batch.
+        f: sizes of f.
+        g: sizes of g.
+        flops_f: FLOPs of f's forward for one image.
+        flops_g: FLOPs of g's forward for one image.
     """
     images = n / world
     networks = images * (3 * flops_f + 4 * flops_g) / gpu.convolutions
     pairs = n * n / world
-    # Both kernels, twice (the sums of the rows come before the gradient), and the gradient.
+    # Both kernels twice, for the row sums and for the gradient, and the gradient itself.
     products = 2 * pairs * sum(2 * (f.width + g.width) + own.width for own in (f, g))
     objective = products / gpu.products + 2 * pairs * _BYTES_A_PAIR / gpu.memory
     parameters = f.parameters + g.parameters
@@ -209,7 +215,7 @@ def estimate(
 
 
 def forward_flops(network: torch.nn.Module, side: int) -> float:
-    """Of one image."""
+    """Return the FLOPs of a forward for one image."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network(torch.zeros(1, 3, side, side))
@@ -217,7 +223,7 @@ def forward_flops(network: torch.nn.Module, side: int) -> float:
 
 
 def shares(parts: Parts) -> list[str]:
-    """The parts in percent."""
+    """Return the parts in percent of their sum."""
     values = (parts.networks, parts.hsic, parts.optimizers, parts.communication)
     return [f"{100 * value / parts.total:.1f} %" for value in values]
 

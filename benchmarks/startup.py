@@ -1,12 +1,12 @@
-"""How long do the commands take that somebody waits for at a terminal?
+"""How long do the commands take for which a user waits at a terminal?
 
     python -m benchmarks.startup [--quick] [--runs 200]
 
-Whole processes: starting Python is a part of each and the yardstick, importing torch is what they
-must not do. The list is that of 200 finished runs with a thousand entries of metrics each.
+Whole processes are measured. Each includes the start of Python, which is the baseline; none should
+import torch. The list is that of 200 finished runs with a thousand entries of metrics each.
 
-A second table says when the demo, on one rank, has taken its first step, and on what the time goes:
-the first time, when its shards are made of the embedded digits, and from then on.
+A second table shows the stages of the demo on one rank until its first step is taken: at the first
+start, which makes its shards from the embedded digits, and at later starts.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_runs(runs: Path, count: int) -> None:
 
 
 def first_steps(folder: str, runs: int) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Return the seconds of the demo's stages without its shards, and of ``runs`` with them."""
+    """Return the seconds of the demo's stages at the first start, and at ``runs`` later starts."""
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "REBIAS_CACHE": f"{folder}/cache"}
     found = []
     for number in range(1 + runs):

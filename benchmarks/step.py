@@ -1,23 +1,23 @@
-"""What does a step of the game cost, against the public algorithm and naive accumulation?
+"""How long does a step of the game take, compared with the public and a naive algorithm?
 
     python -m benchmarks.step [--quick]
 
-* public: both losses back-propagated into both networks, so two forwards and two backwards
-  of each, HSIC from whole kernel matrices, the package's AdamP, channels first: as the public
-  ReBias code does.
-* naive: accumulation with HSIC inside each micro-batch, opponents detached. It trains another
-  objective, and is here as the cheapest that accumulation could be.
+* public: as in the public ReBias code. Both losses are back-propagated into both networks, so each
+  has two forwards and two backwards; HSIC uses whole kernel matrices; AdamP is that of the package;
+  channels come first.
+* naive: accumulation with HSIC inside each micro-batch and detached opponents. It trains another
+  objective; it shows the lowest possible cost of accumulation.
 
-A second table compares our step with the networks compiled (``compile: true``) with ours as it is,
-where there is a C++ compiler.
+All take the same optimizer steps on the same batches, in turn. The lower limit is the networks'
+part of the step alone, without HSIC and optimizers.
 
-All take the same optimizer steps on the same batches, in turn. The limit is what the step needs of
-the networks, without HSIC, optimizers or anything else.
+If there is a C++ compiler, a second table compares our step with compiled networks (``compile:
+true``) and without.
 
-A third table is about the meter, read after every step (a run reads it after log.every_steps): the
-same steps with and without it in turn, and what its marks and a reading cost by themselves, and
-a record in metrics.jsonl and TensorBoard, in percent of a step, which the machine's other work
-disturbs less.
+A third table shows the cost of the meter, which is read after every step here, and after
+log.every_steps in a run. The same steps are taken with and without it, in turn. The cost of its
+marks and a reading, and of a record in metrics.jsonl and TensorBoard, is also measured by itself,
+in percent of a step, because other work on the machine disturbs this less.
 """
 
 import os
@@ -37,12 +37,12 @@ from benchmarks.hsic import trace
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import LOCAL, hsic
 from rebias_dist.phases import HostClock, phase, timed_by
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 from rebias_dist.telemetry.meter import Meter
 from rebias_dist.telemetry.writers import Telemetry
 
@@ -103,10 +103,10 @@ def public(game: Minimax, batches: list[MicroBatch]) -> None:
 
 
 def networks_alone(game: Minimax, batches: list[MicroBatch]) -> None:
-    """Run what a step needs of the networks, and nothing else: the limit.
+    """Run only the networks' part of a step: the lower limit.
 
-    Of each micro-batch, f's forward and backward, and g's two forwards and one backward; with
-    several the features have to be known first, which takes another forward of each.
+    For each micro-batch these are f's forward and backward, and g's two forwards and one backward.
+    With several micro-batches the features must be known first: one more forward of each.
     """
     (g,) = game.gs
     assert game.f is not None
@@ -179,7 +179,7 @@ def metered(game: Minimax, batches: list[MicroBatch], meter: Meter) -> None:
 
 
 def seconds_of_marks(game: Minimax, batches: list[MicroBatch]) -> tuple[int, float]:
-    """Return the phases of a step, and the seconds of as many empty ones and a reading."""
+    """Return the number of phases in a step, and the seconds of as many empty ones."""
     begun = []
 
     class Counting(HostClock):
@@ -189,7 +189,7 @@ def seconds_of_marks(game: Minimax, batches: list[MicroBatch]) -> tuple[int, flo
 
     with timed_by(Counting()):
         game.step(batches, 0, RADII)
-    phases = len(begun) // 2  # each begins and gives way to the one around it
+    phases = len(begun) // 2  # each switches twice: at its begin and back
     meter = Meter(game.N, 0, 1, Precision("float32", torch.device("cpu")))
     repeats = 200
     with meter.running():
@@ -204,7 +204,7 @@ def seconds_of_marks(game: Minimax, batches: list[MicroBatch]) -> tuple[int, flo
 
 
 def seconds_of_a_record() -> float:
-    """Return the seconds of writing a record of 30 figures, the progress line and state.json."""
+    """Return the seconds to write a record of 30 figures, the progress line and state.json."""
     values, records = {f"group/{number}": 0.5 for number in range(30)}, 200
     seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:

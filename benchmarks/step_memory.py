@@ -1,10 +1,10 @@
-"""How much memory does a step of the game take at its peak, beside the public algorithm?
+"""What is the peak memory of a step of the game, compared with the public algorithm?
 
     python -m benchmarks.step_memory [--quick]
 
-What the steps of benchmarks.step add to the memory of a fresh process that holds the networks and
-the batch: activations, gradients, kernels, the optimizers' states. Three steps, for the first may
-need less; each number is the smallest of three processes.
+It is the memory that the steps of benchmarks.step add to a new process with the networks and the
+batch: activations, gradients, kernels, optimizer states. Three steps are taken, because the first
+may need less. Each number is the smallest of three processes.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _STEPS = 3
 
 
 def megabytes(case: str, parts: int, quick: bool) -> float:
-    """Return what the steps add at their peak; of the public algorithm if there are no parts."""
+    """Return the megabytes that the steps add; ``parts`` 0 means the public algorithm."""
     torch.set_num_threads(1)
     _, pair, samples, side = _CASES[case]
     if quick:

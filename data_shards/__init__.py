@@ -1,1 +1,1 @@
-"""WebDataset shards with a manifest and an index: made, checked and described without torch."""
+"""Make, check and describe WebDataset shards with a manifest and an index, without torch."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files read without a trap."""
+"""Write files and folders that appear whole or not at all, open regular files only, lock files."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
 
-# A host name may have any bytes.
+# A hash, because a host name may have any bytes.
 _HOST = hashlib.sha256(os.fsencode(os.uname().nodename)).hexdigest()[:8]
 
 
@@ -31,8 +31,8 @@ def sync_folder(folder: Path) -> None:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then give it its name.
 
-    Several may write one file at once: the last one stays, whole. An OSError names the file, also
-    where the system does not say which one it is.
+    Several processes may write the same file at once: the last one stays, complete. An OSError
+    always names the file.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -49,9 +49,9 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def regular_descriptor(path: Path) -> int:
-    """Open a regular file for reading; OSError for anything else, and never blocks.
+    """Open a regular file for reading; never block.
 
-    A device or FIFO is refused, not waited for.
+    OSError for anything else, such as a device or a FIFO.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -61,7 +61,7 @@ def regular_descriptor(path: Path) -> int:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Return the same as a file; DataShardsError in place of OSError."""
+    """Open a regular file for reading; DataShardsError in place of OSError."""
     try:
         return open(regular_descriptor(path), "rb")
     except OSError as error:
@@ -77,13 +77,59 @@ def read_regular(path: Path) -> bytes:
             raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def lock(file: int | BinaryIO, *, wait: bool) -> bool:
+    """Lock an open file against other processes until it is closed, however this process ends.
+
+    Return False if another process holds it and ``wait`` is false. OSError if the file system has
+    no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class HeldError(Exception):
+    """Another process holds a lock; the message names it."""
+
+
+def hold(path: Path, role: str) -> BinaryIO:
+    """Lock the file ``path``, which is made if needed, and write there which process holds it.
+
+    The lock lasts until the returned file is closed or this process ends. ``role`` is a word for
+    what such a process is. HeldError if another process holds the lock.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
+    try:
+        if not lock(file, wait=False):
+            holder = file.read(200).decode(errors="replace").strip()
+            raise HeldError(holder or f"another {role}")
+        file.truncate(0)
+        file.write(f"{role} {os.getpid()} on {os.uname().nodename}".encode())
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; ``path`` is a file that is made for it."""
+    with path.open("ab") as file:
+        with suppress(OSError):  # a file system without locks
+            lock(file, wait=True)
+        yield
+
+
 @contextmanager
 def temporary_file(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
     """Yield the path and the open file of a new temporary file in ``folder``.
 
-    It is gone when the block ends, unless it was renamed. It has the name of this machine and
-    is locked as long as it is open, so that :func:`remove_stale` tells it from one whose process
-    was killed.
+    It is removed when the block ends, unless it was renamed. Its name says which machine made it,
+    and it is locked while it is open, so that :func:`remove_stale` can tell it from the file of a
+    process that was killed.
     """
     path, file = _create_locked(folder, name)
     try:
@@ -97,10 +143,10 @@ def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     while True:
         path = folder / f"{name}.{_HOST}-{secrets.token_hex(8)}"
         file = path.open("w+b")
-        # A file system without locks: its stale files stay until the folder goes.
+        # Without locks in the file system, stale files stay until the folder is removed.
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # Between its creation and its lock it may have been taken for a stale one.
+            lock(file, wait=True)
+        # Another process may have removed it as stale before it was locked.
         if path.exists():
             return path, file
         file.close()
@@ -109,22 +155,13 @@ def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files in ``folder`` that killed processes of this machine left there.
 
-    Some file systems keep locks to the machine that took them: of another one's files nobody
-    here knows whether they are still written.
+    Files of other machines stay: on some file systems a lock is seen only on the machine that
+    took it, so this one cannot know whether they are still written.
     """
     for path in folder.glob(f"*.{_HOST}-*"):
         with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for; ``path`` is a file that is made for it."""
-    with path.open("ab") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            if lock(file, wait=False):
+                path.unlink()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is said of one image or shard, in the terms that all commands share."""
+"""Verdicts on images and shards, in the terms that all commands share."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "duplicate", "refused"]
 
-# What it says of an image that its worker crashed, by the cause.
+# The verdict on an image that crashed its worker, and the reason, by the cause of the crash.
 CRASHES: dict[str, tuple[Verdict, str]] = {
     "crashed": ("corrupt", "crashed-decoder"),
     "timeout": ("corrupt", "decoder-timeout"),
@@ -31,7 +31,7 @@ class Finding:
     of: str = ""
 
     def to_json(self) -> str:
-        """Return one line of JSON: ``path``, ``verdict``, ``reasons``; what else is not empty."""
+        """Return a line of JSON: ``path``, ``verdict``, ``reasons``, other fields if not empty."""
         content: dict[str, object] = {
             "path": self.path,
             "verdict": self.verdict,
@@ -42,3 +42,8 @@ class Finding:
         if self.of:
             content["of"] = self.of
         return json.dumps(content)
+
+    def to_text(self) -> str:
+        """Return one line for a person."""
+        of = f" of {self.of}" if self.of else ""
+        return f"{self.verdict:<9}  {self.path}: {', '.join(self.reasons)}{of}"

@@ -6,7 +6,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import threading
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -22,9 +21,10 @@ def _prctl(option: int, value: int) -> None:
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when ``parent`` ends, however that ends.
 
-    It holds across exec, and for a stopped process as well. Leaves at once when the parent was
-    faster. Linux goes by the thread that has started this process: when that ends, it counts as
-    the parent's end.
+    This holds across exec, for a stopped process, and inside a decoder that never returns. If the
+    parent has ended already, this process ends at once. Linux watches the thread that started
+    this process, not all of the parent: start such processes from a thread that lasts, best the
+    main thread.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -37,16 +37,11 @@ def adopt_orphans() -> None:
 
 
 def end_with_parent() -> None:
-    """Called in a worker: let it end when its parent does, even by kill -9.
+    """Called in a worker that ``multiprocessing`` started: let it end when its parent does.
 
     An interrupt from the terminal is left to the parent, which ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def wait() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=wait, daemon=True).start()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)

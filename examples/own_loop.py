@@ -1,4 +1,4 @@
-"""HSIC in a DDP loop of your own: exact over all ranks, in a few lines.
+"""HSIC in your own DDP loop: exact over all ranks, in a few lines.
 
 torchrun --nproc_per_node=2 examples/own_loop.py
 """
@@ -15,7 +15,7 @@ STEPS, PER_RANK, CLASSES = 30, 32, 4
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random images whose colour gives their class away."""
+    """Return random images whose colour depends on their class."""
     generator = torch.Generator().manual_seed(1000 * step + dist.get_rank())
     labels = torch.randint(CLASSES, (PER_RANK,), generator=generator)
     images = torch.randn(PER_RANK, 3, 16, 16, generator=generator)
@@ -38,12 +38,12 @@ def main() -> None:
         images, labels = batch(step)
         f_logits, f_features = f(images)
         g_logits, g_features = g(images)
-        # Gathered once, used by both updates; detach() is the stop-gradient of the game.
+        # Gather once for both updates; detach() keeps an update from changing the other network.
         f_all, g_all = gather_features(f_features), gather_features(g_features)
         g_loss = cross_entropy(g_logits, labels)
         g_loss = g_loss - dist.get_world_size() * hsic(g_all, f_all.detach(), sigma_g, sigma_f)
         f_loss = cross_entropy(f_logits, labels)
-        # The factor W: DDP averages gradients, and hsic gives parts of one global gradient.
+        # Multiply by W, because DDP averages gradients and hsic returns parts of one gradient.
         f_loss = f_loss + dist.get_world_size() * hsic(f_all, g_all.detach(), sigma_f, sigma_g)
         for optimizer, loss in ((g_step, g_loss), (f_step, f_loss)):
             optimizer.zero_grad()

@@ -1,12 +1,12 @@
-# What a job needs before it starts; every batch script of rebias-launch reads this file with
-# bash's 'source', on the first node. Edit it, or keep a copy and give it as --env FILE.
+# Prepares a job. Every batch script of rebias-launch reads this file with bash's 'source', on the
+# first node. Edit it, or keep a copy and give that as --env FILE.
 #
 # Set here as you need:
-#   python       the interpreter [the one that submitted the job]
-#   command=(…)  what stands before it: a container, a profiler [nothing]
+#   python            the interpreter [the one that submitted the job]
+#   command=(…)       words before the interpreter, for a container or a profiler [none]
 #   srun_options=(…)  further options of srun [none]
-#   MASTER_ADDR  where the ranks meet, for another network interface [the first node's name]
-# All that is exported reaches the ranks.
+#   MASTER_ADDR       host where the ranks meet, for another network interface [the first node]
+# All exported variables reach the ranks.
 
 # ---- modules
 # module purge
@@ -19,11 +19,11 @@
 # python=python3
 # command=(apptainer exec --nv --bind "$PWD" --bind /data "$HOME/rebias.sif")
 
-# ---- Pyxis and Enroot: srun itself starts the container. What a job does after its ranks have
-# ended runs outside of it, so the virtual environment has to be there as well.
+# ---- Pyxis and Enroot: srun itself starts the container. The last step of a job runs outside of
+# the container, so the virtual environment must be there as well.
 # srun_options=(--container-image="$HOME/rebias.sqsh" --container-mounts="$PWD:$PWD,/data:/data")
 
-# ---- the network: which interface, when 'hostname' leads to a slow or closed one
+# ---- the network interface, if 'hostname' leads to a slow or closed one
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # MASTER_ADDR=$(hostname)-ib0
 # export NCCL_DEBUG=INFO

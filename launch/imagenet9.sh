@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# 9-class ImageNet on a SLURM cluster, the whole way: convert as an array, or gather and convert,
-# then merge, verify, train. Each stage starts when the one before it has succeeded (afterok); if
-# one fails, those behind it are cancelled, and the same command goes on where it stopped.
+# All stages of 9-class ImageNet on a SLURM cluster: gather if asked to, convert as an array, merge,
+# verify, train. Each stage starts when the one before it has succeeded (afterok). If one fails,
+# the later ones are cancelled; the same command then continues where it stopped.
 #
 #     imagenet9.sh --source DIR --output shards/imagenet9 [-- OPTIONS OF rebias-launch slurm]
 #     imagenet9.sh --gather LIST --source DIR --output shards/imagenet9
 #
-#   --source DIR    ILSVRC2012: its archives, or folders train/ and val/; what --gather fills
-#   --output DIR    where the shards go; what the jobs print goes to DIR-logs
-#   --gather LIST   first fetch the images of a list (lines 'wnid URL'); one job, for it must ask
-#                   no host too often
+#   --source DIR    ILSVRC2012 as archives, or as folders train/ and val/; --gather fills it
+#   --output DIR    folder for the shards; the output of the jobs goes to DIR-logs
+#   --gather LIST   first fetch the images of a list (lines 'wnid URL'); this is a single job, so
+#                   that no host is asked too often
 #   --parts N       tasks that convert at a time [8]
 #   --max-failed N  addresses of the list that may fail: a number, or a fraction of all [0.5]
-#   --train CONFIG  the run [imagenet9/rebias]
-#   --convert WORD  a further option of 'convert'; repeat at will: --convert=--max-corrupt=10
-#                   (which the merging gets as well; without it a damaged image ends the chain)
-#   --data WORD     an option of sbatch for all stages but the training: --data=--partition=cpu
-#   --env FILE      what a job needs before it starts [env.sh beside this file]
+#   --train CONFIG  configuration of the run [imagenet9/rebias]
+#   --convert WORD  a further option of 'convert', may be repeated: --convert=--max-corrupt=10
+#                   (the merge gets this one too; without it a damaged image stops all stages)
+#   --data WORD     an option of sbatch for all stages except the training: --data=--partition=cpu
+#   --env FILE      file that a job reads first [env.sh beside this file]
 #   --python FILE   the interpreter [python]
 #   -- …            options of 'rebias-launch slurm' for the training:
 #                   -- --nodes 2 --gpus-per-node 8 --time 12:00:00
@@ -55,7 +55,7 @@ while [ "$#" -gt 0 ]; do
 done
 [ -n "$source" ] || usage "--source is missing"
 [ -n "$output" ] || usage "--output is missing"
-[[ "$parts" =~ ^[1-9][0-9]{0,3}$ ]] || usage "--parts: '$parts' is no number from 1 to 9999"
+[[ "$parts" =~ ^[1-9][0-9]{0,3}$ ]] || usage "--parts: '$parts' is not a number from 1 to 9999"
 [ -f "$env" ] || usage "--env: $env is not a file"
 [ -z "$gather" ] || [ -f "$gather" ] || usage "--gather: $gather is not a file"
 [ -n "$gather" ] || [ -e "$source" ] || usage "--source: $source does not exist"
@@ -82,7 +82,7 @@ submit() {
         --output="$logs/$stage-%j.out" "${own[@]}" "$here/array.sbatch" "$env" "$python" "$@") \
         || job="exit code $?"
     job=${job%%;*}
-    # In a subshell -e does not hold, and a stage without a number would let the next ones run.
+    # In this subshell -e has no effect, and without a job number the next stages would start.
     if [[ ! "$job" =~ ^[0-9]+$ ]]; then
         echo "imagenet9.sh: error: $stage: sbatch submitted no job ($job)" >&2
         return 2
@@ -92,19 +92,18 @@ submit() {
 }
 
 job=''
-sources=("$source")
 if [ -n "$gather" ]; then
     job=$(submit gather '' -- -m data_shards gather "$gather" --output "$source" --val-fraction 0.05 \
         --max-failed "$failed")
 fi
 job=$(submit convert "$job" --array="1-$parts" -- -m data_shards convert imagenet9 \
-    --source "${sources[@]}" --output "$output" "${convert[@]}" --part "%i/$parts")
+    --source "$source" --output "$output" "${convert[@]}" --part "%i/$parts")
 for split in train selection val; do
     job=$(submit "merge-$split" "$job" -- -m data_shards merge "$output" --split "$split" \
         "${merge[@]}")
 done
 job=$(submit verify "$job" -- -m data_shards verify "$output")
-# What the user has for sbatch follows a '--' of its own.
+# The user's own options for sbatch follow a second '--'.
 [[ " ${options[*]} " == *' -- '* ]] || options+=(--)
 "$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "${options[@]}" \
     --dependency="afterok:$job" --kill-on-invalid-dep=yes

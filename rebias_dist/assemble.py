@@ -305,7 +305,7 @@ def facts(
             f"{kind}, {parameter_count(networks[name]):,} parameters" if name in networks else "–"
         )
     radius = "not used"
-    if method.uses_radius:
+    if method.is_coupled:
         radius = f"f {config.radius.f}, g {config.radius.g}"
     return {
         "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",

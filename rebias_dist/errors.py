@@ -1,8 +1,8 @@
-"""Errors that end a run with one line and a meaning, and the exit codes that carry it.
+"""The errors that end a run with one line, and their exit codes.
 
 The codes are the same for ``python -m rebias_dist.train``, srun and the launcher:
-0 finished, 1 failed (worth a retry), 2 wrong use or configuration, 3 give up,
-75 interrupted after a save.
+0 finished, 1 failed (a retry may help), 2 wrong use or configuration, 3 give up (a retry cannot
+help), 75 interrupted after a save.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ EXIT_INTERRUPTED = 75
 
 
 class RebiasError(Exception):
-    """An error that is shown as one line: what is wrong, its value, and the cure."""
+    """An error that is shown as one line: what is wrong, the value, and the cure."""
 
     exit_code = EXIT_FAILED
 
 
 class ConfigError(RebiasError):
-    """Wrong use: the configuration, the command line or what they point at does not fit."""
+    """Wrong use: an invalid configuration or command line, or one that names missing things."""
 
     exit_code = EXIT_USAGE
 
 
 class PlacementError(ConfigError):
-    """A rank cannot be where it was started; it may be alone in that, so each one says so."""
+    """A rank was started in a wrong way; perhaps only this one, so each prints it itself."""
 
 
 class DataError(RebiasError):
-    """The data are damaged or are not what their manifest says; a retry cannot help."""
+    """The data are damaged or differ from their manifest; a retry cannot help."""
 
     exit_code = EXIT_GIVE_UP
 
@@ -41,21 +41,21 @@ class NonFiniteError(RebiasError):
 
     exit_code = EXIT_GIVE_UP
     here: Sequence[str] = ()
-    """What is not finite already for this rank's own samples."""
+    """Names of the values that are not finite for this rank's own samples."""
 
 
 class CrashLoopError(RebiasError):
-    """Restarts do not bring the run any further."""
+    """The run crashes again and again at the same step."""
 
     exit_code = EXIT_GIVE_UP
 
 
 class RankError(RebiasError):
-    """An unexpected fault of this rank, or the loss of another; each rank says its own."""
+    """An unexpected fault of this rank, or the loss of another; each rank prints its own."""
 
 
 class RolledBack(RebiasError):  # noqa: N818 - an outcome, not a mistake
-    """The run goes back to its newest checkpoint and on from there, in the same processes."""
+    """The run continues from its newest checkpoint, in the same processes."""
 
 
 class InterruptedRun(RebiasError):  # noqa: N818 - an outcome, not a mistake

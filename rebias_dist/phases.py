@@ -1,8 +1,7 @@
-"""Which part of a training step the time goes to: phases that exclude one another.
+"""Time spent in each phase of a training step; the phases are disjoint and add up to the whole.
 
-Code marks what it does with ``with phase("forward"):``. Inside another phase it takes the time
-away from the outer one, so the phases are disjoint and add up to the whole. Without a clock in
-use a mark costs next to nothing and does nothing; it never touches a tensor.
+Code marks a phase with ``with phase("forward"):``. Its time is not counted for a phase around it.
+Without a clock a mark does nothing and costs hardly anything. It never touches a tensor.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from typing import Any, Protocol
 import torch
 
 PHASES = ("data_wait", "forward", "backward", "objective", "communication", "optimizer", "other")
-"""What a clock tells apart; ``other`` is all that nothing marks."""
+"""All phases; ``other`` is the time outside every mark."""
 _OUTER = "other"
-_MOST_MARKS = 4096  # that wait for the device, before those it has passed are added up
+_MOST_MARKS = 4096  # waiting for the device; with more, those that it has passed are added up
 
 
 class Clock(Protocol):
     """Measures how long each phase lasts."""
 
     def switch(self, phase: str) -> str:
-        """Begin a phase, which ends the one before; return which that was."""
+        """Begin a phase, which ends the current one; return the one that ended."""
 
     def read(self) -> dict[str, float]:
         """Return the seconds of each phase since the last reading, and start anew."""
 
 
 class HostClock:
-    """Phases by the time of the process: of a CPU, which does what it is told at once."""
+    """Measures phases by the time of this process; for a CPU, which works synchronously."""
 
     def __init__(self) -> None:
         self._phase = _OUTER
@@ -42,7 +41,7 @@ class HostClock:
         self._since = time.perf_counter()
 
     def switch(self, phase: str) -> str:
-        """Begin a phase, which ends the one before; return which that was."""
+        """Begin a phase, which ends the current one; return the one that ended."""
         now = time.perf_counter()
         before = self._phase
         self._seconds[before] += now - self._since
@@ -57,26 +56,27 @@ class HostClock:
 
 
 class Event(Protocol):
-    """A mark in the work of a device, as ``torch.cuda.Event(enable_timing=True)``."""
+    """A mark in a device's queue of work, such as ``torch.cuda.Event(enable_timing=True)``."""
 
     def record(self) -> None:
-        """Set the mark behind all work that was given out so far."""
+        """Put the mark behind all work that is queued so far."""
 
     def query(self) -> bool:
-        """Return whether the device has passed it."""
+        """Return whether the device has passed the mark."""
 
     def synchronize(self) -> None:
-        """Wait until it has."""
+        """Wait until the device has passed the mark."""
 
     def elapsed_time(self, end: Any, /) -> float:
         """Return the milliseconds from this mark to another."""
 
 
 class DeviceClock:
-    """Phases by the time of a device, which works behind the process that gives out the work.
+    """Measures phases by the time of a device, which works asynchronously.
 
-    A switch leaves an event behind and waits for nothing; a reading waits for the last event.
-    A wait for data that the device spends on work it still had is no wait.
+    A switch records an event and does not wait; a reading waits for the last event. While the
+    process waits for data, the device may still have work: only the time when it is idle counts
+    as ``data_wait``.
 
     Args:
         new_event: makes an event on the device.
@@ -91,7 +91,7 @@ class DeviceClock:
         self.switch(_OUTER)
 
     def switch(self, phase: str) -> str:
-        """Begin a phase, which ends the one before; return which that was."""
+        """Begin a phase, which ends the current one; return the one that ended."""
         before = self._phase
         event = self._free.pop() if self._free else self._new_event()
         event.record()
@@ -110,7 +110,7 @@ class DeviceClock:
         return seconds
 
     def _add_up(self) -> None:
-        """Add up the phases whose end the device has passed; their events are used again."""
+        """Add up the phases whose end the device has passed, and reuse their events."""
         while len(self._marks) > 1 and self._marks[1][0].query():
             event, phase = self._marks.popleft()
             self._seconds[phase] += event.elapsed_time(self._marks[0][0]) / 1e3
@@ -121,7 +121,6 @@ def clock_of(device: torch.device) -> Clock:
     """Return a clock for the work of a device."""
     if device.type != "cuda":
         return HostClock()
-
     return DeviceClock(functools.partial(torch.cuda.Event, enable_timing=True))
 
 
@@ -130,7 +129,7 @@ _clock: Clock | None = None
 
 @contextmanager
 def timed_by(clock: Clock) -> Iterator[None]:
-    """Have a clock measure the phases inside; one clock at a time."""
+    """Measure the phases inside the block with this clock; only one clock is used at a time."""
     global _clock
     before, _clock = _clock, clock
     try:
@@ -140,7 +139,7 @@ def timed_by(clock: Clock) -> Iterator[None]:
 
 
 class _Phase:
-    # A class and not a generator, which takes three times as long; a step has dozens of them.
+    # Not a generator, which takes three times as long: a step has dozens of phases.
     __slots__ = ("_clock", "_name", "_outer")
 
     def __init__(self, name: str) -> None:
@@ -162,7 +161,7 @@ class _Phase:
 
 
 def phase(name: str) -> _Phase:
-    """Return a context whose time counts as a phase, one of ``PHASES``."""
+    """Return a context whose time counts for a phase, one of ``PHASES``."""
     return _Phase(name)
 
 

@@ -167,7 +167,7 @@ class Trainer:
         if parts.method.facts.fixed_g and epoch.playing:
             for g in parts.game.gs:
                 g.fix()
-        if parts.method.uses_radius and epoch.playing and at.radii_epoch != number:
+        if parts.method.is_coupled and epoch.playing and at.radii_epoch != number:
             if at.radii is None or config.radius.update == "epoch":
                 at.radii = measure_radii(
                     config, parts.game, parts.loader, self.consensus, epoch=number, step=at.step

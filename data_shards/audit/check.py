@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from data_shards.convert.publish import groups_of_equal
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
@@ -32,7 +33,7 @@ class Check:
 
     Afterwards ``images`` is the number of images that were examined, ``seconds`` the time
     that it took, ``flags`` how often each flag occurred, and ``others`` the number of files
-    that are no images by their names.
+    whose names are not those of images.
     """
 
     def __init__(self, paths: Sequence[Path], *, workers: int, progress: bool) -> None:
@@ -45,7 +46,7 @@ class Check:
         self.others = 0
 
     def run(self) -> Iterator[Finding]:
-        """Yield findings: what was not taken, then by image, then duplicates.
+        """Yield findings: on files that were not taken, then on images, then on duplicates.
 
         Their order depends on the names of the files alone. UsageError if a path does not
         exist or lies inside another.
@@ -137,26 +138,14 @@ class Check:
         yield from sorted(findings, key=lambda found: found.path)
 
     def _duplicates(self, rows: DuplicateFinder, images: "_Images") -> Iterator[Finding]:
-        for first, *repeated in rows.same_bytes():
-            for row in repeated:
-                of = images.name(first)
-                yield Finding(images.name(row), "duplicate", ("same-bytes",), of=of)
+        yield from _repeats(rows.same_bytes(), "same-bytes", images)
         groups = rows.same_pixels()
         members = list(itertools.chain.from_iterable(groups))
         items = (images.item(row) for row in members)
         hashes = dict(
             zip(members, self._map(_full_pixels, items, len(members), "comparing"), strict=True)
         )
-        for group in groups:
-            firsts: dict[str, int] = {}
-            for row in group:
-                pixels = hashes[row]
-                if isinstance(pixels, Crash) or not pixels:
-                    continue
-                first = firsts.setdefault(pixels, row)
-                if first != row:
-                    of = images.name(first)
-                    yield Finding(images.name(row), "duplicate", ("same-pixels",), of=of)
+        yield from _repeats(groups_of_equal(groups, hashes), "same-pixels", images)
 
     def _map(
         self, function: Callable[[Item], R], items: Iterable[Item], total: int, title: str
@@ -178,6 +167,12 @@ def _full_pixels(item: Item) -> str:
     return full_pixels(content) if examination.verdict in ("ok", "suspect") else ""
 
 
+def _repeats(groups: Iterable[Sequence[int]], reason: str, images: "_Images") -> Iterator[Finding]:
+    for first, *repeated in groups:
+        for row in repeated:
+            yield Finding(images.name(row), "duplicate", (reason,), of=images.name(first))
+
+
 def _refuse_overlap(paths: Sequence[Path]) -> None:
     real = [Path(os.path.realpath(path)) for path in paths]
     for (outer, above), (inner, below) in itertools.permutations(zip(paths, real, strict=True), 2):
@@ -186,7 +181,7 @@ def _refuse_overlap(paths: Sequence[Path]) -> None:
 
 
 class _Images:
-    """All images in order, by row; folders are shared by theirs."""
+    """All images in order, by row; the images of a folder share what is known of it."""
 
     def __init__(self) -> None:
         self._folders: list[tuple[str, Folder]] = []

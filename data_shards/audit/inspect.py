@@ -1,4 +1,4 @@
-"""What a split holds, in figures and in pictures."""
+"""Describe a split in figures and in pictures."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -129,7 +129,7 @@ def contact_sheet(
 ) -> bytes:
     """Return a PNG with up to ``per_class`` images of each class, always the same ones.
 
-    The choice is a seeded draw among the class's keys: it does not depend on the shards.
+    The choice is a seeded draw among the keys of the class, so it does not depend on the shards.
     """
     strips = []
     order = np.argsort(index["key"], kind="stable")

@@ -1,7 +1,7 @@
-"""Images that occur in more than one split of a folder, such as a test image in the training set.
+"""Find images that occur in several splits of a folder, such as a test image in the training set.
 
-They are kept, since published counts include them, and listed in ``DIR/duplicates.jsonl``: not
-in a split's own findings, because they depend on which other splits are there.
+They are kept, because published counts include them. ``DIR/duplicates.jsonl`` lists them, not the
+findings of a split, because they depend on which other splits exist.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,8 +49,8 @@ class _Split:
 def write_overlaps(output: Path, workers: int) -> list[Finding]:
     """Compare all converted splits below ``output``; write and return what occurs in several.
 
-    Paths are ``<split>/<key>``. Of images that are the same, the one of the first split by name
-    is what the others repeat.
+    Paths are ``<split>/<key>``. Among equal images, the one in the first split by name counts as
+    the original.
     """
     path = output / DUPLICATES_NAME
     while True:
@@ -61,7 +61,7 @@ def write_overlaps(output: Path, workers: int) -> list[Finding]:
             write_synced(path, "".join(finding.to_json() + "\n" for finding in findings).encode())
         else:
             path.unlink(missing_ok=True)
-        # Another process may have published a split meanwhile, and written a fuller list before.
+        # If another process has published a split meanwhile, this list lacks its images.
         if _folders(output) == folders:
             return findings
 

@@ -1,8 +1,8 @@
-"""Find whatever changed in a split since it was written, and say which part of it.
+"""Find everything that changed in a split since it was written, and name the part.
 
-Shards are read block by block; every header must be the one that the writer makes, every byte
-between the payloads zero, every payload the one of its hash. Nothing of a file is trusted: no
-length that it claims is allocated before it is compared with the file's own.
+Shards are read block by block. Every header must be the one that the writer makes, every byte
+between the payloads zero, and every payload must have its hash. A length that a file claims is
+compared with the size of the file before memory is allocated for it.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from data_shards.format.manifest import (
     load_index,
     parse_manifest,
 )
-from data_shards.format.tars import BLOCK, RECORD, header, padding
+from data_shards.format.tars import BLOCK, RECORD, padding, read_header
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
 
 _STRETCH = 2**20  # bytes that are read at a time
@@ -43,7 +43,7 @@ _SHARD = re.compile(r".*\.tar", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was looked at: the number of samples and bytes, and the manifest's digest."""
+    """The number of samples and bytes that were verified, and the manifest's digest."""
 
     samples: int
     bytes: int
@@ -59,12 +59,12 @@ def verify_split(
 ) -> Iterator[Finding]:
     """Yield a finding for each thing in the split ``folder`` that is not as it was written.
 
-    With more than one worker the shards are read in processes. What was looked at is appended
-    to ``told``; ``on_shard(samples)`` follows each shard. The paths of the findings begin with
-    ``folder``; those of members continue with the shard and the member's name.
+    With more than one worker the shards are read in processes. A :class:`Verified` is appended to
+    ``told``; ``on_shard(samples)`` is called after each shard. The paths of the findings begin
+    with ``folder``; those of members continue with the shard and the member's name.
 
-    What nobody can notice from the folder alone is a change by somebody who computes all
-    hashes anew, the manifest's among them; its digest, known from elsewhere, tells.
+    The folder alone does not show a change by somebody who computes all hashes anew, also the
+    manifest's. To notice it, compare the digest with one from elsewhere.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -125,7 +125,7 @@ def _each(jobs: Iterable[_Job], workers: int, count: int) -> Iterator[list[Findi
         return
     for found in map_surviving(verify_shard, jobs, workers=min(workers, count)):
         if isinstance(found, Crash):
-            raise DataShardsError(f"a process that verifies shards has {found.cause}")
+            raise DataShardsError(f"a process that verifies shards ended ({found.cause})")
         yield found
 
 
@@ -183,7 +183,7 @@ def _digest(file: BufferedReader) -> str:
 
 
 class _Walk:
-    """One walk through a tar, and what its samples lack compared with the index."""
+    """Walks through a tar and compares its samples with the index."""
 
     def __init__(self, file: BufferedReader, size: int, path: Path, rows: NDArray[np.void]) -> None:
         self._file = file
@@ -204,17 +204,17 @@ class _Walk:
                 self._check_end(end)
                 break
             try:
-                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                name, size, as_written = read_header(block)
             except tarfile.HeaderError:
                 self._say("damaged-header", self._near(end))
                 break
             end += BLOCK
-            name = info.name.encode(errors="replace").decode()
-            if info.size < 0 or info.size > self._size - end:
+            name = name.encode(errors="replace").decode()
+            if size < 0 or size > self._size - end:
                 self._say("damaged-header", name)
                 break
-            self._check_member(name, block, end, info.size)
-            end += info.size + padding(info.size)
+            self._check_member(name, end, size, as_written=as_written)
+            end += size + padding(size)
         else:
             self._say("no-end")
         self._check_samples()
@@ -241,7 +241,7 @@ class _Walk:
                 self._say("bytes-behind-the-end")
                 return
 
-    def _check_member(self, name: str, block: bytes, offset: int, size: int) -> None:
+    def _check_member(self, name: str, offset: int, size: int, *, as_written: bool) -> None:
         key, _, extension = name.partition(".")
         row = self._rows.get(key)
         if row is None or extension not in (*_IMAGE, _CLASS, _FACTS):
@@ -252,7 +252,7 @@ class _Walk:
             self._say("duplicate-member", name)
             return
         self._seen[key].add(kind)
-        if block != header(name, size):
+        if not as_written:
             self._say("damaged-header", name)
         if any(self._read(offset + size, padding(size))):
             self._say("damaged-padding", name)

@@ -1,8 +1,9 @@
-"""Class maps: one CSV a data set, from source folder to label and class name.
+"""Class maps: one CSV for each data set, from source folder to label and class name.
 
-The first line that is no comment (``#``) names the columns. ``wnid`` is the name of the source's
-folder, a WordNet id for ImageNet; ``class`` the class it counts as, by default the wnid itself;
-``label`` the number of the class, by default classes are numbered as they first appear.
+The first line that is not a comment (``#``) names the columns. ``wnid`` is the name of the
+source's folder, a WordNet id for ImageNet. ``class`` is the class it counts as, by default the
+wnid itself. ``label`` is the number of the class; by default classes are numbered as they first
+appear.
 """
 
 import csv
@@ -27,23 +28,23 @@ class ClassMap:
 
 @functools.cache
 def shipped_class_map(name: str) -> ClassMap:
-    """Return the map ``name.csv`` that lies in this package."""
+    """Return the map ``name.csv`` of this package."""
     return load_class_map(Path(__file__).with_name(f"{name}.csv"))
 
 
 def load_class_map(path: Path) -> ClassMap:
-    """Read and check a class-map file; UsageError in one line that names what is wrong."""
+    """Read and check a class-map file; UsageError with one line if it is wrong."""
     names: dict[str, int] = {}  # class -> label
     labels: dict[str, int] = {}
     for line, row in _rows(path):
         wnid = row["wnid"]
         name = row.get("class") or wnid
         if "/" in wnid or wnid in ("", ".", "..") or not wnid.isprintable():
-            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is no name of a folder")
+            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is not a folder name")
         if not name.isprintable():
             raise UsageError(f"{path}:{line}: the class {name!r} is not printable")
         if wnid in labels:
-            raise UsageError(f"{path}:{line}: the wnid {wnid!r} is there twice")
+            raise UsageError(f"{path}:{line}: the wnid {wnid!r} occurs twice")
         label = _label(row["label"], path, line) if "label" in row else len(names)
         if names.setdefault(name, label) != label and "label" in row:
             raise UsageError(
@@ -70,7 +71,7 @@ def load_class_map(path: Path) -> ClassMap:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        # Asked first: opening a FIFO would wait for ever.
+        # Check this first: opening a FIFO would block.
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: the class map cannot be read (it is no regular file)")
         with path.open("rb") as file:
@@ -82,7 +83,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     header: list[str] | None = None
     rows = []
     for number, line in enumerate(lines, 1):
@@ -91,12 +92,12 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         try:
             cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
         except csv.Error as error:
-            raise UsageError(f"{path}:{number}: is no CSV ({error})") from None
+            raise UsageError(f"{path}:{number}: is not CSV ({error})") from None
         if header is None:
             header = cells
             if "wnid" not in cells or len(set(cells)) < len(cells) or set(cells) - set(_COLUMNS):
                 raise UsageError(
-                    f"{path}:{number}: the columns must be wnid and, if wanted, class and label, "
+                    f"{path}:{number}: the columns must be wnid and optionally class and label, "
                     f"not {', '.join(cells)[:80]!r}"
                 )
             continue
@@ -110,5 +111,5 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _label(text: str, path: Path, line: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 8):
-        raise UsageError(f"{path}:{line}: the label {text!r} is no whole number from 0")
+        raise UsageError(f"{path}:{line}: the label {text!r} is not a whole number from 0")
     return int(text)

@@ -1,11 +1,11 @@
 """Report damaged, odd and repeated images; nothing is changed.
 
 PATH is a folder with images in it, an image, a tar archive (also one of tars), or a folder
-of shards. Several are compared with each other too, for duplicates.
+of shards. Several paths are also compared with each other, to find duplicates.
 
 verdicts: corrupt (damaged), refused (a link out of PATH, a device, an absurd size, another
 format), duplicate (the same bytes or pixels as another), suspect (odd, with all its pixels),
-ok (with --json, of images that have flags alone).
+ok (shown with --json, for images that have flags only).
 """
 
 import argparse
@@ -14,9 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from data_shards.audit.check import Check
-from data_shards.convert.workers import default_workers
-from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
-from data_shards.findings import Finding
+from data_shards.commands.shared import add_workers_argument, workers_of
+from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS
 
 EXAMPLE = """
 python -m data_shards check ILSVRC2012/train ILSVRC2012/val --workers 8
@@ -27,36 +26,26 @@ python -m data_shards check imagenet-a.tar --json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check``."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
-    )
+    add_workers_argument(parser)
     parser.add_argument("--strict", action="store_true", help="count suspect images as findings")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the paths and print the findings as they come."""
-    workers: int = default_workers() if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise UsageError(f"--workers is {workers}: it must be at least 1")
     progress = not arguments.json and sys.stderr.isatty()
-    check = Check(arguments.paths, workers=workers, progress=progress)
+    check = Check(arguments.paths, workers=workers_of(arguments), progress=progress)
     counts: Counter[str] = Counter()
     for finding in check.run():
         counts[finding.verdict] += 1
         if arguments.json:
             print(finding.to_json())
         elif finding.verdict != "ok":
-            print(_line(finding))
+            print(finding.to_text())
     summary = _summary(check, counts)
     print(summary, file=sys.stderr if arguments.json else sys.stdout)
     failing = ["corrupt", "refused", "duplicate", *(["suspect"] if arguments.strict else [])]
     return EXIT_FINDINGS if any(counts[verdict] for verdict in failing) else EXIT_CLEAN
-
-
-def _line(finding: Finding) -> str:
-    of = f" of {finding.of}" if finding.of else ""
-    return f"{finding.verdict:<9}  {finding.path}: {', '.join(finding.reasons)}{of}"
 
 
 def _summary(check: Check, counts: Counter[str]) -> str:

@@ -1,13 +1,13 @@
 """Write clusters.csv beside the shards of a split: its images clustered by texture.
 
-Computed: each image is resized (short side 256), cropped (224 from the centre) and normalised
-as for ImageNet; the Gram matrix of one layer of a network, divided by its norm, is its
-texture; mini-batch k-means with three seeds gives three clusterings. The default layer,
-VGG-16's conv3_3 before its ReLU, is the published one. The rows lie in a file that is gone
-afterwards: 132 kB an image for 256 channels, 6.6 GB for 50,000 images.
+The clusters are computed as follows. Each image is resized (short side 256), cropped (224 from
+the centre) and normalised as for ImageNet. Its texture is the Gram matrix of one layer of a
+network, divided by its norm. Mini-batch k-means with three seeds gives three clusterings. The
+default layer is the published one, VGG-16's conv3_3 before its ReLU. The textures are kept in a
+temporary file: 132 kB an image for 256 channels, 6.6 GB for 50,000 images.
 
-Or imported (--import) from a published list with the columns path, category, cluster1 …, joined
-by the names of the files. Images that the list lacks get no row.
+With --import, the clusters come from a published list with the columns path, category,
+cluster1 …, joined by the names of the files. Images that are not in the list get no row.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _SAMPLES = 40  # pictures on a sheet
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cluster``."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a split: folder of a manifest")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a split (folder with a manifest)")
     parser.add_argument(
         "--import",
         dest="published",
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="torchvision's state dict of the network (torch.save); nothing is downloaded",
     )
     parser.add_argument(
-        "--network", default="vgg16", help="any of torchvision's (default %(default)s)"
+        "--network", default="vgg16", help="a network of torchvision (default %(default)s)"
     )
     parser.add_argument(
         "--layer",
@@ -68,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default %(default)s)",
     )
     parser.add_argument(
-        "--clusters", type=int, default=9, metavar="K", help="in a clustering (default %(default)s)"
+        "--clusters",
+        type=int,
+        default=9,
+        metavar="K",
+        help="clusters in each clustering (default %(default)s)",
     )
     parser.add_argument(
         "--seed",
@@ -80,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, metavar="N", help="processes (default %(default)s)"
     )
     parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where the rows lie meanwhile (default: DIR)"
+        "--scratch", type=Path, metavar="DIR", help="folder of the temporary file (default: DIR)"
     )
     parser.add_argument(
         "--sheets",
@@ -150,7 +154,7 @@ def _compute(arguments: argparse.Namespace, manifest: Manifest, index: NDArray[n
         )
     scratch: Path = arguments.scratch or folder
     if not scratch.is_dir():
-        raise UsageError(f"{scratch}: there is no such folder for --scratch")
+        raise UsageError(f"{scratch}: no such folder for --scratch")
     layer = Layer(arguments.network, arguments.layer, arguments.weights)
     width = Textures(layer).width
     needed, free = disk_needed(manifest.samples, width), shutil.disk_usage(scratch).free
@@ -204,23 +208,22 @@ def _sheets(
     index: NDArray[np.void],
     clusters: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Write a sheet of each cluster: always the same draw of its images."""
+    """Write a sheet of each cluster with a fixed random draw of its images."""
     from data_shards.files import write_synced
     from data_shards.format.samples import read_image
     from data_shards.images.sheets import Strip, sheet
     from data_shards.ordering import permutation
 
     arguments.sheets.mkdir(parents=True, exist_ok=True)
-    found = [clusters.get(key.decode(), ()) for key in index["key"].tolist()]
-    for number in range(max(map(len, found))):
-        members: dict[int, list[int]] = {}
-        for row, values in enumerate(found):
-            if values:
-                members.setdefault(values[number], []).append(row)
-        for value, rows in sorted(members.items()):
+    rows_with_clusters = [n for n, key in enumerate(index["key"]) if key.decode() in clusters]
+    known = index[rows_with_clusters]
+    found = np.array([clusters[key.decode()] for key in known["key"]])
+    for number, column in enumerate(found.T):
+        for value in np.unique(column).tolist():
+            rows = known[column == value]
             drawn = np.sort(permutation(len(rows), "cluster sheet", value)[:_SAMPLES])
-            images = [read_image(arguments.folder, manifest, index[rows[n]]) for n in drawn]
-            classes = Counter(manifest.classes[index["label"][row]] for row in rows)
+            images = [read_image(arguments.folder, manifest, row) for row in rows[drawn]]
+            classes = Counter(manifest.classes[label] for label in rows["label"])
             common = ", ".join(f"{name}: {count}" for name, count in classes.most_common(5))
             title = f"cluster{number + 1} = {value}: {len(rows)} images"
             write_synced(

@@ -1,4 +1,4 @@
-"""The options of ``convert`` that say what is converted, for the data sets of ImageNet's kind."""
+"""The options of ``convert`` that choose the images, for all data sets but biased-mnist."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ def example(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what :func:`listings_from` reads, but for ``--seed`` and ``--json``."""
+    """Add the options that :func:`listings_from` reads, except ``--seed`` and ``--json``."""
     corrupted = name.endswith("-c")
     can_train = name == CUSTOM or dataset(name).can_train
     parser.add_argument(
@@ -50,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         split = "default: the only one, test"
     parser.add_argument("--split", metavar="NAME", help=split)
     if name == CUSTOM:
-        parser.add_argument("--name", required=True, help="what the data set is to be called")
+        parser.add_argument("--name", required=True, help="name of the data set")
         parser.add_argument(
             "--classes",
             type=Path,
             required=True,
             metavar="FILE",
-            help="CSV with the columns wnid (the folder's name) and, if wanted, class and label",
+            help="CSV with the column wnid (the folder's name), optionally class and label",
         )
     if can_train:
         parser.add_argument(
@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             type=float,
             default=SELECTION_FRACTION,
             metavar="PART",
-            help="part of each class's training images that is held out for selection; 0: no "
-            "such split (default %(default)s)",
+            help="fraction of each class's training images that is held out for selection; with 0 "
+            "there is no such split (default %(default)s)",
         )
         parser.add_argument(
             "--stylised",
@@ -74,27 +74,27 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="extend",
             default=[],
             metavar="PATH",
-            help="stylised copies that go into train as well, under the names of the originals",
+            help="stylised copies that are added to train; they have the names of the originals",
         )
         parser.add_argument(
             "--labels",
             type=Path,
             metavar="FILE",
-            help="classes of validation images without class folders: the devkit "
+            help="the classes of validation images without class folders: the devkit "
             "(ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv or a CSV with the "
-            "columns name,wnid; default: looked for beside the source",
+            "columns name,wnid (default: searched beside the source)",
         )
     parser.add_argument(
         "--no-md5",
         action="store_true",
-        help="do not read archives whole to compute and compare their md5",
+        help="do not read whole archives to compute and compare their md5",
     )
 
 
 def listings_from(arguments: argparse.Namespace) -> list[Listing]:
-    """Return what the options ask for; a bar on stderr if that is a terminal.
+    """Return the listings that the options ask for; show a progress bar on a terminal.
 
-    Reads the data set's name from ``arguments.dataset``, and ``seed`` and ``json`` as well.
+    This also reads ``arguments.dataset``, the name of the data set, ``seed`` and ``json``.
     """
     name = arguments.dataset
     chosen = custom(arguments.name, arguments.classes) if name == CUSTOM else dataset(name)

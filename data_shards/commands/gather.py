@@ -1,10 +1,10 @@
 """Fetch images from a list of addresses into class folders, ready for convert.
 
-LIST has a line for each image: its class (wnid) and its URL, parted by white space or a
-comma. Images go to DIR/train/<wnid>/ (and DIR/val/<wnid>/ with --val-fraction), each under
-the hash of its URL, once it has passed the checks that convert makes. gather.jsonl beside
-them says what became of each URL: the same command goes on where a run was stopped, asks
-for nothing twice, and tries again what could not be reached. failures.csv lists the rest.
+LIST has a line for each image: its class (wnid) and its URL, separated by white space or a
+comma. An image that passes the checks of convert goes to DIR/train/<wnid>/ (or, with
+--val-fraction, to DIR/val/<wnid>/). Its name is the hash of its URL. gather.jsonl records the
+outcome of each URL: the same command continues a stopped run, requests nothing twice, and
+retries the URLs that could not be reached. failures.csv lists the URLs without an image.
 
 At most --concurrency bodies of --max-bytes are in memory at once.
 """
@@ -13,10 +13,17 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_shards.commands.shared import parse_limit
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
+from data_shards.findings import Finding
+
+if TYPE_CHECKING:
+    from data_shards.gather.log import Record
+    from data_shards.gather.run import Options
 
 EXAMPLE = """
 python -m data_shards gather urls.txt --output data/gathered --val-fraction 0.05
@@ -63,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-private",
         action="store_true",
-        help="also ask hosts with private or loopback addresses; only for a list you trust",
+        help="also request from private or loopback addresses; only for a list that you trust",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -73,58 +80,65 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     try:
-        import aiohttp  # noqa: F401  # to say so before anything is read
+        import aiohttp  # noqa: F401  # fail before anything is read
     except ImportError:
         raise UsageError(
             "gather needs the package aiohttp: pip install 'rebias-dist[gather]'"
         ) from None
     from data_shards.convert.publish import Limit
-    from data_shards.gather.fetch import Limits
-    from data_shards.gather.log import Record
-    from data_shards.gather.run import FAILURES_NAME, Options, findings, gather
+    from data_shards.gather.run import findings, gather
     from data_shards.gather.urls import read_list
 
     _check(arguments)
     limit = Limit(parse_limit(arguments.max_failed, "--max-failed"))
     tasks, malformed = read_list(arguments.list)
-    options = Options(
-        split=arguments.split,
-        val_fraction=arguments.val_fraction,
-        limits=Limits(
-            connect_timeout=arguments.connect_timeout,
-            read_timeout=arguments.read_timeout,
-            timeout=arguments.timeout,
-            max_bytes=arguments.max_bytes,
-        ),
-        concurrency=arguments.concurrency,
-        per_host=arguments.per_host,
-        delay=arguments.delay,
-        attempts=arguments.attempts,
-        backoff=arguments.backoff,
-        workers=arguments.workers,
-        allow_private=arguments.allow_private,
-    )
     failed = 0
     quiet = arguments.json or not sys.stderr.isatty()
     with tqdm(total=0, unit="image", disable=quiet) as bar:
 
-        def on_end(record: Record) -> None:
+        def on_end(record: "Record") -> None:
             nonlocal failed
             failed += record.state != "kept"
             bar.set_postfix(failed=failed, refresh=False)
             bar.update()
 
-        records = gather(tasks, arguments.output, options, bar.reset, on_end)
-    found = [*malformed, *findings(records)]
+        records = gather(tasks, arguments.output, _options(arguments), bar.reset, on_end)
+    _report(records, malformed, findings(records), arguments.output, as_json=arguments.json)
+    lost = sum(record.state != "kept" for record in records) + len(malformed)
+    holds = limit.holds(lost, len(records) + len(malformed))
+    return EXIT_CLEAN if holds else EXIT_FINDINGS
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    from data_shards.gather.fetch import Limits
+    from data_shards.gather.run import Options
+
+    given = vars(arguments)
+    limits = Limits(**{field.name: given[field.name] for field in fields(Limits)})
+    names = [field.name for field in fields(Options) if field.name != "limits"]
+    return Options(limits=limits, **{name: given[name] for name in names})
+
+
+def _report(
+    records: list["Record"],
+    malformed: list[Finding],
+    found: list[Finding],
+    output: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what became of the addresses."""
+    from data_shards.gather.run import FAILURES_NAME
+
     states = Counter(record.state for record in records)
     reasons = Counter(reason for r in records if r.state != "kept" for reason in r.reasons)
     verdicts = Counter(finding.verdict for finding in found)
     kept = Counter(record.path.split("/")[0] for record in records if record.state == "kept")
-    if arguments.json:
-        for finding in found:
+    if as_json:
+        for finding in (*malformed, *found):
             print(finding.to_json())
         summary = {
-            "path": str(arguments.output),
+            "path": str(output),
             "urls": len(records),
             "kept": dict(sorted(kept.items())),
             "failed": states["failed"],
@@ -135,33 +149,30 @@ def run(arguments: argparse.Namespace) -> int:
             "duplicate": verdicts["duplicate"],
         }
         print(json.dumps(summary))
-    else:
-        for finding in malformed[:10]:
-            print(f"{finding.path}: {finding.reasons[0]}")
-        where = ", ".join(f"{number} in {split}" for split, number in sorted(kept.items()))
-        print(f"{arguments.output}: {states['kept']} of {len(records)} images ({where or 'none'})")
-        if verdicts["duplicate"] or verdicts["suspect"]:
-            print(
-                f"kept among them: {verdicts['duplicate']} with the same bytes as another, "
-                f"{verdicts['suspect']} suspect"
-            )
-        if reasons or malformed:
-            why = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-            print(
-                f"not fetched: {states['failed']} for good, {states['unreachable']} until the "
-                f"next run, {len(malformed)} malformed lines ({why}); "
-                f"see {arguments.output / FAILURES_NAME}"
-            )
-    lost = len(records) - states["kept"] + len(malformed)
-    holds = limit.holds(lost, len(records) + len(malformed))
-    return EXIT_CLEAN if holds else EXIT_FINDINGS
+        return
+    for finding in malformed[:10]:
+        print(f"{finding.path}: {finding.reasons[0]}")
+    where = ", ".join(f"{number} in {split}" for split, number in sorted(kept.items()))
+    print(f"{output}: {states['kept']} of {len(records)} images ({where or 'none'})")
+    if verdicts["duplicate"] or verdicts["suspect"]:
+        print(
+            f"kept among them: {verdicts['duplicate']} with the same bytes as another, "
+            f"{verdicts['suspect']} suspect"
+        )
+    if reasons or malformed:
+        why = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+        print(
+            f"not fetched: {states['failed']} for good, {states['unreachable']} until the "
+            f"next run, {len(malformed)} malformed lines ({why}); "
+            f"see {output / FAILURES_NAME}"
+        )
 
 
 def _check(arguments: argparse.Namespace) -> None:
     from data_shards.gather.urls import VAL, is_class_name
 
     if not is_class_name(arguments.split):
-        raise UsageError(f"--split {arguments.split!r}: letters, digits, - and _ make a name")
+        raise UsageError(f"--split {arguments.split!r}: must consist of letters, digits, - and _")
     if not 0 <= arguments.val_fraction < 1:
         raise UsageError(f"--val-fraction {arguments.val_fraction}: must be from 0 to below 1")
     if arguments.val_fraction and arguments.split == VAL:

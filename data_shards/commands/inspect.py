@@ -1,7 +1,7 @@
-"""Show what shards hold: counts per class, sizes, formats, what was left out; a contact sheet.
+"""Show the content of shards: counts per class, sizes, formats, left-out images, a contact sheet.
 
-DIR is a split (the folder of a manifest.json) or a folder of splits. The facts stored with
-the images are read, not the images; for their bytes, hashes and pixels there is verify.
+DIR is a split (the folder of a manifest.json) or a folder of splits. inspect reads the facts that
+are stored with the images, not the images; verify checks their bytes and hashes.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contact-sheet",
         type=Path,
         metavar="FILE.png",
-        help="write a picture of up to 8 images of each class; of several splits, "
-        "FILE-<split>.png each",
+        help="write a picture of up to 8 images of each class; with several splits, one picture "
+        "each, FILE-<split>.png",
     )
     parser.add_argument(
         "--excluded", action="store_true", help="list every image that was left out"

@@ -1,7 +1,7 @@
 """Publish a split whose parts were converted with --part.
 
-Checks that every shard is there, then writes index and manifest. The result is byte for byte
-that of a conversion in one go.
+This checks that every shard exists, then writes index and manifest. The result is byte for byte
+the same as that of one conversion without --part.
 """
 
 import argparse

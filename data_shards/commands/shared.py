@@ -1,4 +1,4 @@
-"""What ``convert`` of the data sets that have listings, and ``merge``, share."""
+"""Shared by ``merge`` and by ``convert`` of the data sets that have listings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHOWN = 10
 
 
 def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how many damaged images are too many."""
+    """Add ``--max-corrupt``."""
     parser.add_argument(
         "--max-corrupt",
         metavar="N",
-        help="publish nothing if more images are corrupt or refused: a number, or a fraction "
-        "of all such as 0.001. Up to N the exit code is 0. Default: publish, and exit with 1 if "
-        "there is any",
+        help="publish nothing if more than N images are corrupt or refused; exit with 0 up to N. "
+        "N is a number, or a fraction of all images such as 0.001. Default: publish, and exit "
+        "with 1 if there is any",
     )
 
 
@@ -48,22 +48,22 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize",
         type=int,
         metavar="PIXELS",
-        help="store what has a larger short side as a JPEG of this short side: less space, "
-        "faster loading, other pixels",
+        help="store images with a longer short side as JPEGs of this short side: this needs less "
+        "space, loads faster and changes the pixels",
     )
     parser.add_argument(
         "--quality",
         type=int,
         default=90,
         metavar="Q",
-        help="of the JPEGs that --resize makes (default %(default)s)",
+        help="quality of the JPEGs that --resize makes (default %(default)s)",
     )
     parser.add_argument(
         "--on-corrupt",
         choices=("quarantine", "fail"),
         default="quarantine",
-        help="leave corrupt and refused images out and list them in the manifest, or stop after "
-        "the first shard that lacks one (default %(default)s)",
+        help="quarantine: leave corrupt and refused images out and list them in the manifest; "
+        "fail: stop after the first shard with such an image (default %(default)s)",
     )
     add_limit_arguments(parser)
     parser.add_argument(
@@ -76,8 +76,8 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--part",
         default="1/1",
         metavar="i/n",
-        help="write the i-th of n parts of the shards; merge publishes when all are there. Give "
-        "the parts, on any machines, the same source, options and DIR",
+        help="write the i-th of n parts of the shards; merge publishes them when all exist. The "
+        "parts may run on several machines, with the same source, options and DIR",
     )
 
 
@@ -99,7 +99,7 @@ def workers_of(arguments: argparse.Namespace) -> int:
 
 
 def parse_limit(text: str | None, option: str = "--max-corrupt") -> int | float | None:
-    """Return what such an option says: an int, or a float if it is a fraction."""
+    """Return the value of such an option: an int, or a float if it is a fraction."""
     if text is None:
         return None
     try:
@@ -114,7 +114,7 @@ def parse_limit(text: str | None, option: str = "--max-corrupt") -> int | float 
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Return what ``--part`` says: (number from 1, how many)."""
+    """Return the value of ``--part``: (number from 1, how many)."""
     number, slash, parts = text.partition("/")
     if slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
         return int(number), int(parts)
@@ -122,7 +122,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def run_listings(arguments: argparse.Namespace) -> int:
-    """Carry out ``convert`` of a data set that has listings."""
+    """Convert a data set that has listings; return the exit code."""
     from data_shards.commands.datasets import listings_from
     from data_shards.convert.plan import Conversion, Options
     from data_shards.convert.publish import Limit
@@ -140,7 +140,7 @@ def run_listings(arguments: argparse.Namespace) -> int:
     most = parse_limit(arguments.max_corrupt)
     if arguments.on_corrupt == "fail":
         if most is not None:
-            raise UsageError("--max-corrupt: says nothing with --on-corrupt fail; give one")
+            raise UsageError("--max-corrupt: has no effect with --on-corrupt fail; give one")
         limit = Limit(0, "--on-corrupt fail")
     else:
         limit = Limit(most, f"--max-corrupt {arguments.max_corrupt}")
@@ -220,7 +220,7 @@ def _convert(
                 done += images
                 bar.update(images)
             elif not bar.disable:
-                # What was there is no part of the rate.
+                # Images of an earlier run do not count for the rate.
                 bar.initial += images
                 bar.n += images
                 bar.refresh()
@@ -318,7 +318,7 @@ def report_split(
         )
         _print_findings(manifest, findings, verdicts, folder / FINDINGS_NAME)
     holds = limit.holds(damaged, manifest.samples + len(manifest.excluded))
-    # Every image of such an archive may be whole, and yet not the published one.
+    # An archive with another md5 may have whole images that are not the published ones.
     another = any("md5-mismatch" in finding.reasons for finding in findings)
     return EXIT_CLEAN if holds and not another else EXIT_FINDINGS
 
@@ -338,7 +338,7 @@ def _print_findings(
 
 
 def report_overlaps(output: Path, workers: int, *, as_json: bool) -> None:
-    """Compare the splits of ``output`` with each other and print what occurs in several."""
+    """Compare the splits of ``output`` and print which images occur in several."""
     from data_shards.audit.overlaps import DUPLICATES_NAME, write_overlaps
 
     findings = write_overlaps(output, workers)
@@ -347,7 +347,7 @@ def report_overlaps(output: Path, workers: int, *, as_json: bool) -> None:
             print(finding.to_json())
     elif findings:
         print(
-            f"{output}: {len(findings):,} images occur in another split as well (kept); "
+            f"{output}: {len(findings):,} images also occur in another split (kept); "
             f"{output / DUPLICATES_NAME}"
         )
 

@@ -1,11 +1,10 @@
-"""Find whatever changed in shards since they were written, and say which part.
+"""Find everything that changed in shards since they were written, and name the part.
 
-DIR is a split (the folder of a manifest.json) or a folder of splits; a folder with shards or an
-index, but no manifest, has lost it. Every byte is read: a
-flipped bit, a missing, short, repeated or foreign member or shard, an altered index or
-manifest gives a finding with its path. What nobody can notice from the files alone is a change
-by somebody who computes all hashes anew; compare the digest that is printed with one that you
-know, such as that in a run's record.
+DIR is a split (the folder of a manifest.json) or a folder of splits. A folder with shards or an
+index, but no manifest, counts as a split that lost its manifest. Every byte is read: a flipped bit,
+a missing, short, repeated or foreign member or shard, an altered index or manifest gives a finding
+with its path. The files alone do not show a change by somebody who computes all hashes anew. To
+notice it, compare the printed digest with one that you know, such as that in a run's record.
 """
 
 import argparse
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from data_shards.commands.shared import add_workers_argument, workers_of
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, DataShardsError
-from data_shards.findings import Finding
 
 EXAMPLE = """
 python -m data_shards verify shards/imagenet9
@@ -47,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         with tqdm(total=_samples(folder), desc=folder.name, unit=" images", disable=hidden) as bar:
             for finding in verify_split(folder, workers=workers, told=told, on_shard=bar.update):
                 count += 1
-                tqdm.write(finding.to_json() if arguments.json else _line(finding))
+                tqdm.write(finding.to_json() if arguments.json else finding.to_text())
         total += count
         seconds = max(time.monotonic() - begin, 1e-3)
         if told and not arguments.json:
@@ -66,7 +64,3 @@ def _samples(folder: Path) -> int | None:
         return parse_manifest(folder / MANIFEST_NAME)[0].samples
     except DataShardsError:
         return None
-
-
-def _line(finding: Finding) -> str:
-    return f"{finding.verdict:<9}  {finding.path}: {', '.join(finding.reasons)}"

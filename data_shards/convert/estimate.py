@@ -1,4 +1,4 @@
-"""What a conversion will take, from a few real images."""
+"""Estimate the time and space of a conversion from a few of its images."""
 
 import time
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from data_shards.ordering import permutation
 from data_shards.sources.listing import Item
 
 _SAMPLE = 64
-# What writing, reading back and hashing add to reading and examining.
+# Writing, reading back and hashing multiply the time of reading and examining by this.
 _WRITING = 1.15
 _START_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``bytes`` and ``seconds`` that ``images`` in ``shards`` will take.
+    """The ``bytes`` and ``seconds`` that ``images`` in ``shards`` will take.
 
-    ``sampled`` images were read and examined for it, of which ``damaged`` would be left out.
+    ``sampled`` images were read and examined, and ``damaged`` of them would be left out.
     """
 
     images: int
@@ -40,7 +40,7 @@ def estimate(conversion: Conversion, workers: int, shards: Sequence[int]) -> Est
     items = [item for shard in shards for item in conversion.items(shard)]
     chosen = [items[i] for i in permutation(len(items), "estimate")[:_SAMPLE]]
     measure = partial(_measure, options=conversion.options)
-    # One that its decoder does not survive would be left out.
+    # An image that crashes its decoder would be left out.
     results = [
         found
         for found in map_surviving(measure, chosen, workers=1, chunk=_SAMPLE)
@@ -66,14 +66,14 @@ def estimate(conversion: Conversion, workers: int, shards: Sequence[int]) -> Est
 
 
 def _measure(item: Item, options: Options) -> tuple[int | None, float]:
-    """Return what :func:`_length` does, and the seconds that it takes."""
+    """Return the value of :func:`_length`, and the seconds that it took."""
     begin = time.perf_counter()
     length = _length(item, options)
     return length, time.perf_counter() - begin
 
 
 def _length(item: Item, options: Options) -> int | None:
-    """Do what the pipeline does with an image; return the bytes to store, None if left out."""
+    """Treat an image as the pipeline does; return the bytes to store, None if left out."""
     found, content = examine_item(item)
     if found.verdict in ("corrupt", "refused"):
         return None

@@ -1,8 +1,8 @@
 """The folder of an unfinished conversion, which survives a kill at any moment.
 
 ``DIR/.<split>.convert/`` has ``plan.json``, finished shards, a record of each in ``journal``,
-and temporary files. Everything is written under a temporary name, synced and renamed, and
-depends on the plan alone: several processes and machines may work here at once.
+and temporary files. Everything is written under a temporary name, synced and renamed. Its content
+depends on the plan alone, so several processes and machines may work here at once.
 """
 
 import hashlib
@@ -62,17 +62,17 @@ class Note(_Model):
 
     @property
     def finding(self) -> Finding:
-        """The same as a finding."""
+        """The note as a finding."""
         return Finding(self.path, self.verdict, self.reasons)
 
     @property
     def damage(self) -> bool:
-        """Whether it counts as an image that is damaged or was refused."""
+        """Whether the image is damaged or was refused."""
         return self.verdict in ("corrupt", "refused")
 
 
 class Record(_Model):
-    """What became of one shard of the work that ``recipe`` identifies."""
+    """The record of a finished shard; ``recipe`` identifies the conversion."""
 
     recipe: str
     number: int
@@ -83,7 +83,7 @@ class Record(_Model):
 
 
 class Head(_Model):
-    """The content of ``plan.json``: what has to be known to publish the split."""
+    """The content of ``plan.json``: all that publishing the split needs to know."""
 
     dataset: str
     split: str
@@ -121,7 +121,7 @@ class Head(_Model):
 
     @property
     def listed(self) -> int:
-        """The number of images, those included that the source refused."""
+        """The number of images, including those that the source refused."""
         return self.images + sum(note.left_out for note in self.notes)
 
     @cached_property
@@ -166,7 +166,7 @@ class Work:
             )
 
     def head(self) -> Head:
-        """Return what is being converted; UsageError if there is nothing."""
+        """Return the content of ``plan.json``; UsageError if no conversion was begun."""
         if not self._plan.exists():
             raise UsageError(f"{self.folder}: there is no unfinished conversion here")
         text = _unsealed(self._plan)
@@ -177,7 +177,7 @@ class Work:
     def record(self, number: int, recipe: str) -> Record | None:
         """Return the record of a finished shard whose file is there, else None.
 
-        A record that was damaged, by a disk or a power cut, is none: its shard is written again.
+        A record that a disk or a power cut has damaged is missing: its shard is written again.
         """
         path = self._record(number)
         text = _unsealed(path) if path.exists() else None
@@ -193,12 +193,12 @@ class Work:
         return None
 
     def has(self, number: int) -> bool:
-        """Say whether a shard and its record are there, without looking into them."""
+        """Return whether the files of a shard and its record exist, without reading them."""
         shard = self.shards / shard_name(self.split, number)
         return shard.exists() and self._record(number).exists()
 
     def keep(self, record: Record) -> None:
-        """Write the record of a shard that has its name already."""
+        """Write the record of a shard that is finished."""
         sync_folder(self.shards)
         path = self._record(record.number)
         with temporary_file(self.temporary, path.name) as (temporary, file):
@@ -215,7 +215,7 @@ class Work:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from publishing, or beginning, at the same time."""
+        """Keep other processes from beginning or publishing at the same time."""
         with locked(self.folder / "lock"):
             yield
 
@@ -236,18 +236,19 @@ class Work:
             return model.model_validate_json(text)
         except ValidationError as error:
             raise DataShardsError(
-                f"{path}: of another version ({error.error_count()} errors); remove {self.folder}"
+                f"{path}: was written by another version ({error.error_count()} errors); "
+                f"remove {self.folder}"
             ) from None
 
 
 def _sealed(model: BaseModel) -> bytes:
-    """Return JSON under its sha256: a disk that loses bits shall not decide what is converted."""
+    """Return JSON below its sha256, so that damage by the disk is noticed."""
     text = model.model_dump_json().encode()
     return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
 
 
 def _unsealed(path: Path) -> bytes | None:
-    """Return the JSON of such a file, None if it is not what was written."""
+    """Return the JSON of such a file, None if it has changed since it was written."""
     seal, _, text = read_regular(path).partition(b"\n")
     return text if seal == hashlib.sha256(text).hexdigest().encode() else None
 
@@ -257,7 +258,7 @@ def _difference(there: Head, given: Head) -> str:
     old = {**there.model_dump(exclude={"options"}), **there.options}
     new = {**given.model_dump(exclude={"options"}), **given.options}
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    # The plan differs whenever something else does: it says nothing more.
+    # plan_sha256 differs whenever another field does, so it adds nothing.
     names = [name for name in names if name != "plan_sha256"] or ["the images"]
     return ", ".join(
         f"{name} {old[name]!r}" if isinstance(old.get(name), int | float | str) else name

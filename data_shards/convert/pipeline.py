@@ -1,13 +1,12 @@
 """Convert a listing: examine every image, write shards in parallel, publish the split.
 
-What is done is kept shard by shard (:mod:`data_shards.convert.journal`), so the same call goes on
-where another was killed, and the result does not depend on who wrote which shard.
+Finished shards are kept (:mod:`data_shards.convert.journal`), so the same call continues where
+another was killed. The result does not depend on which process wrote which shard.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from data_shards.convert.journal import Head, Note, Record, Sample, Work
@@ -21,7 +20,6 @@ from data_shards.format.manifest import Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.images.resize import smaller
-from data_shards.processes import end_with_parent
 from data_shards.sources.listing import Item
 
 # For one image, or for flushing a shard to a slow disk.
@@ -32,8 +30,8 @@ _SECONDS = 600.0
 class Job:
     """One shard to write.
 
-    ``again``: it was written, without some images, which are to be looked at once more.
-    ``crashed`` says why the images at some positions are not tried.
+    ``again``: the shard was written without some images, which are to be examined again.
+    ``crashed`` has the findings on images that are not tried, by their positions.
     """
 
     work: Work
@@ -48,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of a shard: the number of its images, what was found, whether it is new."""
+    """The result of a shard: the number of its images, the notes, whether it is new."""
 
     images: int
     notes: tuple[Note, ...]
@@ -67,13 +65,13 @@ def convert_listing(
 ) -> Manifest | None:
     """Convert, and return the manifest of ``output/<split>``; nothing is ever overwritten.
 
-    Of several parts (number from 1, how many) only the shards are written, and None is
-    returned: :func:`~data_shards.convert.publish.merge` publishes. Images that are left out are
-    copied to ``quarantine``, if given. ``on_shard(images, written)`` follows each shard, with
-    False for one that an earlier run has written. What that run left out is looked at again: it
-    may have been repaired, or could not be read for a moment.
+    With several parts (number from 1, how many), this call writes the shards of one part and
+    returns None; :func:`~data_shards.convert.publish.merge` publishes. Images that are left out
+    are copied to ``quarantine``, if given. ``on_shard(images, written)`` is called after each
+    shard, with False for one that an earlier run has written. Images that an earlier run left out
+    are examined again: they may have been repaired, or were unreadable for a moment.
 
-    UsageError if something else is in the way, DataShardsError if more images are damaged
+    UsageError if another data set lies in the folder. DataShardsError if more images are damaged
     than ``limit`` allows: then nothing is published, but the work is kept.
     """
     conversion.check()
@@ -112,7 +110,7 @@ def convert_listing(
             return None
         return publish(work, head, output, limit=limit, workers=workers)
     except OSError:
-        # Another process may have published, and removed what this one works in.
+        # Another process may have published the split and removed the working folder.
         there = present(output, plan)
         if there is None:
             raise
@@ -170,24 +168,17 @@ def _remember(jobs: Iterable[Job], drawn: deque[Job]) -> Iterator[Job]:
 def _without(job: Job, crash: Crash) -> Job:
     if not 0 <= crash.position < len(job.items) or crash.position in job.crashed:
         name = shard_name(job.work.split, job.number)
-        raise DataShardsError(f"{name}: the process that writes it dies ({crash.cause})")
+        raise DataShardsError(f"{name}: the process that writes it died ({crash.cause})")
     verdict, reason = CRASHES[crash.cause]
     finding = Finding(job.items[crash.position].source, verdict, (reason,))
     return replace(job, crashed={**job.crashed, crash.position: finding})
 
 
-@cache
-def _prepare() -> None:
-    """Once in each worker."""
-    end_with_parent()
-
-
 def write_shard(job: Job) -> Written:
-    """Write one shard and its record, in a worker, unless it is there as it would become."""
-    _prepare()
+    """Write one shard and its record, in a worker, unless both exist and would not change."""
     record = job.work.record(job.number, job.recipe)
     if record is not None and job.again and _left_out(job, record) != _left_out_notes(record):
-        # First the record: it must never stand beside a shard that it does not describe.
+        # Remove the record first: it must never lie beside a shard that it does not describe.
         job.work.forget(job.number)
         record = None
     if record is not None:
@@ -202,7 +193,7 @@ def _left_out_notes(record: Record) -> list[Note]:
 
 
 def _left_out(job: Job, record: Record) -> list[Note]:
-    """Return which of the images that a record left out would be left out now, and why."""
+    """Return notes on the images that a record left out and that would be left out again."""
     sources = {note.path for note in _left_out_notes(record)}
     notes = []
     for position, item in enumerate(job.items):
@@ -278,7 +269,7 @@ def _note(item: Item, verdict: Verdict, reasons: tuple[str, ...], *, left_out: b
 def _examine(
     item: Item, options: Options
 ) -> tuple[Examination, bytes, tuple[bytes, tuple[int, int]] | None]:
-    """Return what was found, also of the resizing; the file; a smaller one and its size."""
+    """Return the examination, also of the resizing; the file; a smaller image and its size."""
     found, content = examine_item(item)
     if options.resize is None or _is_left_out(found, options):
         return found, content, None
@@ -286,7 +277,7 @@ def _examine(
         return found, content, smaller(content, options.resize, options.quality)
     except MemoryError:
         raise
-    except Exception:  # what strict decoders accept, Pillow may not; it raises nearly anything
+    except Exception:  # Pillow may refuse what strict decoders accept, with any exception
         return _refused(found, "cannot-be-resized"), content, None
 
 
@@ -297,7 +288,7 @@ def _store(
     content: bytes,
     small: tuple[bytes, tuple[int, int]] | None,
 ) -> None:
-    """Write an image, or the smaller one that is to stand for it."""
+    """Write an image, or the smaller one in its place."""
     facts: dict[str, object] = {}
     size = found.size
     sha256: bytes | None = bytes.fromhex(found.sha256)

@@ -1,4 +1,4 @@
-"""The plan of a conversion: which image goes into which shard, before any of them is read."""
+"""Plan a conversion: decide which image goes into which shard before any image is read."""
 
 import hashlib
 import re
@@ -26,12 +26,12 @@ _OVERHEAD = 5 * BLOCK
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the shards besides the listing; UsageError if out of range.
+    """The options that decide the shards, besides the listing; UsageError if out of range.
 
     A shard ends after ``samples_per_shard`` images, or before it would have more than
-    ``bytes_per_shard`` bytes, by the sizes of the source's files. ``resize``: short side in
-    pixels of what is larger, stored as JPEG of ``quality``. ``exclude_suspect``: leave out
-    images that are odd but whole.
+    ``bytes_per_shard`` bytes, by the sizes of the source's files. Images whose short side has more
+    than ``resize`` pixels are stored with a short side of ``resize``, as JPEGs of ``quality``.
+    ``exclude_suspect``: leave out images that are odd but whole.
     """
 
     seed: int = 0
@@ -55,12 +55,12 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, but must be {limits}")
 
     def stored(self) -> dict[str, Option]:
-        """Return the options as the manifest holds them, but for samples_per_shard."""
+        """Return the options as the manifest holds them, without samples_per_shard."""
         stored: dict[str, Option] = {"seed": self.seed}
         if self.bytes_per_shard is not None:
             stored["bytes_per_shard"] = self.bytes_per_shard
         if self.resize is not None:
-            # Another version may encode other bytes, which would mix within a split.
+            # Another version of the encoder may write other bytes; a split must not mix both.
             stored |= {"resize": self.resize, "quality": self.quality, "encoder": encoder()}
         if self.exclude_suspect:
             stored["exclude_suspect"] = True
@@ -69,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A listing with options: a pure function of both says what each shard holds."""
+    """A listing with options; both alone decide what each shard holds."""
 
     listing: Listing
     options: Options
@@ -120,7 +120,7 @@ class Conversion:
         )
 
     def check(self) -> None:
-        """Raise an error if there is nothing to convert, or a key or label cannot be one."""
+        """Raise an error if there is nothing to convert, or a key or a label is not valid."""
         listing = self.listing
         if not listing.items:
             raise UsageError(f"{listing.dataset} {listing.split}: there are no images")
@@ -160,7 +160,7 @@ def _bounds(lengths: list[int], samples: int, most: int | None) -> NDArray[np.in
         room = count = 0
         for number, length in enumerate(lengths):
             size = stored_bytes(length)
-            # The first image, or one too large for any shard, begins a shard in any case.
+            # The first image begins a shard; so does one that is too large for any shard.
             if not starts or size > room or count == samples:
                 starts.append(number)
                 room, count = most, 0

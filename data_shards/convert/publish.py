@@ -1,12 +1,12 @@
-"""Join finished shards to a split: findings, index, manifest; then it appears, whole.
+"""Publish finished shards as a split: write findings, index and manifest, rename the folder.
 
-Besides the shards, ``index.npy`` and ``manifest.json`` a converted split has
-``findings.jsonl``, one line each for what was left out, is odd, or repeats another image of
-the split (paths are those of the source), and ``pixels.npy``, the first 16 bytes of the hash
-of each sample's pixels in the order of the index, which finds repeated images across splits.
+A converted split has two more files. ``findings.jsonl`` has a line for each image that was left
+out, is odd, or repeats another image of the split, under its path in the source. ``pixels.npy`` has
+the first 16 bytes of the hash of each sample's pixels, in the order of the index; it finds images
+that occur in several splits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Tally:
     first: Finding | None = None
 
     def add(self, notes: Iterable[Note]) -> None:
-        """Count what ``notes`` say."""
+        """Count the notes on damaged or refused images."""
         for note in notes:
             if note.damage:
                 self.damaged += 1
@@ -50,7 +50,7 @@ class Limit:
     """How many images may be left out as damaged or refused before nothing is published.
 
     ``most`` is a number (int) or a fraction of the listed images (float, 0..1), None without
-    a limit. ``option`` is what set it, for the message.
+    a limit. ``option`` is the option that set it, for the message.
     """
 
     most: int | float | None = None
@@ -69,7 +69,7 @@ class Limit:
         )
 
     def holds(self, damaged: int, images: int) -> bool:
-        """Say whether that many damaged images are allowed; without a limit only none."""
+        """Return whether so many damaged images are allowed; without a limit, none are."""
         most = self.most or 0
         return damaged <= (most * images if isinstance(most, float) else most)
 
@@ -156,7 +156,7 @@ def _rows(record: Record) -> list[Row]:
 
 
 class _Records:
-    """The records of all shards, one at a time: together they are large."""
+    """Reads the records of all shards one at a time, because together they are large."""
 
     def __init__(self, work: Work, head: Head) -> None:
         self._work = work
@@ -226,9 +226,9 @@ def _duplicates(finder: DuplicateFinder, records: _Records, workers: int) -> lis
 def confirmed(
     groups: Sequence[Sequence[int]], item: Callable[[int], Item], workers: int
 ) -> list[list[int]]:
-    """Return the groups of rows whose pixels are all equal, at full size.
+    """Return the groups of rows whose pixels are equal at full size.
 
-    ``groups`` are of equal pixels at an eighth of it; ``item(row)`` is where an image lies.
+    The pixels of ``groups`` are equal at an eighth of it; ``item(row)`` is where an image lies.
     """
     members = [row for group in groups for row in group]
     if not members:
@@ -237,11 +237,18 @@ def confirmed(
         full_pixels_of, map(item, members), workers=min(workers, len(members)), chunk=_CHUNK
     )
     pixels = dict(zip(members, hashes, strict=True))
+    return groups_of_equal(groups, pixels)
+
+
+def groups_of_equal(
+    groups: Sequence[Sequence[int]], hashes: Mapping[int, str | Crash]
+) -> list[list[int]]:
+    """Split groups of rows into those with equal hashes; a row without a hash is in none."""
     result = []
     for group in groups:
         same: dict[str, list[int]] = {}
         for row in group:
-            value = pixels[row]
+            value = hashes[row]
             if not isinstance(value, Crash) and value:
                 same.setdefault(value, []).append(row)
         result += [rows for rows in same.values() if len(rows) > 1]

@@ -1,18 +1,21 @@
 """Map a function over items in worker processes that hostile data may kill.
 
-A worker may crash, run out of memory or hang; the item at fault is found and reported, all
+A worker may crash, run out of memory or hang. The item at fault is found and reported, and all
 others get their result.
+
+No library was found that does this. ``ProcessPoolExecutor`` loses all items when one worker dies,
+and cannot kill a worker before Python 3.14. ``pebble`` gives up all items when a worker dies before
+it begins one, and :func:`mark` could not restart its time limit.
 """
 
 import multiprocessing
 import os
 import resource
-import time
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, Literal, TypeVar
 
 from data_shards.errors import DataShardsError
@@ -24,19 +27,18 @@ R = TypeVar("R")
 MEMORY = 512 * 2**20  # bytes a worker may hold
 SECONDS = 120.0  # that one item may take
 
-# Started afresh: a fork would inherit locks, threads and memory of whoever calls.
+# A forked worker would inherit locks, threads and memory of the caller.
 _CONTEXT = multiprocessing.get_context("spawn")
-_POLL_SECONDS = 0.5
 _MOST_FAILED_STARTS = 3
-_ITEM, _POSITION, _BEATS = range(3)
+_ITEM, _POSITION = range(2)
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """What came of an item instead of a result.
+    """Stands for the result of an item that has none.
 
     ``cause`` is ``crashed`` (killed by a signal, or it left), ``memory`` or ``timeout``;
-    ``position`` what :func:`mark` was last told, -1 without a mark.
+    ``position`` is that of the last :func:`mark`, -1 without one.
     """
 
     cause: Literal["crashed", "memory", "timeout"]
@@ -50,32 +52,9 @@ class _Job(Generic[T]):
     deaths: int = 0
 
 
-@dataclass(slots=True)
-class _Worker(Generic[T]):
-    process: SpawnProcess
-    connection: Connection
-    state: Any  # shared: number of the item in the job, its mark, a counter of progress
-    job: _Job[T] | None = None
-    beats: int = 0
-    since: float = field(default_factory=time.monotonic)
-
-
 def default_workers() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-_state: Any = None
-
-
-def mark(position: int) -> None:
-    """Tell, inside a function run by :func:`map_surviving`, which part of its item is begun.
-
-    The part restarts the item's clock, and a crash names it. Elsewhere it does nothing.
-    """
-    if _state is not None:
-        _state[_POSITION] = position
-        _state[_BEATS] += 1
 
 
 def map_surviving(
@@ -91,14 +70,14 @@ def map_surviving(
 
     ``function``, items and results must be picklable; the module of the caller must be
     importable without side effects. ``items`` are drawn as they are needed, ``chunk`` at a
-    time for a worker: items that take milliseconds need some 30 to hide the way to and fro.
+    time for a worker. Items that take milliseconds need some 30 to hide the cost of sending.
 
-    A worker holds at most ``memory`` bytes; beyond, allocations fail. If a worker dies, or
-    an item (or a part of it, see :func:`mark`) takes longer than ``seconds``, the item at
-    work is tried once more alone in a fresh worker, since a worker may be killed for no
-    fault of the item; if that dies too, the item yields a :class:`Crash`. The other items of
-    its chunk are repeated, so ``function`` may run more than once on an item. A MemoryError
-    yields a Crash at once. Any other exception of ``function`` ends the map with it.
+    A worker holds at most ``memory`` bytes; beyond that, allocations fail. If a worker dies, or
+    an item (or a part of it, see :func:`mark`) takes longer than ``seconds``, the item is tried
+    once more, alone in a fresh worker, because the worker may have been killed for another reason.
+    If that worker dies too, the item yields a :class:`Crash`. The other items of its chunk are
+    repeated, so ``function`` may run more than once on an item. A MemoryError yields a Crash at
+    once. Any other exception of ``function`` ends the map and is raised.
 
     Closing the iterator ends the workers; they end too when this process is killed. Raises
     DataShardsError if workers die before they begin.
@@ -110,15 +89,32 @@ def map_surviving(
         pool.close()
 
 
+class _Worker(Generic[T, R]):
+    def __init__(self, function: Callable[[T], R], memory: int, seconds: float) -> None:
+        self.connection, theirs = _CONTEXT.Pipe()
+        # Shared: the number of the item in the job, -1 before it is begun, and its mark.
+        self.state: Any = _CONTEXT.RawArray("q", 2)
+        arguments = (function, theirs, self.state, memory, seconds)
+        self.process = _CONTEXT.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def end(self) -> int | None:
+        """Kill the process if it still runs; return its exit code."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+
 class _Pool(Generic[T, R]):
     def __init__(
         self, function: Callable[[T], R], workers: int, memory: int, seconds: float
     ) -> None:
-        self._function = function
+        self._arguments = (function, memory, seconds)
         self._count = workers
-        self._memory = memory
-        self._seconds = seconds
-        self._workers: list[_Worker[T]] = []
+        self._idle: list[_Worker[T, R]] = []
+        self._busy: dict[object, tuple[_Worker[T, R], _Job[T]]] = {}
         self._results: dict[int, R | Crash] = {}
         self._repeated: deque[_Job[T]] = deque()
         self._failed_starts = 0
@@ -134,10 +130,9 @@ class _Pool(Generic[T, R]):
                 yielded += 1
             if not more and yielded == drawn:
                 return
-            while self._repeated or (more and drawn - yielded < window):
-                worker = self._idle()
-                if worker is None:
-                    break
+            while len(self._busy) < self._count and (
+                self._repeated or (more and drawn - yielded < window)
+            ):
                 if self._repeated:
                     job = self._repeated.popleft()
                 else:
@@ -147,130 +142,114 @@ class _Pool(Generic[T, R]):
                         break
                     job = _Job(list(range(drawn, drawn + len(batch))), batch)
                     drawn += len(batch)
-                self._assign(worker, job)
-            self._listen()
+                self._assign(job)
+            if self._busy:
+                for ready in wait([worker.connection for worker, _ in self._busy.values()]):
+                    self._take(*self._busy.pop(ready))
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.connection.close()
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
+        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            worker.end()
 
-    def _idle(self) -> _Worker[T] | None:
-        for worker in self._workers:
-            if worker.job is None:
-                return worker
-        if len(self._workers) == self._count:
-            return None
-        ours, theirs = _CONTEXT.Pipe()
-        state = _CONTEXT.RawArray("q", 3)
-        process = _CONTEXT.Process(
-            target=_serve, args=(self._function, theirs, state, self._memory), daemon=True
-        )
-        process.start()
-        theirs.close()
-        fresh: _Worker[T] = _Worker(process, ours, state)
-        self._workers.append(fresh)
-        return fresh
-
-    def _assign(self, worker: _Worker[T], job: _Job[T]) -> None:
-        worker.job = job
+    def _assign(self, job: _Job[T]) -> None:
+        worker = self._idle.pop() if self._idle else _Worker(*self._arguments)
         worker.state[_ITEM] = worker.state[_POSITION] = -1
-        worker.beats = worker.state[_BEATS]
         try:
             worker.connection.send(job.items)
         except (BrokenPipeError, ConnectionResetError):
-            self._bury(worker, "crashed")
+            self._bury(worker, job)
+        else:
+            self._busy[worker.connection] = worker, job
 
-    def _listen(self) -> None:
-        busy = [worker for worker in self._workers if worker.job]
-        ready = wait([worker.connection for worker in busy], _POLL_SECONDS)
-        for worker in busy:
-            if worker.connection not in ready:
-                self._watch(worker)
-                continue
-            try:
-                finished, content = worker.connection.recv()
-            except (EOFError, ConnectionResetError):
-                self._bury(worker, "crashed")
-                continue
-            if not finished:
-                raise content
-            assert worker.job is not None
-            self._results.update(zip(worker.job.numbers, content, strict=True))
-            self._failed_starts = 0
-            worker.job = None
+    def _take(self, worker: _Worker[T, R], job: _Job[T]) -> None:
+        try:
+            finished, content = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury(worker, job)
+            return
+        self._idle.append(worker)
+        if not finished:
+            raise content
+        self._results.update(zip(job.numbers, content, strict=True))
+        self._failed_starts = 0
 
-    def _watch(self, worker: _Worker[T]) -> None:
-        beats, now = worker.state[_BEATS], time.monotonic()
-        # A worker that has not begun its job is still importing: nobody's fault.
-        if beats != worker.beats or worker.state[_ITEM] < 0:
-            worker.beats, worker.since = beats, now
-        elif now - worker.since > self._seconds:
-            self._bury(worker, "timeout")
-
-    def _bury(self, worker: _Worker[T], cause: Literal["crashed", "timeout"]) -> None:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
-        self._workers.remove(worker)
-        job = worker.job
-        assert job is not None
+    def _bury(self, worker: _Worker[T, R], job: _Job[T]) -> None:
+        code = worker.end()
         fault = worker.state[_ITEM]
         if fault < 0:
             self._failed_starts += 1
             if self._failed_starts == _MOST_FAILED_STARTS:
-                raise DataShardsError(
-                    f"worker processes die before they begin (exit code {worker.process.exitcode})"
-                )
+                raise DataShardsError(f"worker processes die before they begin (exit code {code})")
             self._repeated.append(job)
-            return
-        if len(job.items) > 1:
+        elif len(job.items) > 1:
             # Alone, so that a second death proves whose fault it was.
             self._repeated.append(_Job([job.numbers.pop(fault)], [job.items.pop(fault)], 1))
             self._repeated.append(job)
         elif job.deaths:
+            cause: Literal["crashed", "timeout"]
+            cause = "timeout" if code == -signal.SIGALRM else "crashed"
             self._results[job.numbers[0]] = Crash(cause, worker.state[_POSITION])
         else:
             job.deaths += 1
             self._repeated.append(job)
 
 
-def _serve(function: Callable[[T], R], connection: Connection, state: Any, memory: int) -> None:
-    global _state
-    _state = state
+# The state of this process, if it is a worker, and the seconds that an item may take.
+_working: tuple[Any, float] | None = None
+
+
+def mark(position: int) -> None:
+    """Tell, inside a function run by :func:`map_surviving`, which part of its item is begun.
+
+    This restarts the time limit of the item, and a crash names the part. Outside of such a function
+    it does nothing.
+    """
+    if _working is not None:
+        state, seconds = _working
+        state[_POSITION] = position
+        # When the time is up, the kernel ends the process with SIGALRM, also inside a decoder.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _serve(
+    function: Callable[[T], R], connection: Connection, state: Any, memory: int, seconds: float
+) -> None:
+    global _working
+    _working = state, seconds
     end_with_parent()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(memory)
     while True:
         try:
             items = connection.recv()
-        except (EOFError, ConnectionResetError):
+            connection.send(_answer(function, items, state))
+        except (EOFError, ConnectionResetError, BrokenPipeError):
             return
-        results: list[R | Crash] = []
-        try:
-            for number, item in enumerate(items):
-                state[_POSITION] = -1
-                state[_ITEM] = number
-                state[_BEATS] += 1
-                try:
-                    results.append(function(item))
-                except MemoryError:
-                    results.append(Crash("memory", state[_POSITION]))
-            answer: tuple[bool, object] = (True, results)
-        except Exception as error:
-            answer = (False, error)
-        try:
-            connection.send(answer)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+
+
+def _answer(function: Callable[[T], R], items: list[T], state: Any) -> tuple[bool, object]:
+    """Return True with the results, or False with the exception that ends the map."""
+    results: list[R | Crash] = []
+    try:
+        for number, item in enumerate(items):
+            state[_ITEM] = number
+            mark(-1)
+            try:
+                results.append(function(item))
+            except MemoryError:
+                results.append(Crash("memory", state[_POSITION]))
+        return True, results
+    except Exception as error:
+        return False, error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _limit_memory(memory: int) -> None:
     """Limit the address space so that the memory in use stays below ``memory`` bytes.
 
-    Libraries reserve address space that they never use, threads most of all; what is
-    reserved already does not count.
+    Libraries, and threads most of all, reserve address space that they never use. So the space
+    that is reserved already does not count.
     """
     with open("/proc/self/statm", encoding="ascii") as file:
         reserved, resident = (

@@ -1,12 +1,12 @@
-"""What a folder of shards holds: ``manifest.json`` and the index ``index.npy``.
+"""Describe a folder of shards: ``manifest.json`` and the index ``index.npy``.
 
 A split is a folder with ``<split>-NNNNNN.tar``, ``manifest.json`` and ``index.npy``. The
 index has one row a sample, in shard order, and is made to be memory-mapped: a reader
 finds each image by offset and never walks a tar.
 
-The manifest holds the sha256 of every other file, and its own (``digest``, of the rest of
-it). So any change is noticed, except one by somebody who computes all the hashes anew: that
-shows only to those who know the digest from elsewhere, as a run's record does.
+The manifest holds the sha256 of every other file and, as ``digest``, of its own content. So
+every change is noticed, except one by somebody who computes all the hashes anew. To notice that,
+compare the digest with one from elsewhere, such as a run's record.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ _Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 # Rows of the index that are checked at a time: opening one must not copy it.
 _ROWS = 65536
 
-# How a sample came about, in plain values.
+# The value of an option that a split was made with.
 Option = bool | int | float | str | None | list[int] | list[str]
 
 
@@ -118,7 +118,7 @@ class Manifest(_Record):
 
     @property
     def recipe(self) -> str:
-        """Sha256 of what the split was made from; known before a single image is written."""
+        """Sha256 of what decides the split; it is known before the first image is written."""
         return recipe(self.dataset, self.split, self.classes, self.options)
 
     @property
@@ -141,7 +141,7 @@ def _canonical_digest(content: Mapping[str, Any]) -> str:
 def recipe(
     dataset: str, split: str, classes: tuple[str, ...], options: Mapping[str, Option]
 ) -> str:
-    """Return the sha256 of what makes a split: data set, split, classes, options and format."""
+    """Return the sha256 of what decides a split: data set, split, classes, options, format."""
     return _canonical_digest(
         {
             "format": FORMAT,
@@ -174,7 +174,7 @@ def index_dtype(key_bytes: int) -> np.dtype[np.void]:
 
 
 def parse_manifest(path: Path) -> tuple[Manifest, bool]:
-    """Read a manifest; say also whether every byte is as it was written.
+    """Return a manifest, and whether every byte of its file is as it was written.
 
     DataShardsError in one line if it cannot be read or is malformed.
     """
@@ -194,7 +194,7 @@ def parse_manifest(path: Path) -> tuple[Manifest, bool]:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/manifest.json``; DataShardsError in one line if it does not hold."""
+    """Read and check ``folder/manifest.json``; DataShardsError in one line if it is not valid."""
     path = folder / MANIFEST_NAME
     manifest, as_written = parse_manifest(path)
     if not as_written:
@@ -221,7 +221,7 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     index, mapped = _map(path)
     _check_index(path, manifest, index)
     if mapped is not None:
-        # The check has touched all pages; they shall count for this process when it reads them.
+        # The check has read all pages. Drop them: those that are read again take memory then.
         mapped.madvise(mmap.MADV_DONTNEED)
     return index
 

@@ -1,4 +1,4 @@
-"""The samples of written shards: their images by offset, their facts by a walk of the tars."""
+"""Read the samples of shards: images by their offset, facts by a walk through the tars."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the JSON of a sample says, and the extension of its image."""
+    """The facts in the JSON of a sample, and the extension of its image."""
 
     key: str
     source: str
@@ -42,9 +42,9 @@ def split_folders(folder: Path) -> list[Path]:
 
 
 def folders_to_verify(folder: Path) -> list[Path]:
-    """Return what :func:`split_folders` does, and what must have been a split.
+    """Return the splits that :func:`split_folders` finds, and those that lost their manifest.
 
-    A folder that holds shards or an index has lost its manifest. UsageError if there is neither.
+    A folder with shards or an index must have been a split. UsageError if there is neither.
     """
     if os.path.lexists(folder / MANIFEST_NAME):
         return [folder]
@@ -60,7 +60,7 @@ def _was_split(folder: Path) -> bool:
 
 
 def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:
-    """Return the file of the image that a row of the index names, compared with its hash.
+    """Return the file of the image in a row of the index, after comparing it with its hash.
 
     DataShardsError, which names the shard and the key, if it cannot be read or differs.
     """
@@ -105,7 +105,7 @@ def _facts_of(path: Path) -> dict[str, Facts]:
                 if extension in ("jpg", "png"):
                     extensions[key] = extension
                 elif extension == "json":
-                    # A link would be followed.
+                    # extractfile would follow a link.
                     file = tar.extractfile(member) if member.isreg() else None
                     if file is None or member.size > _MOST_FACTS:
                         raise DataShardsError(f"{path}: {member.name}: not the facts of a sample")

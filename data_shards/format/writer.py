@@ -41,7 +41,7 @@ _MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a split is to be: everything that is known before its images are read."""
+    """The plan of a split: everything that is known before its images are read."""
 
     dataset: str
     split: str
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def recipe(self) -> str:
-        """Equal to the ``Manifest.recipe`` of the split made by this plan."""
+        """The ``Manifest.recipe`` of the split that this plan makes."""
         return recipe(self.dataset, self.split, self.classes, self.stored_options)
 
     @property
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sample of a shard: a row of the index, but for the number of its shard.
+    """A sample of a shard: a row of the index without the number of the shard.
 
     ``sha256`` is that of the image as stored; ``offset`` and ``length`` are where it lies.
     """
@@ -100,7 +100,7 @@ class ShardWriter:
     ) -> None:
         """Add one sample; ``image`` is a JPEG or PNG file, ``size`` its (width, height).
 
-        ``sha256`` saves computing it; ``facts`` go into the sample's JSON as well.
+        ``sha256`` is that of ``image``, if it is known; ``facts`` are added to the sample's JSON.
         """
         extension = next((e for e, magic in _MAGIC.items() if image.startswith(magic)), None)
         if extension is None:
@@ -138,8 +138,8 @@ class ShardWriter:
 def shard_writer(path: Path, temporary: Path) -> Iterator[ShardWriter]:
     """Yield a writer of the shard ``path``, which appears when ``finish`` is called.
 
-    Until then it is in the folder ``temporary``, of the same file system; an error leaves
-    nothing there.
+    Until then it lies in the folder ``temporary``, which must be on the same file system. After
+    an error nothing stays there.
     """
     with temporary_file(temporary, path.name) as (place, file):
         tar = TarStream(file)
@@ -194,14 +194,14 @@ class SplitWriter:
         self._excluded.append(Excluded(source=source, reasons=reasons))
 
     def finish(self) -> Manifest:
-        """Close the last shard, write the index and, last of all, the manifest."""
+        """Close the last shard, write the index and then the manifest."""
         self._finish_shard()
         return write_records(
             self._folder, self._plan, self._shards, index_of(self._rows), excluded=self._excluded
         )
 
     def close(self) -> None:
-        """Drop a shard that was begun."""
+        """Remove an unfinished shard."""
         self._closing.close()
 
     def _finish_shard(self) -> None:
@@ -213,7 +213,7 @@ class SplitWriter:
 
 
 def check_sample(key: str, label: int, source: str, classes: int) -> None:
-    """Raise DataShardsError if a key cannot be one, or a label is not one of the classes."""
+    """Raise DataShardsError if the key is not valid or the label is not one of the classes."""
     if not 0 <= label < classes:
         raise DataShardsError(f"{source}: label {label} is outside the {classes} classes")
     # webdataset cuts the key at its first dot.
@@ -237,7 +237,7 @@ def rows_of(shard: int, rows: Sequence[Row]) -> NDArray[np.void]:
 
 
 def index_of(tables: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
-    """Return the index of a split, made of those of its shards in order."""
+    """Join the indexes of shards, in their order, to the index of a split."""
     widest = max((table.dtype["key"].itemsize for table in tables), default=1)
     index = np.zeros(sum(map(len, tables)), dtype=index_dtype(widest))
     first = 0
@@ -256,7 +256,7 @@ def write_records(
     excluded: Sequence[Excluded] = (),
     files: Mapping[str, bytes] | None = None,
 ) -> Manifest:
-    """Write the index, other ``files`` by name, and last of all the manifest of a split."""
+    """Write the index, other ``files`` by name, and at the end the manifest of a split."""
     files = files or {}
     content = npy(index)
     write_synced(folder / INDEX_NAME, content)

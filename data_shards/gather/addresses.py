@@ -1,4 +1,4 @@
-"""Which network addresses may be asked: those of the public Internet alone."""
+"""Restrict requests to addresses of the public Internet."""
 
 import ipaddress
 import socket
@@ -12,14 +12,15 @@ class NotPublicError(OSError):
     """A host's address is a loopback, private, link-local or otherwise reserved one."""
 
     def __init__(self) -> None:
-        # The same words for every address: a host with several then still fails as this.
+        # Use the same words for every address: for a host with several, aiohappyeyeballs keeps
+        # the type of their errors only if all have the same text.
         super().__init__(NOT_PUBLIC)
 
 
 def is_public(address: str) -> bool:
     """Whether a numeric IPv4 or IPv6 address belongs to the public Internet.
 
-    An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is judged itself.
+    An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) decides alone.
     """
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address):
@@ -32,10 +33,10 @@ def is_public(address: str) -> bool:
 
 
 def public_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Return a fresh socket for an entry of ``getaddrinfo``; NotPublicError if it may not be asked.
+    """Return a fresh socket for an entry of ``getaddrinfo``; NotPublicError if it is not public.
 
-    Called with the very address that is about to be connected, so that nothing (a name that
-    resolves differently the second time, a redirect, a numeric host) gets around it.
+    aiohttp calls this with the address that it is about to connect to. So a name that resolves
+    differently the second time, a redirect or a numeric host cannot get around the check.
     """
     family, kind, protocol, _, target = address
     if not is_public(target[0]):

@@ -4,8 +4,7 @@ import ssl
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -14,14 +13,14 @@ from data_shards.gather.addresses import NotPublicError, public_socket
 from data_shards.gather.urls import host_of
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TRY_AGAIN = (408, 425, 429)  # and every error of the server
+_TRY_AGAIN = (408, 425, 429)  # and 5xx
 _CHUNK = 64 * 1024  # bytes
 _USER_AGENT = "rebias-shards (image data set; one list, few requests a host)"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a request: seconds to connect, between two reads and in all; bytes of a body."""
+    """Bounds of a request: seconds to connect, between two reads and in total; bytes of a body."""
 
     connect_timeout: float
     read_timeout: float
@@ -54,10 +53,10 @@ Outcome: TypeAlias = bytes | Redirect | Failure
 
 
 class Fetcher:
-    """Asks for addresses, without cookies, proxies, credentials or redirects of its own."""
+    """Requests addresses without cookies, proxies or credentials; follows no redirect."""
 
     def __init__(self, limits: Limits, *, allow_private: bool) -> None:
-        """Only inside a running event loop."""
+        """Call this inside a running event loop."""
         self._limits = limits
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -68,26 +67,19 @@ class Fetcher:
                 sock_connect=limits.connect_timeout,
                 sock_read=limits.read_timeout,
             ),
-            # Bodies as they are: a compressed one could be a bomb, and no image needs it.
+            # Ask for uncompressed bodies: a compressed one could be a bomb.
             headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
+        """Close all connections."""
         await self._session.close()
 
     async def get(self, url: str) -> Outcome:
-        """Return the body, where it is to be found instead, or why there is none."""
+        """Return the body, the address to request instead, or why there is no body."""
         try:
             async with self._session.get(URL(url), allow_redirects=False) as response:
                 return await self._content(response)
@@ -114,7 +106,7 @@ class Fetcher:
             return Failure("disconnected", again=True)
         except aiohttp.ClientError:
             return Failure("protocol", again=True)
-        except ValueError:  # a host that is no domain name
+        except ValueError:  # the host is not a domain name
             return Failure("malformed-url", again=False)
 
     async def _content(self, response: aiohttp.ClientResponse) -> Outcome:
@@ -135,7 +127,7 @@ class Fetcher:
         async for chunk in response.content.iter_chunked(_CHUNK):
             body += chunk
             if len(body) > self._limits.max_bytes:
-                response.close()  # instead of reading on to use the connection again
+                response.close()  # do not read the rest to reuse the connection
                 return Failure("too-large", again=False)
         return bytes(body)
 
@@ -154,7 +146,7 @@ class Fetcher:
 
 
 def _seconds(text: str) -> float | None:
-    """Return what a Retry-After header asks for: seconds or a date."""
+    """Return the seconds that a Retry-After header asks for, as a number or as a date."""
     text = text.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -1,28 +1,27 @@
-"""What became of each address, in a file that survives a kill at any moment."""
+"""A journal of the outcome of each address, which survives a kill at any moment."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import sync_folder
+from data_shards.files import lock, sync_folder
 from data_shards.gather.urls import Task
 
 JOURNAL_NAME = "gather.jsonl"
 
 
 class Record(BaseModel):
-    """One line: an address and what became of it.
+    """One line: an address and its outcome.
 
     ``kept``: the file ``path`` (below the output folder) of ``bytes`` bytes; ``failed``: not
-    asked again; ``unreachable``: the attempts of one run were in vain, the next run tries
-    again. ``reasons`` are short codes; of a kept image those of a suspect one.
+    requested again; ``unreachable``: all attempts of one run failed, and the next run tries
+    again. ``reasons`` are short codes; a kept image has some if it is suspect.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,63 +36,58 @@ class Record(BaseModel):
 
     @property
     def task(self) -> Task:
-        """What the line is about."""
+        """The task that the line is about."""
         return Task(self.wnid, self.url)
 
 
 class Journal:
-    """The records of a folder, last one first served; made by :func:`open_journal`."""
+    """The last record of each task of a folder; made by :func:`open_journal`."""
 
-    def __init__(self, descriptor: int, records: dict[Task, Record]) -> None:
-        self._descriptor = descriptor
+    def __init__(self, file: BinaryIO, records: dict[Task, Record]) -> None:
+        self._file = file
         self.records = records
 
     def append(self, record: Record) -> None:
         """Add a line and remember it."""
-        _write(self._descriptor, record.model_dump_json().encode() + b"\n")
+        self._file.write(record.model_dump_json().encode() + b"\n")
+        self._file.flush()
         self.records[record.task] = record
 
 
 @contextmanager
 def open_journal(folder: Path, *, split: str, val_fraction: float) -> Iterator[Journal]:
-    """Yield the journal of ``folder``, which is made if needed, locked against a second process.
+    """Yield the journal of ``folder``, locked against a second process.
 
-    An incomplete last line, which a kill leaves, is cut off. A kept image whose file is gone
-    or has another length has no record. UsageError if another process has the lock, or the
-    folder was begun with another ``split`` or ``val_fraction``: images would lie in both.
+    Creates the folder if needed. Cuts off an incomplete last line, which a kill leaves. Drops
+    the record of a kept image whose file is gone or has another length. UsageError if another
+    process has the lock, or if the folder was begun with another ``split`` or
+    ``val_fraction``, because an image could then lie in two splits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process is gathering into it") from None
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read()
+    with open(path, "a+b", opener=_open_no_link) as file:
+        if not lock(file.fileno(), wait=False):
+            raise UsageError(f"{folder}: another process is gathering into it")
+        file.seek(0)
+        content = file.read()
         whole = content.rfind(b"\n") + 1
-        os.truncate(descriptor, whole)
+        file.truncate(whole)
         lines = content[:whole].splitlines()
         header = json.dumps({"format": 1, "split": split, "val_fraction": val_fraction}).encode()
         if not lines:
-            _write(descriptor, header + b"\n")
+            file.write(header + b"\n")
+            file.flush()
             sync_folder(folder)
         elif lines[0] != header:
             raise UsageError(
                 f"{path}: was begun as {lines[0].decode(errors='replace')[:200]}; give the same "
                 "--split and --val-fraction, or another --output"
             )
-        yield Journal(descriptor, _valid(folder, _records(path, lines[1:])))
-    finally:
-        os.close(descriptor)
+        yield Journal(file, _valid(folder, _records(path, lines[1:])))
 
 
-def _write(descriptor: int, line: bytes) -> None:
-    # A full disk may take a part: what is missing then ends in an error, and the next run
-    # cuts the incomplete line off.
-    while line:
-        line = line[os.write(descriptor, line) :]
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _records(path: Path, lines: list[bytes]) -> dict[Task, Record]:

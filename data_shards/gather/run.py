@@ -1,4 +1,4 @@
-"""Fetch a list of images into class folders, politely, and go on where a run was stopped."""
+"""Fetch a list of images into class folders, politely, and continue a stopped run."""
 
 import asyncio
 import csv
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from data_shards.processes import end_with_parent
 
 FAILURES_NAME = "failures.csv"
 
-_PARTIAL = ".partial"  # files being written; beside the class folders, which hold whole ones
+_PARTIAL = ".partial"  # files being written; the class folders hold only whole ones
 _MOST_REDIRECTS = 5
 _LONGEST_BACK_OFF = 60.0  # seconds
 _LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is left to the next run
@@ -35,7 +36,10 @@ _DEAD_HOST = 10  # failures to connect, one after another, before a host is left
 
 @dataclass(frozen=True)
 class Options:
-    """How to gather; ``attempts`` of one address, ``backoff`` seconds before the second."""
+    """How to gather.
+
+    ``attempts`` are the requests for one address, ``backoff`` the seconds before the second.
+    """
 
     split: str
     val_fraction: float
@@ -69,7 +73,7 @@ def gather(
     Writes ``output/<split>/<class>/<name>.jpg`` or ``.png`` (extension by content), where
     split is ``options.split`` or ``val``, the journal ``gather.jsonl`` and ``failures.csv``.
     An image has passed :func:`data_shards.images.examine.examine` as ok or suspect. ``on_start``
-    gets the number of addresses that are to be asked, ``on_end`` each that is done with.
+    gets the number of addresses to request, ``on_end`` the record of each that is done.
     """
     tasks = list(tasks)
     with open_journal(output, split=options.split, val_fraction=options.val_fraction) as journal:
@@ -86,10 +90,10 @@ def gather(
 
 
 def findings(records: Iterable[Record]) -> list[Finding]:
-    """Return what is to be said of gathered images, in order; nothing of those that are ok.
+    """Return the findings about gathered images, in order. Images that are ok have none.
 
-    Images with the same bytes from several addresses are ``duplicate``: often the picture
-    that a photo service shows in place of a deleted one.
+    Images with the same bytes from several addresses are ``duplicate``. Often they are the
+    picture that a photo service shows in place of a deleted one.
     """
     records = list(records)
     copies = Counter(record.sha256 for record in records if record.state == "kept")
@@ -138,12 +142,12 @@ class _Run:
         for task in tasks:
             self._schedule.add(host_of(task.url), _Job(task, task.url))
         loop = asyncio.get_running_loop()
-        # Names are resolved in threads, which a dead name server holds for long.
+        # Names are resolved in threads, and a dead name server blocks a thread for long.
         loop.set_default_executor(ThreadPoolExecutor(self._options.concurrency + 4))
         running: set[asyncio.Task[None]] = set()
         try:
-            async with Fetcher(
-                self._options.limits, allow_private=self._options.allow_private
+            async with aclosing(
+                Fetcher(self._options.limits, allow_private=self._options.allow_private)
             ) as fetcher:
                 while True:
                     while len(running) < self._options.concurrency:
@@ -163,7 +167,7 @@ class _Run:
                         timeout=None if full or wait == float("inf") else max(wait, 0),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
-                    # Each is asked for its error, which ends the run: a full disk, a bug.
+                    # An error that is no outcome (a full disk, a bug) ends the run.
                     errors = [error for request in ended if (error := request.exception())]
                     if errors:
                         raise errors[0]
@@ -216,8 +220,8 @@ class _Run:
         if found is None:
             return Failure("decoder-crash", again=True)
         if found.verdict not in ("ok", "suspect"):
-            # What a server cut short without a Content-Length shows only here, and may be whole
-            # the next time; a page in place of an image stays one.
+            # Without a Content-Length, a body that was cut short is noticed only here. It may
+            # be whole the next time; a web page in place of an image stays one.
             again = found.verdict == "corrupt" and found.reasons != ("not-an-image",)
             if again and job.attempt < self._options.attempts:
                 return Failure(found.reasons[0], again=True)
@@ -260,7 +264,7 @@ def _write(partial: Path, final: Path, content: bytes) -> None:
 
 
 def _examine(content: bytes, name: str) -> Examination:
-    signal.alarm(_LONGEST_EXAMINATION)  # which ends the process, whatever it is doing
+    signal.alarm(_LONGEST_EXAMINATION)  # ends the process, even inside the decoder
     try:
         return examine(content, name)
     finally:
@@ -268,7 +272,7 @@ def _examine(content: bytes, name: str) -> Examination:
 
 
 class _Checker:
-    """Examines images in processes of their own: one that kills its decoder kills no run."""
+    """Examines images in other processes, so that a crashing decoder does not end the run."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -279,7 +283,7 @@ class _Checker:
         return ProcessPoolExecutor(self._workers, spawn, initializer=end_with_parent)
 
     async def examine(self, content: bytes, name: str) -> Examination | None:
-        """Return the examination, None if the process died (of this image or another one)."""
+        """Return the examination, None if the process died (because of this image or another)."""
         pool = self._pool
         try:
             future: Future[Examination] = pool.submit(_examine, content, name)

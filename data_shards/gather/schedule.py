@@ -1,6 +1,6 @@
 """Which request may start next, so that no host is asked too often.
 
-Pure bookkeeping with a clock that the caller reads: it starts and waits for nothing.
+The caller reads the clock, starts the requests and waits.
 """
 
 import heapq
@@ -30,7 +30,7 @@ class Schedule(Generic[T]):
         self._numbers = itertools.count()
 
     def add(self, host: str, job: T, not_before: float = 0.0) -> None:
-        """Let ``job`` wait for ``host``, at least until the time ``not_before``."""
+        """Add a job for ``host`` that may start at the time ``not_before``."""
         state = self._hosts.setdefault(host, _Host())
         heapq.heappush(state.waiting, (not_before, next(self._numbers), job))
         self._enter(host)
@@ -48,7 +48,7 @@ class Schedule(Generic[T]):
         return host, job
 
     def next_time(self) -> float:
-        """When the next job may start; infinity if that needs a running one to end."""
+        """When the next job may start; infinity if a running job has to end first."""
         while self._ready:
             time, ticket, host = self._ready[0]
             if self._hosts[host].ticket == ticket:
@@ -68,7 +68,7 @@ class Schedule(Generic[T]):
         self._enter(host)
 
     def drop(self, host: str) -> list[T]:
-        """Return the jobs that wait for ``host``, which it forgets."""
+        """Remove and return the jobs that wait for ``host``."""
         state = self._hosts[host]
         jobs = [job for _, _, job in sorted(state.waiting, key=lambda entry: entry[1])]
         state.waiting.clear()
@@ -76,7 +76,7 @@ class Schedule(Generic[T]):
         return jobs
 
     def _enter(self, host: str) -> None:
-        """Give the host its one valid entry among those that may start, or none."""
+        """Replace the entry of the host among those that may start."""
         state = self._hosts[host]
         state.ticket = next(self._numbers)
         if state.waiting and state.running < self._per_host:

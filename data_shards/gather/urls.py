@@ -1,4 +1,4 @@
-"""The list of what to gather: one class and one address a line."""
+"""Read the list of images to gather: one class and one address a line."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from data_shards.ordering import derive
 
 VAL = "val"
 
-# A class becomes a folder: a plain name, never a path.
+# A class becomes the name of a folder, so it must not be a path.
 _CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _IMAGE_ID = re.compile(r"(n\d{8})_\d+")  # ImageNet's lists name the image, n01440764_18
 _LINE = re.compile(r"[\"']?([^\s,;\"']+)[\"']?\s*[\s,;]\s*[\"']?(\S.*?)[\"']?\s*")
@@ -32,7 +32,7 @@ class Task:
         return hashlib.sha256(self.url.encode()).hexdigest()[:24]
 
     def split(self, training: str, val_fraction: float) -> str:
-        """Return ``training`` or ``val``: the address alone decides, so that it never changes."""
+        """Return ``training`` or ``val``; it depends only on the address, so it never changes."""
         return VAL if derive("gather", self.url) < val_fraction * 2**64 else training
 
 
@@ -42,24 +42,24 @@ def is_class_name(text: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """Return the host of an http or https address in lower case; ``""`` if it is no such."""
+    """Return the host of an http or https address in lower case, ``""`` for others."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        _ = parts.port  # raises if it is no number
+        _ = parts.port  # raises if it is not a number
     except ValueError:
         return ""
     return host if parts.scheme in ("http", "https") else ""
 
 
 def read_list(path: Path) -> tuple[list[Task], list[Finding]]:
-    """Read lines ``wnid URL``, parted by white space, a comma or a semicolon.
+    """Read lines ``wnid URL``, separated by white space, a comma or a semicolon.
 
-    ImageNet's own lists (``n01440764_18 http://…``) are understood: the image's number is
-    dropped. Empty lines, lines that begin with ``#``, a header line and repetitions are
-    passed over. What cannot be asked for is a finding, with the reason ``malformed-line``,
+    In ImageNet's own lists (``n01440764_18 http://…``) the image's number is dropped. Empty
+    lines, lines that begin with ``#``, a header line and repetitions are skipped. A line that
+    cannot be requested becomes a finding with the reason ``malformed-line``,
     ``class-name``, ``long-url`` or ``scheme`` (neither http nor https). UsageError if the
-    list cannot be read or holds nothing to fetch.
+    list cannot be read or has nothing to fetch.
     """
     try:
         content = path.read_bytes()
@@ -93,6 +93,6 @@ def _refusal(found: re.Match[str] | None) -> str:
         return "class-name"
     if len(url) > _LONGEST_URL:
         return "long-url"
-    if not url.isprintable():  # also bytes that are no UTF-8
+    if not url.isprintable():  # also bytes that are not UTF-8
         return "malformed-line"
     return "" if host_of(url) else "scheme"

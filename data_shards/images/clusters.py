@@ -1,7 +1,7 @@
 """Texture clusters of a split: ``clusters.csv`` beside its shards, joined by key.
 
-Columns ``key``, ``cluster1`` …, one for each clustering; values from 0. A sample without a row
-belongs to no cluster.
+The columns are ``key`` and one for each clustering, ``cluster1`` …, with values from 0. A
+sample without a row belongs to no cluster.
 """
 
 import csv
@@ -21,7 +21,7 @@ from data_shards.format.samples import Facts, walk_facts
 CLUSTERS_NAME = "clusters.csv"
 NO_CLUSTER = -1
 
-_MOST_CLUSTERS = 10_000  # so that a hostile number cannot ask for a table of gigabytes
+_MOST_CLUSTERS = 10_000  # bounds the table that a hostile number asks for
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Join:
-    """What an import found: clusters by key, samples without a row, rows without a sample."""
+    """The result of an import: clusters by key, samples without a row, rows without a sample."""
 
     clusters: Mapping[str, tuple[int, ...]]
     samples_left: Sequence[str]
@@ -43,14 +43,13 @@ class Join:
 
 
 def write_clusters(folder: Path, clusters: Mapping[str, Sequence[int]]) -> None:
-    """Write ``folder/clusters.csv`` whole or not at all; the mapping's order is the file's.
+    """Write ``folder/clusters.csv`` whole or not at all, in the order of the mapping.
 
-    UsageError if there is one with another content: it is never overwritten.
+    UsageError if it exists with another content, because it is never overwritten.
     """
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
-    number = len(next(iter(clusters.values())))
-    table.writerow(["key", *(f"cluster{n + 1}" for n in range(number))])
+    table.writerow(["key", *_columns(len(next(iter(clusters.values()))))])
     table.writerows([key, *row] for key, row in clusters.items())
     content = stream.getvalue().encode()
     path = folder / CLUSTERS_NAME
@@ -61,22 +60,26 @@ def write_clusters(folder: Path, clusters: Mapping[str, Sequence[int]]) -> None:
     write_synced(path, content)
 
 
+def _columns(number: int) -> list[str]:
+    return [f"cluster{n + 1}" for n in range(number)]
+
+
 def exists(folder: Path) -> UsageError:
-    """Return the error that says that ``folder`` has clusters already."""
-    return UsageError(f"{folder / CLUSTERS_NAME}: is there already; remove it to make it anew")
+    """Return the error that ``folder`` already has clusters."""
+    return UsageError(f"{folder / CLUSTERS_NAME}: is there already; remove it to write a new one")
 
 
 def read_clusters(folder: Path, index: NDArray[np.void]) -> NDArray[np.int64]:
     """Return the clusters of each sample of a split, int64 [clusterings, n]; -1: none.
 
-    ``index`` is the split's. DataShardsError if the file is missing or malformed, a key is
-    there twice, or one is no key of the split.
+    ``index`` is that of the split. DataShardsError if the file is missing or malformed, or
+    if a key occurs twice or is not in the split.
     """
     path = folder / CLUSTERS_NAME
     rows = _read(path)
     header = next(rows)
     number = len(header) - 1
-    if number < 1 or header != ["key", *(f"cluster{n + 1}" for n in range(number))]:
+    if number < 1 or header != ["key", *_columns(number)]:
         raise DataShardsError(f"{path}: malformed: the columns are not key, cluster1 …")
     position = {key.decode(errors="replace"): row for row, key in enumerate(index["key"].tolist())}
     clusters = np.full((number, len(index)), NO_CLUSTER, dtype=np.int64)
@@ -94,11 +97,11 @@ def read_published(path: Path) -> list[Published]:
     DataShardsError if it is malformed, UsageError if it cannot be read or is empty.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file of clusters")
+        raise UsageError(f"{path}: no such file of clusters")
     rows = _read(path)
     header = next(rows)
     number = len(header) - 2
-    if number < 1 or header != ["path", "category", *(f"cluster{n + 1}" for n in range(number))]:
+    if number < 1 or header != ["path", "category", *_columns(number)]:
         raise DataShardsError(f"{path}: malformed: the columns are not path, category, cluster1 …")
     found = []
     for line, row in enumerate(rows, 2):
@@ -116,10 +119,10 @@ def import_published(
 ) -> Join:
     """Join published clusters to the samples of a split by the name of the image's file.
 
-    Names that several samples or several rows share are told apart by the folder before the
-    name. A row whose folder contradicts the sample's class or folder is another image.
-    DataShardsError if names stay ambiguous, or a row's category is the name of another class
-    than the sample's.
+    The folder before the name distinguishes samples or rows with the same name. A row whose
+    folder contradicts the sample's class or folder is another image.
+    DataShardsError if names stay ambiguous, or a row's category names another
+    class than the sample's.
     """
     samples: dict[str, list[tuple[Facts, int]]] = {}
     for facts, label in zip(walk_facts(folder, manifest, index), index["label"], strict=True):
@@ -145,7 +148,7 @@ def import_published(
                 f"of the class {name}"
             )
         clusters[facts.key] = row.clusters
-    # In the order of the shards, whatever the list's.
+    # Use the order of the shards, not of the list.
     keys = [key.decode() for key in index["key"].tolist()]
     return Join(
         clusters={key: clusters[key] for key in keys if key in clusters},
@@ -162,17 +165,17 @@ def _fits(path: PurePosixPath, facts: Facts) -> bool:
     if facts.wnid:
         return parent == facts.wnid
     folder = PurePosixPath(facts.source).parent.name
-    # An archive is no class folder: it says nothing of the class.
+    # An archive is not a class folder, so it says nothing about the class.
     return folder in ("", parent) or folder.endswith(".tar")
 
 
 def _numbers(where: str, cells: list[str], number: int) -> tuple[int, ...]:
     known = all(cell.isascii() and cell.isdigit() and len(cell) < 9 for cell in cells)
     if len(cells) != number or not known:
-        raise DataShardsError(f"{where}: malformed: {number} numbers of clusters were expected")
+        raise DataShardsError(f"{where}: malformed: {number} cluster numbers were expected")
     values = tuple(int(cell) for cell in cells)
     if max(values) >= _MOST_CLUSTERS:
-        raise DataShardsError(f"{where}: the cluster {max(values)} is beyond {_MOST_CLUSTERS}")
+        raise DataShardsError(f"{where}: cluster {max(values)} is not below {_MOST_CLUSTERS}")
     return values
 
 

@@ -1,13 +1,13 @@
-"""One way from the many kinds of pixels to RGB, for whatever looks at images."""
+"""Convert all kinds of pixels to RGB in one way."""
 
 import numpy as np
 from PIL import Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB, 8 bits each: alpha is dropped, of 16 bits the upper 8 are kept.
+    """Return an image in RGB with 8 bits a channel; drops alpha and the lower 8 of 16 bits.
 
-    Of those, Pillow itself would clip what is above 255 to white. Raises what Pillow raises on
+    Pillow itself would clip 16-bit values above 255 to white. Raises what Pillow raises on
     images that it cannot decode.
     """
     if image.mode.startswith("I;16"):

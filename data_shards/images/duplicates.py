@@ -1,6 +1,6 @@
-"""Which images are the same, by their bytes or by their pixels.
+"""Find images that are the same, by their bytes or by their pixels.
 
-A row takes 32 bytes, so that the 1.3 million of ImageNet fit where they are examined.
+A row takes 32 bytes, so the 1.3 million images of ImageNet fit into memory.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ class DuplicateFinder:
     def add(self, sha256: str, pixels: str) -> int:
         """Add an image by its two hashes, in hex; return its row.
 
-        ``""`` stands for no hash, which is the same as none.
+        ``""`` stands for no hash. Images without a hash are never the same.
         """
         self._bytes += _digest(sha256)
         self._pixels += _digest(pixels)
@@ -35,8 +35,8 @@ class DuplicateFinder:
     def same_pixels(self) -> list[list[int]]:
         """Return the groups of rows with equal pixel hashes and different bytes.
 
-        Of rows with equal bytes the first stands for all. The hash of a JPEG is of its pixels
-        at an eighth of the size: the caller confirms with all the pixels.
+        The first of the rows with equal bytes stands for all. The hash of a JPEG is of its
+        pixels at an eighth of the size, so the caller has to compare all the pixels.
         """
         pixels = _digests(self._pixels)
         for group in self.same_bytes():

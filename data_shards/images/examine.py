@@ -1,37 +1,38 @@
-"""Whether an image is whole, decided from its bytes alone.
+"""Decide from the bytes of an image whether it is whole.
 
-Everything a hostile file could ask for is bounded from its header before it is decoded: an
-image, its bytes and copies of them stay below 512 MiB.
+The header bounds what a hostile file could ask for before it is decoded: an image, its bytes
+and copies of them stay below 512 MiB.
 """
 
 import hashlib
 import os
-import re
+import struct
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_shards.errors import DataShardsError
 from data_shards.images import jpeg, png
 from data_shards.images.colours import to_rgb
+from data_shards.images.unfit import UnfitError
 from data_shards.sources.listing import Item, read_item
 
 Verdict: TypeAlias = Literal["ok", "suspect", "corrupt", "refused"]
 
 MOST_BYTES = 64 * 2**20  # of a file
 MOST_PIXELS = 64 * 2**20  # the largest photographs of ImageNet have 61 million
-LARGEST_DECODE = 352 * 2**20  # bytes for the pixels and what a decoder holds besides
-MOST_ASPECT = 100  # long side through short side
+LARGEST_DECODE = 352 * 2**20  # bytes for the pixels and the coefficients
+MOST_ASPECT = 100  # long side divided by short side
 MOST_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: seconds of work
 MOST_SCANS = 100
 SMALLEST_SIDE = 8  # pixels; below, an image is suspect
 
-# A tail is the lower TAIL_FRACTION of an image. Decoders fill what a truncated file lacks
-# with the middle grey, and a tool that saved the result made it look like a whole image.
+# A tail is the lower TAIL_FRACTION of an image. Decoders fill the missing part of a truncated
+# file with middle grey. A tool that saved the result made it look like a whole image.
 TAIL_FRACTION = 0.1
 _GREY = (126, 130)
 _CONSTANT_SPREAD = 2
@@ -40,21 +41,18 @@ _SUFFIXES = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",)}
 IMAGE_SUFFIXES = frozenset(
     (*_SUFFIXES["jpg"], *_SUFFIXES["png"], ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic")
 )
-_ORIENTATION = 0x0112
-# How Pillow words that compressed text or a profile would unpack to too much.
-_BOMB = re.compile("too large|[Tt]oo much memory")
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
     """What is known of an image.
 
-    ``reasons`` are short codes for a verdict other than ok; ``flags`` are facts that stay
+    ``reasons`` are short codes for a verdict other than ok. ``flags`` are facts that stay
     with a sample, whatever its verdict. ``extension`` is ``"jpg"`` or ``"png"`` by content,
-    ``""`` for anything else; ``size`` is (width, height) in pixels, (0, 0) if unknown;
-    ``sha256`` that of the bytes. ``pixels`` is a hash that two files of one format share if
-    their pixels are equal; for a JPEG it comes from a decoding at an eighth of the size, so
-    equality has to be confirmed (``full_pixels``). It is ``""`` if there are no pixels.
+    ``""`` for anything else. ``size`` is (width, height) in pixels, (0, 0) if unknown.
+    ``sha256`` is of the bytes. ``pixels`` is a hash that two files of one format share if
+    their pixels are equal, ``""`` if there are no pixels. For a JPEG it is computed at an
+    eighth of the size, so equality has to be confirmed (``full_pixels``).
     """
 
     verdict: Verdict
@@ -68,13 +66,11 @@ class Examination:
 
 @dataclass(slots=True)
 class _Notes:
-    """What gathers while an image is examined."""
+    """What is known of an image while it is examined."""
 
     extension: str = ""
     size: tuple[int, int] = (0, 0)
     pixels: str = ""
-    corrupt: str = ""
-    refused: str = ""
     suspect: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
@@ -83,20 +79,18 @@ def examine(content: bytes, name: str) -> Examination:
     """Examine one image file; ``name`` only tells whether its extension fits.
 
     Never raises on hostile bytes. A Huffman-coded 8-bit JPEG has to decode without any
-    warning of the decoder, or to be as good without its oddities (suspect); a PNG needs
+    warning of the decoder, at least after its oddities are taken out (suspect). A PNG needs
     right checksums and a whole stream. Other formats are refused.
     """
     notes = _Notes()
+    verdict: Verdict
     try:
         _look(content, name, notes)
+        verdict, reasons = "suspect" if notes.suspect else "ok", notes.suspect
+    except UnfitError as error:
+        verdict, reasons = error.verdict, (error.reason,)
     except MemoryError:
-        notes.refused = "too-large"
-    reasons: tuple[str, ...] = notes.suspect
-    verdict: Verdict = "suspect" if reasons else "ok"
-    if notes.corrupt:
-        verdict, reasons = "corrupt", (notes.corrupt,)
-    elif notes.refused:
-        verdict, reasons = "refused", (notes.refused,)
+        verdict, reasons = "refused", ("too-large",)
     return Examination(
         verdict=verdict,
         reasons=reasons,
@@ -110,27 +104,21 @@ def examine(content: bytes, name: str) -> Examination:
 
 def _look(content: bytes, name: str, notes: _Notes) -> None:
     if not content:
-        notes.corrupt = "empty"
-    elif len(content) > MOST_BYTES:
-        notes.refused = "too-large"
-    elif content.startswith(b"\xff\xd8\xff"):
-        notes.extension = "jpg"
-        _flag_extension(name, notes)
-        _look_at_jpeg(content, notes)
+        raise UnfitError("corrupt", "empty")
+    if len(content) > MOST_BYTES:
+        raise UnfitError("refused", "too-large")
+    if content.startswith(b"\xff\xd8\xff"):
+        notes.extension, look = "jpg", _look_at_jpeg
     elif content.startswith(png.SIGNATURE):
-        notes.extension = "png"
-        _flag_extension(name, notes)
-        _look_at_png(content, notes)
+        notes.extension, look = "png", _look_at_png
     elif _is_other_format(content):
-        notes.refused = "unsupported-format"
+        raise UnfitError("refused", "unsupported-format")
     else:
-        notes.corrupt = "not-an-image"
-
-
-def _flag_extension(name: str, notes: _Notes) -> None:
+        raise UnfitError("corrupt", "not-an-image")
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES and suffix not in _SUFFIXES[notes.extension]:
         notes.flags += ("wrong-extension",)
+    look(content, notes)
 
 
 def _is_other_format(content: bytes) -> bool:
@@ -141,135 +129,106 @@ def _is_other_format(content: bytes) -> bool:
     )
 
 
-def _bounded(width: int, height: int, notes: _Notes) -> bool:
-    """Note the size; say whether it may be decoded."""
+def _bound(width: int, height: int, notes: _Notes) -> None:
+    """Note the size; UnfitError if the image is too large to be decoded."""
     notes.size = (width, height)
     short, long = sorted(notes.size)
     if width * height > MOST_PIXELS:
-        notes.refused = "too-large"
-    elif long > MOST_ASPECT * short > 0:
-        notes.refused = "absurd-aspect"
-    elif 0 < short < SMALLEST_SIDE:
+        raise UnfitError("refused", "too-large")
+    if long > MOST_ASPECT * short > 0:
+        raise UnfitError("refused", "absurd-aspect")
+    if 0 < short < SMALLEST_SIDE:
         notes.suspect += ("tiny",)
-    return not notes.refused
 
 
 def _look_at_jpeg(content: bytes, notes: _Notes) -> None:
-    structure = jpeg.parse(content)
-    if structure.frame and not _bounded(structure.width, structure.height, notes):
-        return
-    if structure.frame and not structure.supported:
-        notes.refused = jpeg.UNSUPPORTED
-        return
-    if structure.too_many_segments or len(structure.scans) > MOST_SCANS:
-        notes.refused = "too-many-segments"
-        return
-    if len(structure.scans) * structure.width * structure.height > MOST_SCAN_PIXELS:
-        notes.refused = "too-many-scans"
-        return
-    pixel_bytes = 3 * structure.width * structure.height
-    if pixel_bytes + structure.coefficient_bytes > LARGEST_DECODE:
-        notes.refused = "too-large"
-        return
-    if len(structure.sampling) == 4:
+    segments = jpeg.parse(content)
+    scans = len(jpeg.scans(segments))
+    if len(segments) == jpeg.MOST_SEGMENTS or scans > MOST_SCANS:
+        raise UnfitError("refused", "too-many-segments")
+    header = jpeg.read_header(content, segments)
+    _bound(*header.size, notes)
+    pixels = header.width * header.height
+    if scans * pixels > MOST_SCAN_PIXELS:
+        raise UnfitError("refused", "too-many-scans")
+    if 3 * pixels + jpeg.coefficient_bytes(header, segments) > LARGEST_DECODE:
+        raise UnfitError("refused", "too-large")
+    if header.layers == 4:
         notes.flags += ("cmyk",)
-    if 0 <= structure.end < len(content):
+    if 0 <= jpeg.end_of_image(segments) < len(content):
         notes.flags += ("trailing-bytes",)
-    _flag_metadata(jpeg.exif(content, structure), jpeg.icc(content, structure), notes)
-    decoded = jpeg.decode_strictly(content, structure)
-    if decoded.reason == jpeg.UNSUPPORTED:
-        notes.refused = decoded.reason
-        return
-    if decoded.pixels is None:
-        notes.corrupt = decoded.reason
-        return
-    notes.suspect += decoded.oddities
-    small = decoded.pixels
+    _flag_metadata(header.info, notes)
+    small, oddities = jpeg.decode_strictly(content, header, segments)
+    notes.suspect += oddities
     notes.pixels = _pixel_hash("jpg", notes.size, [small.tobytes()])
     flat = small.reshape(-1, 3)
-    # A few pixels tell nearly every image from a constant one, at no cost.
-    if _varies_little(flat[:: 1 + len(flat) // 64]) and _varies_little(flat):
+    # A few pixels tell nearly every image from a constant one, and cost little.
+    is_constant = _varies_little(flat[:: 1 + len(flat) // 64]) and _varies_little(flat)
+    _note_pixels(is_constant, small[-_tail(len(small)) :], notes)
+
+
+def _look_at_png(content: bytes, notes: _Notes) -> None:
+    found = []
+    for chunk in png.chunks(content):
+        found.append(chunk)
+        if chunk.kind == b"IHDR":
+            width, height = struct.unpack_from(">II", chunk.body)
+            _bound(width, height, notes)
+    header = bytes(found[0].body)
+    png.check_stream(header, [chunk.body for chunk in found if chunk.kind == b"IDAT"])
+    image = png.load(content)
+    facts = {
+        "palette": image.mode == "P",
+        "alpha": image.has_transparency_data,
+        "16-bit": header[8] == 16,
+        "animated": any(chunk.kind == b"acTL" for chunk in found),
+        "trailing-bytes": found[-1].end < len(content),
+    }
+    notes.flags += tuple(fact for fact, holds in facts.items() if holds)
+    _flag_metadata(image.info, notes)
+    notes.pixels = _pixel_hash(image.mode, notes.size, png.rows(image))
+    bottom = image.crop((0, image.height - _tail(image.height), *image.size))
+    is_constant = np.ptp(image.getextrema(), axis=-1).max() == 0
+    _note_pixels(is_constant, np.asarray(to_rgb(bottom)), notes)
+
+
+def _note_pixels(is_constant: bool, tail: jpeg.Pixels, notes: _Notes) -> None:
+    """Note pixels that show no image. ``tail`` is the lower part of it in RGB."""
+    if is_constant:
         notes.suspect += ("constant",)
-        return
-    tail = small[-max(1, round(len(small) * TAIL_FRACTION)) :]
-    if int(tail.min()) >= _GREY[0] and int(tail.max()) <= _GREY[1]:
+    elif _GREY[0] <= int(tail.min()) and int(tail.max()) <= _GREY[1]:
         notes.suspect += ("grey-tail",)
+
+
+def _tail(height: int) -> int:
+    """Return how many of ``height`` rows are the tail."""
+    return max(1, round(height * TAIL_FRACTION))
 
 
 def _varies_little(pixels: jpeg.Pixels) -> bool:
     return int(np.ptp(pixels, axis=0).max()) <= _CONSTANT_SPREAD
 
 
-def _look_at_png(content: bytes, notes: _Notes) -> None:
-    structure = png.parse(content)
-    if structure.width and not _bounded(structure.width, structure.height, notes):
-        return
-    if structure.reason:
-        notes.corrupt = structure.reason
-        return
-    if structure.colour == 3:
-        notes.flags += ("palette",)
-    if structure.colour in (4, 6) or b"tRNS" in structure.other:
-        notes.flags += ("alpha",)
-    if structure.depth == 16:
-        notes.flags += ("16-bit",)
-    if b"acTL" in structure.other:
-        notes.flags += ("animated",)
-    if structure.end < len(content):
-        notes.flags += ("trailing-bytes",)
-    place = structure.other.get(b"eXIf")
-    block = content[place[0] : place[1]] if place else None
-    _flag_metadata(block, png.profile(content, structure), notes)
-    if not png.inflates(content, structure):
-        notes.corrupt = "damaged-data"
-        return
-    try:
-        image = png.load(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises what it likes on hostile chunks
-        if isinstance(error, ValueError) and _BOMB.search(str(error)):
-            notes.refused = "too-large"
-        else:
-            notes.corrupt = "damaged-header"
-        return
-    notes.pixels = _pixel_hash(image.mode, notes.size, png.rows(image))
-    if _spread(image) == 0:
-        notes.suspect += ("constant",)
-        return
-    height = max(1, round(image.height * TAIL_FRACTION))
-    tail = to_rgb(image.crop((0, image.height - height, image.width, image.height)))
-    if all(_GREY[0] <= low and high <= _GREY[1] for low, high in _extrema(tail)):
-        notes.suspect += ("grey-tail",)
-
-
-def _spread(image: Image.Image) -> float:
-    return max(high - low for low, high in _extrema(image))
-
-
-def _extrema(image: Image.Image) -> list[tuple[float, float]]:
-    found = image.getextrema()
-    return list(found) if isinstance(found[0], tuple) else [found]
-
-
-def _flag_metadata(exif: bytes | None, profile: bytes | None, notes: _Notes) -> None:
-    if exif is not None:
+def _flag_metadata(info: dict[str | tuple[int, int], Any], notes: _Notes) -> None:
+    """Note the orientation and broken metadata, as Pillow found them in the file."""
+    if "exif" in info:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 block = Image.Exif()
-                block.load(exif)
-                orientation = block.get(_ORIENTATION, 1)
+                block.load(info["exif"])
+                orientation = block.get(ExifTags.Base.Orientation, 1)
         except MemoryError:
             raise
-        except Exception:  # a library's view of hostile metadata: any error means broken
+        except Exception:  # Pillow raises many kinds of errors on hostile metadata
             notes.flags += ("broken-exif",)
         else:
             if orientation != 1:
                 notes.flags += ("exif-orientation",)
-    if profile is not None:
-        size = int.from_bytes(profile[:4], "big")
-        if len(profile) < 128 or size != len(profile) or profile[36:40] != b"acsp":
+    if "icc_profile" in info:
+        profile = info["icc_profile"]
+        whole = isinstance(profile, bytes) and len(profile) >= 128 and profile[36:40] == b"acsp"
+        if not whole or int.from_bytes(profile[:4], "big") != len(profile):
             notes.flags += ("broken-icc",)
 
 
@@ -281,7 +240,7 @@ def _pixel_hash(kind: str, size: tuple[int, int], parts: Iterable[bytes | memory
 
 
 def examine_item(item: Item) -> tuple[Examination, bytes]:
-    """Read an image and examine it; return its bytes too, ``b""`` if they cannot be had."""
+    """Read an image and examine it; return its bytes too, ``b""`` if they cannot be read."""
     if item.length > MOST_BYTES:
         return _unread("refused", "too-large"), b""
     try:
@@ -308,5 +267,5 @@ def full_pixels(content: bytes) -> str:
         pixels = jpeg.decode(plain)
         height, width, _ = pixels.shape
         return _pixel_hash("jpg", (width, height), [pixels.data])
-    except (ValueError, OSError, SyntaxError):
+    except (ValueError, UnfitError):
         return ""

@@ -1,159 +1,110 @@
-"""The structure of a PNG file and its pixels.
+"""Check the parts of a PNG file that Pillow does not, and decode it with Pillow.
 
-Pillow decodes the pixels but skips the checksums of the image data, and an error behind the
-last row goes unseen; so chunks, checksums and the compressed stream are checked here.
+Pillow skips the checksums of the image data, and does not notice an error after the last row.
 """
 
 import io
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from data_shards.images.unfit import UnfitError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 65_536
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-# Adam7: first column, first row, column step, row step of each pass.
-_PASSES = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
+# First column, first row, column step, row step of each pass of an interlaced image (Adam7).
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
-_LARGEST_PROFILE = 4 * 2**20
+# Pillow's words for compressed text or a profile that would unpack to too much.
+_BOMB = re.compile("too large|[Tt]oo much memory")
 
 
-@dataclass(slots=True)
-class Structure:
-    """What the chunks say. ``reason`` is why the file is damaged, ``""`` if it is not.
+class Chunk(NamedTuple):
+    """A part of the file: its name, its data, and the position after its checksum."""
 
-    ``image`` are the stretches of compressed image data, ``end`` the position behind the
-    last chunk.
+    kind: bytes
+    body: memoryview
+    end: int
+
+
+def chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the chunks of ``data``, which begins with the signature.
+
+    UnfitError on a wrong checksum, without a header first, and without an end chunk.
     """
-
-    width: int = 0
-    height: int = 0
-    depth: int = 0
-    colour: int = 0
-    interlaced: bool = False
-    image: list[tuple[int, int]] = field(default_factory=list)
-    other: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    end: int = 0
-    reason: str = ""
-
-    @property
-    def stream_bytes(self) -> int:
-        """Bytes of the uncompressed image data, with a filter byte for each row."""
-        bits = self.depth * _CHANNELS[self.colour]
-        passes = _PASSES if self.interlaced else ((0, 0, 1, 1),)
-        total = 0
-        for x, y, dx, dy in passes:
-            columns, rows = -(-(self.width - x) // dx), -(-(self.height - y) // dy)
-            if columns > 0 and rows > 0:
-                total += rows * (1 + -(-columns * bits // 8))
-        return total
-
-
-def parse(data: bytes) -> Structure:
-    """Walk the chunks of ``data``, which begins with the signature. Never raises."""
-    found = Structure()
     position = len(SIGNATURE)
     for number in range(MOST_CHUNKS):
-        if position + 12 > len(data):
-            found.reason = "truncated"
-            return found
-        length, kind = struct.unpack_from(">I4s", data, position)
-        body = position + 8
-        end = body + length
-        if end + 4 > len(data):
-            found.reason = "truncated"
-            return found
-        view = memoryview(data)[position + 4 : end]
-        if zlib.crc32(view) != int.from_bytes(data[end : end + 4], "big"):
-            found.reason = "damaged-data" if kind == b"IDAT" else "damaged-header"
-            return found
-        if number == 0 and not _read_header(data, kind, body, length, found):
-            found.reason = "damaged-header"
-            return found
-        if kind == b"IDAT":
-            found.image.append((body, end))
-        elif kind == b"IEND":
-            found.end = end + 4
-            lacks_palette = found.colour == 3 and b"PLTE" not in found.other
-            found.reason = "damaged-header" if lacks_palette or not found.image else ""
-            return found
-        else:
-            found.other.setdefault(kind, (body, end))
-        position = end + 4
-    found.reason = "damaged-header"
-    return found
+        length, kind = struct.unpack(">I4s", data[position : position + 8].ljust(8, b"\xff"))
+        end = position + 12 + length
+        if end > len(data):
+            raise UnfitError("corrupt", "truncated")
+        checked = memoryview(data)[position + 4 : end - 4]
+        if zlib.crc32(checked) != int.from_bytes(data[end - 4 : end], "big"):
+            raise UnfitError("corrupt", "damaged-data" if kind == b"IDAT" else "damaged-header")
+        if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
+            break
+        yield Chunk(kind, checked[4:], end)
+        if kind == b"IEND":
+            return
+        position = end
+    raise UnfitError("corrupt", "damaged-header")
 
 
-def _read_header(data: bytes, kind: bytes, body: int, length: int, found: Structure) -> bool:
-    if kind != b"IHDR" or length != 13:
-        return False
-    width, height, depth, colour, method, filtering, interlace = struct.unpack_from(
-        ">IIBBBBB", data, body
-    )
-    if not (width and height and depth in _DEPTHS.get(colour, ())):
-        return False
-    if method or filtering or interlace > 1:
-        return False
-    found.width, found.height = width, height
-    found.depth, found.colour, found.interlaced = depth, colour, interlace == 1
-    return True
+def check_stream(header: bytes, parts: Iterable[memoryview]) -> None:
+    """Raise UnfitError unless the compressed image data are whole and of the right length.
 
-
-def inflates(data: bytes, structure: Structure) -> bool:
-    """Say whether the compressed image data are whole and of the right length.
-
-    Holds one block of the stream at a time.
+    ``header`` is the body of the first chunk, ``parts`` those of the image data. Holds one
+    block of the uncompressed data at a time.
     """
+    width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", header)
+    # Pillow would accept other methods, but other decoders do not.
+    if any(methods) or interlaced > 1:
+        raise UnfitError("corrupt", "damaged-header")
+    bits = depth * _CHANNELS.get(colour, 0)
+    expected = 0
+    for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, lines = -(-(width - x) // dx), -(-(height - y) // dy)
+        # A filter byte and whole bytes for each row.
+        expected += lines * (1 + -(-columns * bits // 8)) if columns > 0 and lines > 0 else 0
     inflater = zlib.decompressobj()
     total = 0
     try:
-        for begin, end in structure.image:
-            rest: bytes = data[begin:end]
-            while rest and not inflater.eof:
+        for part in parts:
+            rest: bytes | memoryview = part
+            while rest and not inflater.eof and total <= expected:
                 total += len(inflater.decompress(rest, 2**18))
                 rest = inflater.unconsumed_tail
-            if total > structure.stream_bytes:
-                return False
-    except zlib.error:
-        return False
-    return inflater.eof and total == structure.stream_bytes
+    except zlib.error as error:
+        raise UnfitError("corrupt", "damaged-data") from error
+    if not inflater.eof or total != expected:
+        raise UnfitError("corrupt", "damaged-data")
 
 
-def profile(data: bytes, structure: Structure) -> bytes | None:
-    """Return the colour profile, ``b""`` if it cannot be unpacked, None if there is none."""
-    place = structure.other.get(b"iCCP")
-    if place is None:
-        return None
-    name, _, packed = data[place[0] : place[1]].partition(b"\x00")
-    if not name or not packed:
-        return b""
-    inflater = zlib.decompressobj()
+def load(data: bytes) -> PngImageFile:
+    """Decode all the pixels with Pillow, in the file's own mode. UnfitError if it cannot."""
     try:
-        unpacked = inflater.decompress(packed[1:], _LARGEST_PROFILE)
-    except zlib.error:
-        return b""
-    return unpacked if inflater.eof else b""
-
-
-def load(data: bytes) -> Image.Image:
-    """Decode all the pixels with Pillow, in the file's own mode; its errors pass through."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = PngImageFile(io.BytesIO(data))
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds of errors on hostile chunks
+        if isinstance(error, ValueError) and _BOMB.search(str(error)):
+            raise UnfitError("refused", "too-large") from error
+        raise UnfitError("corrupt", "damaged-header") from error
+    if image.mode == "P" and image.palette is None:
+        raise UnfitError("corrupt", "damaged-header")
     return image
 
 

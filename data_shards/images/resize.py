@@ -1,4 +1,4 @@
-"""Smaller copies of images, for shards that load faster and take less space."""
+"""Make smaller copies of images, for shards that load faster and take less space."""
 
 import io
 import warnings
@@ -10,14 +10,14 @@ from data_shards.images.colours import to_rgb
 
 
 def encoder() -> str:
-    """Return what encodes: the same bytes come from the same versions alone."""
+    """Return the encoder and its version: only the same versions give the same bytes."""
     return f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 
 
 def smaller(content: bytes, short_side: int, quality: int) -> tuple[bytes, tuple[int, int]] | None:
     """Return a JPEG (RGB, bicubic) with the given short side in pixels, and its size.
 
-    None if the image is not larger than that. The pixels stay unrotated whatever EXIF says.
+    None if the image is not larger than that. The orientation in EXIF is ignored.
     Raises what Pillow raises on images that it cannot decode.
     """
     with warnings.catch_warnings():
@@ -28,7 +28,7 @@ def smaller(content: bytes, short_side: int, quality: int) -> tuple[bytes, tuple
             return None
         scale = short_side / min(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        # A JPEG may be decoded at a half, a quarter, an eighth: twice the size wanted at least.
+        # Decode a JPEG at a half, a quarter or an eighth, but at twice the wanted size or more.
         image.draft("RGB", (2 * size[0], 2 * size[1]))
         image = to_rgb(image).resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()

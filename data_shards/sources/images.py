@@ -1,4 +1,4 @@
-"""The images of a data set in its sources: each with its split, class and key."""
+"""Find the images of a data set in its sources, each with its split, class and key."""
 
 import os
 from collections import defaultdict
@@ -17,12 +17,12 @@ from data_shards.sources.layouts import Layout, Place
 from data_shards.sources.naming import key_of
 
 _VALIDATION: Final = "ILSVRC2012_val_"
-_LABELS_UPWARDS: Final = 5  # Kaggle's file lies that far above its validation images
+_LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
 _SHOWN: Final = 5
 
 
 class Row(NamedTuple):
-    """An image: what becomes an :class:`~data_shards.sources.listing.Item`."""
+    """An image, before it becomes an :class:`~data_shards.sources.listing.Item`."""
 
     key: str
     source: str
@@ -35,7 +35,11 @@ class Row(NamedTuple):
 
 @dataclass
 class Found:
-    """By split: images, archives (name: md5) that hold them, files not taken, and the rest."""
+    """What a search found, by split.
+
+    ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
+    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files.
+    """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     archives: dict[str, dict[str, str | None]] = field(default_factory=dict)
@@ -45,16 +49,16 @@ class Found:
     other_splits: set[str] = field(default_factory=set)
 
     def outside_warning(self, split: str, dataset: str) -> list[str]:
-        """Return a line on the images of other synsets and one on files that are no images."""
+        """Return warnings about other synsets and about files that are not images."""
         lines = []
         outside = self.outside.get(split)
         if outside:
-            lines.append(f"synsets that are no part of {dataset}: {len(outside):,}")
+            lines.append(f"synsets that are not in {dataset}: {len(outside):,}")
         ignored = self.ignored.get(split)
         if ignored:
             more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
             shown = ", ".join(sorted(ignored)[:_SHOWN])
-            lines.append(f"{len(ignored):,} files are no images by their names: {shown}{more}")
+            lines.append(f"{len(ignored):,} files are not images by their names: {shown}{more}")
         return lines
 
 
@@ -67,9 +71,9 @@ def find_images(
     md5: bool,
     progress: bool,
 ) -> Found:
-    """Return the images of ``split``, as the source knows it, or of all splits.
+    """Return the images of ``split`` as the source names it, or of all splits.
 
-    UsageError if there are none, or if it is not clear what they are.
+    UsageError if there are none, or if their split or form is ambiguous.
     """
     found = Found()
     for source in sources:
@@ -88,7 +92,7 @@ def _hint(found: Found) -> str:
     if unknown:
         return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}"
     if found.other_splits:
-        return f"; its names say {', '.join(sorted(found.other_splits))}"
+        return f"; its names are of {', '.join(sorted(found.other_splits))}"
     if found.outside:
         return "; its folders are other synsets"
     return "; it should have folders or archives named by wnid, such as n01440764"
@@ -131,7 +135,7 @@ class _SourceReader:
                 f"{self._source}: holds {default} images in a folder of that name and elsewhere "
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
-        # Where no split is said, a finding still belongs somewhere: not where chance would have it.
+        # A finding without a split goes to the first split in a fixed order.
         splits = self._dataset.order([split for split in self._rows if split is not None])
         rest = default or next(iter(splits), "")
         for split, rows in self._rows.items():
@@ -187,7 +191,7 @@ class _SourceReader:
             self._findings.append((split or None, finding))
 
     def _with_corruption(self, folder: Folder, place: Place) -> str | None:
-        """Return the split; "" if the images cannot be taken for want of their corruption."""
+        """Return the split; "" if the images cannot be taken because no corruption is named."""
         if self._dataset.corrupted and place.split is None and place.known:
             where = "/".join(map(printable, (*self._prefix, *folder.parts)))
             self._findings.append((None, Finding(where, "refused", ("no-severity",))))
@@ -202,7 +206,7 @@ class _SourceReader:
         )
 
     def _take_flat(self, folder: Folder, place: Place, before: str) -> bool:
-        """Take images that lie in no class folder, by their labels; False if there are none."""
+        """Take images outside class folders by their labels; False if there are no labels."""
         if self._dataset.corrupted:
             return False
         validation = any(name.startswith(_VALIDATION) for name, *_ in folder.images)

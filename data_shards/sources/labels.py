@@ -1,7 +1,7 @@
-"""Which class each validation image of ILSVRC2012 belongs to, where no folder says so.
+"""Read the class of each validation image of ILSVRC2012 that is in no class folder.
 
-Three files say it: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or the folder in it), Kaggle's
-``LOC_val_solution.csv``, or a CSV with the columns ``name`` and ``wnid``.
+Three kinds of files have it: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or the folder in it),
+Kaggle's ``LOC_val_solution.csv``, and a CSV with the columns ``name`` and ``wnid``.
 """
 
 import csv
@@ -26,7 +26,7 @@ _WNID: Final = re.compile(r"n\d{8}")
 
 
 def find_labels(folder: Path) -> Path | None:
-    """Return the first label file that lies in ``folder`` under the name of its makers."""
+    """Return the first label file in ``folder`` that has its published name."""
     for name in (f"{DEVKIT}.tar.gz", DEVKIT, KAGGLE):
         if (folder / name).exists():
             return folder / name
@@ -42,7 +42,7 @@ def load_labels(path: Path) -> dict[str, str]:
     if path.is_dir():
         return _from_devkit(path, _devkit_folder(path))
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file of labels")
+        raise UsageError(f"{path}: no such file of labels")
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar")):
         return _from_devkit(path, _devkit_archive(path))
     return _from_table(path)
@@ -56,20 +56,20 @@ def _from_table(path: Path) -> dict[str, str]:
     except OSError as error:
         raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataShardsError(f"{path}: is no table of labels ({error})") from None
+        raise DataShardsError(f"{path}: is not a table of labels ({error})") from None
     if len(content) > _LARGEST:
         raise DataShardsError(f"{path}: is larger than a table of labels can be")
     header = rows[0] if rows else []
     if header not in (["ImageId", "PredictionString"], ["name", "wnid"]):
         raise UsageError(
-            f"{path}: is no file of labels; give the devkit {DEVKIT}.tar.gz, Kaggle's {KAGGLE} "
+            f"{path}: is not a file of labels; give the devkit {DEVKIT}.tar.gz, Kaggle's {KAGGLE} "
             "or a CSV with the columns name,wnid"
         )
     labels: dict[str, str] = {}
     for line, row in enumerate(rows[1:], 2):
         if not row:
             continue
-        # Kaggle's second column goes on with the boxes: "n01978287 85 1 499 272".
+        # Kaggle's second column also has the boxes: "n01978287 85 1 499 272".
         wnid = row[1].split(" ", 1)[0] if len(row) == 2 else ""
         name = row[0]
         if name.lower().endswith((".jpeg", ".jpg", ".png")):
@@ -113,14 +113,14 @@ def _devkit_archive(path: Path) -> dict[str, bytes]:
 def _from_devkit(path: Path, files: dict[str, bytes]) -> dict[str, str]:
     for name in (_NUMBERS, _META):
         if name not in files:
-            raise DataShardsError(f"{path}: is no devkit of ILSVRC2012: data/{name} is missing")
+            raise DataShardsError(f"{path}: is not a devkit of ILSVRC2012: data/{name} is missing")
     wnids = _wnid_of_id(path, files[_META])
     labels = {}
     for number, text in enumerate(files[_NUMBERS].split(), 1):
         wnid = wnids.get(int(text)) if text.isdigit() and len(text) < 8 else None
         if wnid is None:
             shown = text[:20].decode("ascii", "replace")
-            raise DataShardsError(f"{path}: {_NUMBERS}, line {number}: {shown!r} is no class")
+            raise DataShardsError(f"{path}: {_NUMBERS}, line {number}: {shown!r} is not a class")
         labels[f"ILSVRC2012_val_{number:08d}"] = wnid
     return labels
 
@@ -130,10 +130,10 @@ def _wnid_of_id(path: Path, content: bytes) -> dict[int, str]:
 
     The ids do not follow the order of the wnids, so meta.mat is the only source.
     """
-    # Imported here: it takes a fifth of a second, and only the flat archive needs it.
+    # Import it here: it takes a fifth of a second, and only the flat archive needs it.
     from scipy.io import loadmat
 
-    # An open file will do, though scipy's annotations know of paths alone.
+    # loadmat accepts an open file, though scipy's annotations allow only paths.
     stream: Any = io.BytesIO(content)
     try:
         table = loadmat(stream, squeeze_me=True, variable_names=["synsets"])["synsets"]
@@ -144,7 +144,7 @@ def _wnid_of_id(path: Path, content: bytes) -> dict[int, str]:
             )
             if int(children) == 0
         }
-    except Exception as error:  # a hostile file makes scipy raise anything
+    except Exception as error:  # scipy raises many kinds of errors on hostile files
         raise DataShardsError(f"{path}: {_META} cannot be read ({error!r:.100})") from None
     odd = next((wnid for wnid in found.values() if not _WNID.fullmatch(wnid)), None)
     if odd is not None:

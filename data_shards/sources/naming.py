@@ -1,4 +1,4 @@
-"""Keys of images, and which of them are selection data: both follow from names alone."""
+"""Make the keys of images and choose the selection data, both only from names."""
 
 import hashlib
 import re
@@ -7,7 +7,7 @@ from typing import Final
 
 from data_shards.ordering import derive
 
-LONGEST_KEY: Final = 90  # bytes; with its extension it still fits one header of a tar
+LONGEST_KEY: Final = 90  # bytes; with an extension it still fits one header of a tar
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
@@ -17,9 +17,9 @@ _VALIDATION: Final = "ILSVRC2012_val_"
 def key_of(wnid: str, name: str) -> str:
     """Return the key of the image ``name`` (without folder) of the class ``wnid``.
 
-    It is the name without its extension if that says the class or is one of ILSVRC2012's
-    validation images, otherwise with the wnid before it: so the key of an image is the same
-    whether it comes from an archive or a folder.
+    It is the name without its extension, with the wnid before it unless the name begins with
+    the wnid or is that of a validation image of ILSVRC2012. So an image has the same key in an
+    archive and in a folder.
     """
     stem = name.rpartition(".")[0] or name
     if not stem.startswith((_VALIDATION, f"{wnid}_")):
@@ -28,10 +28,10 @@ def key_of(wnid: str, name: str) -> str:
 
 
 def safe_key(text: str) -> str:
-    """Return ``text`` if it may be a key as it is.
+    """Return ``text`` as a key, unchanged if possible.
 
-    If it is too long or has other characters than letters, digits, ``_`` and ``-``, they are
-    replaced, and ten digits of its sha256 at the end keep it apart from others.
+    If it is too long, it is cut. Characters other than letters, digits, ``_`` and ``-`` are
+    replaced. In both cases ten digits of its sha256 at the end distinguish it from others.
     """
     if len(text) <= LONGEST_KEY and _SAFE.fullmatch(text):
         return text
@@ -44,9 +44,9 @@ def _with_hash(key: str, what: str) -> str:
 
 
 def unique_keys(keys: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the keys with those that occur again told apart by a hash of their file's name.
+    """Return the keys, with a hash of the file's name added to those that occur again.
 
-    The first of equal keys stays as it is.
+    The first of equal keys stays unchanged.
     """
     taken: set[str] = set()
     unique = []
@@ -64,12 +64,12 @@ def unique_keys(keys: Sequence[str], names: Sequence[str]) -> list[str]:
 def selection_keys(
     images: Iterable[tuple[str, str]], fraction: float, seed: int
 ) -> Collection[tuple[str, str]]:
-    """Return those of the (wnid, key) that are selection data.
+    """Return the (wnid, key) of the selection data.
 
-    Of each wnid's n different keys the round(n * fraction) with the smallest hash of (seed,
-    key). So a part is stratified; whether an image belongs to it hardly depends on which others
-    are there; and it does not depend on the data set: 9-class ImageNet's selection images are
-    among those of ImageNet. Images of one key (a copy in another format) stay together.
+    Of the n different keys of each wnid, these are the round(n * fraction) with the smallest
+    hash of (seed, key). So the part is stratified, and the choice hardly depends on which other
+    images exist. It does not depend on the data set: the selection images of 9-class ImageNet
+    are among those of ImageNet. Images with one key (a copy in another format) stay together.
     """
     by_wnid: dict[str, set[str]] = {}
     for wnid, key in images:

@@ -1,6 +1,6 @@
-"""Show all runs and how they stand.
+"""Show all runs and their state.
 
-A run is shown as it last said itself, unless nobody is at work on it any more: then it is dead.
+The status is the last one that the run wrote. If no process works on the run any more, it is dead.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from launch.commands.common import add_runs_dir
-from launch.record.folders import ACTIVE, find_runs, look_at
-from launch.record.table import table
+from launch.record.display import table
+from launch.record.runs import ACTIVE, find_runs, look_at
 from rebias_dist.errors import EXIT_FINISHED
 
 EXAMPLES = """
@@ -22,8 +22,8 @@ rebias-launch list --json | jq 'select(.status == "dead").name'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``list``."""
     add_runs_dir(parser)
-    parser.add_argument("--active", action="store_true", help="only what is at work or queued")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--active", action="store_true", help="only runs that work or are queued")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         for run in runs:
             print(run.to_json())
     elif runs:
-        # The newest news last, where the eye is.
+        # The run with the newest news comes last, next to the prompt.
         print(table(sorted(runs, key=lambda run: -(run.age_seconds or 0.0))))
     else:
         print(f"no runs in {arguments.runs_dir}")

@@ -1,7 +1,7 @@
 """Print the log of a run, or follow it until the run ends.
 
-Each rank has a log of its own. What the ranks print besides (warnings, tracebacks) is shown with
---output: that of all ranks together, and of all attempts.
+Each rank has its own log. Everything else that the ranks print, such as warnings and tracebacks, is
+in one file for all ranks and attempts; --output shows that.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import argparse
 import os
 import re
 import signal
-import stat
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from launch.commands.common import add_name
-from launch.record.folders import ACTIVE, look_at, run_folder
+from launch.record.reading import open_regular, printable
+from launch.record.runs import ACTIVE, look_at, run_folder
 from rebias_dist.errors import EXIT_FINISHED, ConfigError
 
 EXAMPLES = """
@@ -27,34 +28,35 @@ rebias-launch logs first --output -n 100
 """
 
 _LOOK = 0.5  # seconds between two looks at a file that is followed
-_CHUNK = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``logs``."""
     add_name(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the run ends")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--rank", type=int, default=0, metavar="R", help="whose log [0]")
-    which.add_argument("--output", action="store_true", help="all that the ranks have printed")
+    which.add_argument("--rank", type=int, default=0, metavar="R", help="rank of the log [0]")
+    which.add_argument("--output", action="store_true", help="all that the ranks printed")
     parser.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N lines [all]")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a log."""
-    # The reader may leave early, as head does.
+    # The reader of the output may end early, as head does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     folder = run_folder(arguments.runs_dir, arguments.name)
     if arguments.lines is not None and arguments.lines < 0:
         raise ConfigError(f"--lines: {arguments.lines} is too few; use 0 or more")
     path = _choose(folder, arguments.rank, arguments.output)
-    with _open(path) as file:
-        if arguments.lines is not None:
-            _skip_to_last(file, arguments.lines)
-        _copy(file)
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        _copy(file if arguments.lines is None else deque(file, maxlen=arguments.lines))
         try:
             while arguments.follow:
-                # The last lines of a run come before its end is seen.
+                # Look at the state before copying, so that the last lines are not missed.
                 (found,) = look_at([folder])
                 _copy(file)
                 if found.status not in ACTIVE:
@@ -87,40 +89,8 @@ def _choose(folder: Path, rank: int, output: bool) -> Path:
     return path
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ConfigError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _skip_to_last(file: BinaryIO, lines: int) -> None:
-    """Go to the begin of the last ``lines`` lines."""
-    position = file.seek(0, os.SEEK_END)
-    # The newline that ends the last line begins no other.
-    missing = lines + 1
-    while position > 0:
-        begin = max(0, position - _CHUNK)
-        file.seek(begin)
-        chunk = file.read(position - begin)
-        if position == file.tell() and not chunk.endswith(b"\n") and missing == lines + 1:
-            missing -= 1
-        for place in range(len(chunk) - 1, -1, -1):
-            if chunk[place] == 0x0A:
-                missing -= 1
-                if missing <= 0:
-                    file.seek(begin + place + 1)
-                    return
-        position = begin
-    file.seek(0)
-
-
-def _copy(file: BinaryIO) -> None:
-    """Print from here to the present end; no control characters reach the terminal."""
-    while chunk := file.read(_CHUNK):
-        text = chunk.decode("utf-8", errors="replace")
-        print("".join(c for c in text if c.isprintable() or c in "\n\t"), end="", flush=True)
+def _copy(lines: Iterable[bytes]) -> None:
+    """Print lines without control characters, which a terminal obeys."""
+    for line in lines:
+        print(printable(line), end="")
+    sys.stdout.flush()

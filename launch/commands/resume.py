@@ -1,20 +1,22 @@
-"""Start a run again as it was started: here under the supervisor, or through SLURM.
+"""Start a run again with the command that started it: here under the supervisor, or through SLURM.
 
-It goes on from its newest checkpoint. How it was started lies in its folder; a run that was
-started without rebias-launch goes on under the supervisor, with as many ranks as it had.
+It goes on from its newest checkpoint. The command lies in the run's folder. A run that was started
+without rebias-launch goes on under the supervisor, with the same number of ranks.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from launch.commands import local, slurm
 from launch.commands.common import add_name
-from launch.record.files import read_json
-from launch.record.folders import refuse_if_active, run_folder
-from launch.record.launch_record import Record, read_record
+from launch.record.command_line import CommandLine, read_command_line
+from launch.record.reading import read_state
+from launch.record.runs import refuse_if_active, run_folder
+from rebias_dist.commands.parser import OneLineParser
 from rebias_dist.errors import ConfigError
 
 EXAMPLES = """
@@ -30,25 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Launch the run again."""
-    from launch.__main__ import main
-
     folder = run_folder(arguments.runs_dir, arguments.name).absolute()
     refuse_if_active(folder)
-    record = read_record(folder) or _by_hand(folder)
-    # Relative paths of the command line, such as that of a configuration, start there.
-    with contextlib.suppress(OSError):
-        os.chdir(record.cwd)
+    launched = read_command_line(folder) or _by_hand(folder)
+    # Relative paths of the command line, such as that of a configuration, start from there.
+    with suppress(OSError):
+        os.chdir(launched.cwd)
+    # The given configuration file may have been changed or removed since.
+    kept = folder / "config.yaml"
+    config = str(kept) if kept.is_file() else launched.config
     # The folder may have been moved since.
-    placed = [*record.options, f"--name={folder.name}", f"--runs-dir={folder.parent}"]
-    words = Record(record.kind, record.config, placed, record.rest).arguments(folder)
-    return main(words)
+    words = [config, *launched.options, f"--name={folder.name}", f"--runs-dir={folder.parent}"]
+    command = local if launched.kind == "local" else slurm
+    parser = OneLineParser(prog=f"rebias-launch {launched.kind}")
+    command.add_arguments(parser)
+    again: argparse.Namespace = parser.parse_args(words)
+    again.rest = launched.rest
+    code: int = command.run(again)
+    return code
 
 
-def _by_hand(folder: Path) -> Record:
-    """Return how to go on with a run that was started without a launcher, or by an unknown one."""
+def _by_hand(folder: Path) -> CommandLine:
+    """Return the command for a run that was started without a launcher, or by an unknown one."""
     config = folder / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"{folder}: says neither how it was launched nor what it trains")
-    ranks = (read_json(folder / "state.json") or {}).get("world_size")
+    ranks = read_state(folder).get("world_size")
     known = isinstance(ranks, int) and not isinstance(ranks, bool) and ranks > 0
-    return Record("local", str(config), [f"--ranks={ranks}"] if known else [])
+    return CommandLine("local", str(config), [f"--ranks={ranks}"] if known else [])

@@ -1,7 +1,7 @@
-"""Train through SLURM: render the batch script, submit it, print the job.
+"""Train through SLURM: make the batch script, submit it, print the job.
 
-The job trains the run NAME; ahead of its time limit, and when it is preempted, the run saves and
-the job queues again, until the run is finished. What follows '--' is handed to sbatch.
+The job trains the run NAME. Ahead of its time limit, and when it is preempted, the run saves and
+the job queues again, until the run is finished. What follows '--' goes to sbatch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.record.folders import refuse_if_active
-from launch.record.launch_record import Record, write_record
-from launch.slurm.sbatch import check_words, render, resource_lines, safe_path, submit
+from launch.commands.common import add_set, given_flags, split_settings
+from launch.record.command_line import CommandLine, write_command_line
+from launch.record.runs import refuse_if_active
+from launch.slurm.sbatch import check_words, env_file, render, safe_path, submit
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
 from rebias_dist.config.plan import check_world
@@ -30,8 +31,8 @@ rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exc
 """
 
 _SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.:,+-]{1,200}")
+_TEXTS = ("time", "partition", "account", "qos", "constraint")
 _SHORTEST = 60  # seconds that a job must have before its warning
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,53 +40,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
     parser.add_argument("--name", help="name of the run [its method and the time]")
     parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a field of the configuration, such as optimizer.lr=0.01; repeat at will",
-    )
+    add_set(parser, "a field of the configuration, such as optimizer.lr=0.01; may be repeated")
     parser.add_argument(
         "--resume-override",
         action="append",
         default=[],
         metavar="KEY",
-        help="let a resumed run differ in this key, such as optimizer.lr; repeat at will",
+        help="let a resumed run differ in this key, such as optimizer.lr; may be repeated",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="[1]")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes [1]")
     ranks = parser.add_mutually_exclusive_group()
-    ranks.add_argument(
-        "--gpus-per-node", type=int, default=1, metavar="N", help="a rank for each [1]"
-    )
+    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="one rank for each GPU [1]")
     ranks.add_argument("--cpu", action="store_true", help="train on CPUs, without GPUs")
     parser.add_argument(
-        "--ranks-per-node", type=int, default=1, metavar="N", help="with --cpu alone [1]"
+        "--ranks-per-node", type=int, default=1, metavar="N", help="with --cpu: ranks [1]"
     )
     parser.add_argument(
-        "--cpus-per-rank", type=int, metavar="N", help="cores, for computing and loading"
+        "--cpus-per-rank",
+        type=int,
+        metavar="N",
+        help="cores of a rank, to compute and load",
     )
     parser.add_argument(
         "--by",
         choices=("torchrun", "srun"),
         default="torchrun",
-        help="one torchrun a node, or one task of srun a rank [torchrun]",
+        help="one torchrun for each node, or one task of srun for each rank [torchrun]",
     )
-    parser.add_argument("--time", metavar="LIMIT", help="such as 12:00:00, or 2-00:00:00")
-    for name in ("partition", "account", "qos", "constraint"):
-        parser.add_argument(f"--{name}", metavar="NAME")
+    parser.add_argument("--time", metavar="LIMIT", help="as for sbatch, such as 2-00:00:00")
+    for name in _TEXTS[1:]:
+        parser.add_argument(f"--{name}", metavar="NAME", help="as for sbatch")
     parser.add_argument(
         "--warning",
         type=int,
         default=120,
         metavar="SECONDS",
-        help="how long before the time limit the run is told to save [120]",
+        help="time before the limit at which the run is told to save [120]",
     )
     parser.add_argument(
         "--env",
-        type=Path,
+        type=lambda text: Path(text).absolute(),
         metavar="FILE",
-        help="what a job needs before it starts [the env.sh that comes with launch]",
+        help="file that a job reads first [the env.sh that comes with launch]",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script and stop")
 
@@ -104,14 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         launcher.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
-        # The job trains from this copy, whatever becomes of the file while it queues.
+        # The job trains from this copy, because the given file may change while the job queues.
         write_synced(launcher / "config.yaml", to_yaml(config).encode())
         write_synced(launcher / "job.sbatch", script.encode())
     except OSError as error:
         raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
     job = submit([*rest, str(launcher / "job.sbatch")])
-    options = [*_options(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
-    write_record(folder, Record("slurm", arguments.config, options, rest, job=job))
+    options = [*given_flags(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
+    write_command_line(folder, CommandLine("slurm", arguments.config, options, rest, job=job))
     print(f"submitted job {job}, run {config.name}; its output goes to {logs}")
     return EXIT_FINISHED
 
@@ -127,15 +123,11 @@ def _resolve(arguments: argparse.Namespace) -> Config:
     words = [f"--config={arguments.config}"]
     words += [] if arguments.name is None else [f"--name={arguments.name}"]
     words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
-    for setting in arguments.set:
-        key, equals, _ = setting.partition("=")
-        if not equals or not _KEY.fullmatch(key) or key in ("name", "runs_dir", "config"):
-            raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
-        words.append(f"--{setting}")
-    for key in arguments.resume_override:
-        if not _KEY.fullmatch(key):
-            raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
-        words.append(f"--resume-override={key}")
+    settings = split_settings(arguments.set)
+    if named := settings.keys() & {"name", "runs_dir", "config"}:
+        raise ConfigError(f"--set: {named.pop()} has its own flag; use that")
+    words += [f"--{key}={value}" for key, value in settings.items()]
+    words += [f"--resume-override={key}" for key in arguments.resume_override]
     config = parse_train(words, program="rebias-launch slurm").config
     check_world(config, arguments.nodes * _ranks_per_node(arguments))
     runs_dir = safe_path(Path(config.runs_dir), "runs_dir")
@@ -150,11 +142,11 @@ def _resolve(arguments: argparse.Namespace) -> Config:
 
 
 def _ranks_per_node(arguments: argparse.Namespace) -> int:
-    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node)
+    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node or 1)
 
 
 def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
-    """Refuse a name that another configuration has, or that somebody is at work on."""
+    """Refuse a run that has another configuration, or that a process or a job works on."""
     existing = RunFolder(folder)
     if existing.config_file.exists():
         changed = differences(existing.read_config().identity(), config.identity())
@@ -164,13 +156,11 @@ def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
 
 def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
     per_node = _ranks_per_node(arguments)
-    options: dict[str, str | None] = {
-        name: getattr(arguments, name)
-        for name in ("time", "partition", "account", "qos", "constraint")
-    }
+    given = {name: getattr(arguments, name) for name in _TEXTS}
+    options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():
-        if value is not None and not _SBATCH_VALUE.fullmatch(value):
-            raise ConfigError(f"--{name}: {value!r} is not what sbatch takes there")
+        if not _SBATCH_VALUE.fullmatch(value):
+            raise ConfigError(f"--{name}: {value!r} is not a value for sbatch")
     seconds = _seconds(arguments.time)
     if seconds is not None and seconds < arguments.warning + _SHORTEST:
         raise ConfigError(
@@ -185,22 +175,23 @@ def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
     elif arguments.cpu and tasks == 1:
         options["cpus-per-task"] = str(per_node)
     granted = "${SLURM_GPUS_ON_NODE:?SLURM has granted no GPUs}"
-    env = arguments.env or Path(__file__).parents[1] / "env.sh"
-    if not env.is_file():
-        raise ConfigError(f"--env: {env} is not a file")
+    overrides = "".join(f" --resume-override={key}" for key in arguments.resume_override)
     return render(
-        f"{arguments.by}.sbatch",
+        "job.sbatch",
+        TRAIN=render(
+            f"{arguments.by}.sh",
+            RANKS=str(per_node) if arguments.cpu else granted,
+            OVERRIDES=overrides,
+        ),
         NAME=str(config.name),
         NODES=str(arguments.nodes),
         TASKS=str(tasks),
-        RANKS=str(per_node) if arguments.cpu else granted,
-        RESOURCES=resource_lines(options),
+        RESOURCES="\n".join(f"#SBATCH --{name}={value}" for name, value in options.items()),
         WARNING=str(arguments.warning),
         RUN=str(folder),
         LOGS=str(folder / "logs"),
         PYTHON=str(safe_path(Path(sys.executable), "the interpreter", resolve=False)),
-        ENV=str(safe_path(env, "--env")),
-        OVERRIDES="".join(f" --resume-override={key}" for key in arguments.resume_override),
+        ENV=str(safe_path(env_file(arguments.env), "--env")),
     )
 
 
@@ -210,31 +201,12 @@ def _seconds(limit: str | None) -> int | None:
         return None
     if not re.fullmatch(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}", limit):
         raise ConfigError(
-            f"--time: {limit!r} is no time limit; use minutes, hours:minutes:seconds or "
+            f"--time: {limit!r} is not a time limit; use minutes, hours:minutes:seconds or "
             "days-hours:minutes:seconds"
         )
     days, dash, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    else:
-        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+    if not dash:  # a clock without days begins with the minutes, unless it has three parts
+        parts = [0, *parts] if len(parts) < 3 else parts
+    hours, minutes, seconds = [*parts, 0, 0][:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _options(arguments: argparse.Namespace) -> Sequence[str]:
-    """Return the flags that were given, but for the name and the folder of the runs."""
-    words = [f"--set={setting}" for setting in arguments.set]
-    words += [f"--resume-override={key}" for key in arguments.resume_override]
-    words += [f"--nodes={arguments.nodes}", f"--by={arguments.by}"]
-    if arguments.cpu:
-        words += ["--cpu", f"--ranks-per-node={arguments.ranks_per_node}"]
-    else:
-        words.append(f"--gpus-per-node={arguments.gpus_per_node}")
-    for name in ("cpus_per_rank", "time", "partition", "account", "qos", "constraint", "warning"):
-        value = getattr(arguments, name)
-        if value is not None:
-            words.append(f"--{name.replace('_', '-')}={value}")
-    if arguments.env is not None:
-        words.append(f"--env={arguments.env.absolute()}")
-    return words

@@ -1,4 +1,4 @@
-"""Show one run, live on a terminal until it ends, once otherwise."""
+"""Show one run: on a terminal live until the run ends, otherwise once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from launch.commands.common import add_name
-from launch.record.files import read_tail
-from launch.record.folders import ACTIVE, Run, look_at, run_folder
-from launch.record.table import accuracy, duration, steps, where
+from launch.record.display import accuracy, duration, steps, where
+from launch.record.reading import printable, read_tail
+from launch.record.runs import ACTIVE, Run, look_at, run_folder
 from rebias_dist.errors import EXIT_FINISHED, ConfigError
 
 EXAMPLES = """
@@ -25,17 +25,21 @@ _LOG_LINES = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``status``."""
     add_name(parser)
-    parser.add_argument("--once", action="store_true", help="do not follow")
-    parser.add_argument("--json", action="store_true", help="one JSON object, once")
+    parser.add_argument("--once", action="store_true", help="show it once")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks [1]"
+        "--interval",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="time between updates [1]",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the run's state."""
     if not 0.1 <= arguments.interval <= 3600:
-        raise ConfigError(f"--interval: {arguments.interval:g} is none; use 0.1 to 3600 seconds")
+        raise ConfigError(f"--interval: {arguments.interval:g} is out of range; use 0.1 to 3600")
     folder = run_folder(arguments.runs_dir, arguments.name)
     (found,) = look_at([folder])
     if arguments.json:
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             (found,) = look_at([folder])
             lines = text.count("\n") + 1
             text = _describe(found, folder)
-            # Back to the first line, and clear what is below.
+            # Go back to the first line and clear everything below.
             print(f"\x1b[{lines}F\x1b[J{text}", flush=True)
     except KeyboardInterrupt:
         print()
@@ -71,9 +75,8 @@ def _describe(run: Run, folder: Path) -> str:
         "last news": f"{duration(run.age_seconds)} ago" if run.age_seconds is not None else "–",
     }
     lines = [f"{key:10} {value}" for key, value in facts.items()]
-    tail = (read_tail(folder / "logs" / "rank0.log", 4000) or b"").decode(errors="replace")
-    kept = [line for line in tail.splitlines() if line.strip()][-_LOG_LINES:]
-    lines += ["  | " + "".join(filter(str.isprintable, line))[:110] for line in kept]
+    tail = printable(read_tail(folder / "logs" / "rank0.log", 4000) or b"").split("\n")
+    lines += [f"  | {line[:110]}" for line in tail if line.strip()][-_LOG_LINES:]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Ask a run to save and leave; kill it if it does not in time.
 
-A run under SLURM is cancelled, which does the same by SLURM's own times.
+A run under SLURM is cancelled. Then SLURM decides how much time it has.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 from launch.commands.common import add_name
-from launch.local.processes import lock_holder, signal_holder
-from launch.local.supervisor import lock_path
-from launch.record.folders import ACTIVE, look_at, run_folder
-from launch.slurm.jobs import cancel, job_states
+from launch.record.jobs import cancel, job_states
+from launch.record.locks import launcher_lock, lock_holder, signal_holder, trainer_lock
+from launch.record.runs import ACTIVE, look_at, run_folder
 from rebias_dist.errors import EXIT_FINISHED, ConfigError, RebiasError
 
 EXAMPLES = """
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=150.0,
         metavar="SECONDS",
-        help="to save and leave in, before it is killed [150]",
+        help="time to save and leave in, before it is killed [150]",
     )
 
 
@@ -48,18 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{found.name}: not at work ({found.status})")
         return EXIT_FINISHED
     if found.job is not None and found.job in (job_states([found.job]) or {}):
-        # Ranks that were only asked to leave would let the job queue again.
+        # If only the ranks were asked to leave, the job would queue again.
         _stop_job(found.name, found.job, arguments.timeout)
-        # It may leave the queue before the last of its processes, if they are here. Who is still
-        # at work then was not started by the job.
+        # The job may leave the queue before the last of its processes ends. A process that is
+        # still alive after that was not started by the job.
         if _is_free(folder, _KILLED):
             return EXIT_FINISHED
         (found,) = look_at([folder])
     if found.launcher_pid is None and found.trainer_pid is None:
         raise ConfigError(f"{found.name}: runs on {found.host}; stop it there")
-    # The launcher tells the ranks, and does not start them again; a run without one is told by
-    # its rank 0, which tells the others.
-    lock = lock_path(folder) if found.launcher_pid is not None else folder / "lock"
+    # A launcher tells its ranks and does not restart them. Without a launcher, rank 0 tells the
+    # other ranks.
+    lock = launcher_lock(folder) if found.launcher_pid is not None else trainer_lock(folder)
     print(f"{found.name}: asked to save and leave", flush=True)
     signal_holder(lock, signal.SIGTERM)
     if not _is_free(folder, arguments.timeout):
@@ -67,16 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
         # The ranks die with their launcher.
         signal_holder(lock, signal.SIGKILL)
         if not _is_free(folder, _KILLED):
-            raise RebiasError(f"{found.name}: a process of it cannot be killed")
+            raise RebiasError(f"{found.name}: one of its processes cannot be killed")
     (found,) = look_at([folder])
     print(f"{found.name}: {found.status}")
     return EXIT_FINISHED
 
 
 def _is_free(folder: Path, seconds: float) -> bool:
-    """Wait until nobody is at work on the run; return whether that came true."""
+    """Wait until no process works on the run; return whether that happened in time."""
     deadline = time.monotonic() + seconds
-    while any(lock_holder(path) is not None for path in (lock_path(folder), folder / "lock")):
+    while any(lock_holder(lock(folder)) for lock in (launcher_lock, trainer_lock)):
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK)
@@ -87,7 +86,7 @@ def _stop_job(name: str, job: str, timeout: float) -> None:
     cancel(job)
     print(f"{name}: job {job} is cancelled", flush=True)
     deadline = time.monotonic() + timeout
-    # Without an answer of the queue it may still be there.
+    # If the queue does not answer, the job may still be there.
     while (known := job_states([job])) is None or job in known:
         if time.monotonic() > deadline:
             raise RebiasError(f"job {job}: still in the queue after {timeout:g} s; see squeue")

@@ -8,10 +8,11 @@ import os
 import platform
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from launch.commands.common import add_name
-from launch.record.folders import run_folder
+from launch.record.runs import run_folder
 from rebias_dist.errors import ConfigError
 
 EXAMPLES = """
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tensorboard``."""
     add_name(parser, nargs="*")
     parser.add_argument(
-        "--port", type=int, metavar="PORT", help=f"[the first free one from {_FIRST_PORT}]"
+        "--port", type=int, metavar="PORT", help=f"port [first free one from {_FIRST_PORT}]"
     )
 
 
@@ -56,15 +57,10 @@ def _logdir(runs_dir: str, names: list[str]) -> list[str]:
 
 def _free_port(wanted: int | None) -> int:
     if wanted is not None and not 1 <= wanted <= 65535:
-        raise ConfigError(f"--port: {wanted} is no port; use 1 to 65535")
+        raise ConfigError(f"--port: {wanted} is not a port; use 1 to 65535")
     ports = [wanted] if wanted is not None else range(_FIRST_PORT, _FIRST_PORT + _PORTS)
     for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     which = f"{wanted} is" if wanted is not None else f"{ports[0]} to {ports[-1]} are all"
     raise ConfigError(f"--port: {which} in use; choose another")

@@ -1,1 +1,1 @@
-"""A supervised run on this machine: attempt after attempt of one torchrun."""
+"""Supervised runs on this machine, and the processes below them."""

@@ -1,28 +1,27 @@
-"""Attempt after attempt until a run is finished, refused, given up or told to stop.
+"""Attempts, one after the other, until a run is finished, refused, given up or told to stop.
 
 Every attempt is a fresh torchrun, which goes on from the newest checkpoint. torchrun's own
-restarts are not used: they keep the rendezvous of an attempt that has failed, and often hang.
+restarts are not used: they keep the rendezvous of the failed attempt, and often hang.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import platform
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from data_shards.files import HeldError, hold
 from data_shards.processes import adopt_orphans
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
+from launch.local.children import on_stop_signals
+from launch.record.exit_codes import final_code
+from launch.record.locks import launcher_lock
 from rebias_dist.errors import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -34,64 +33,51 @@ from rebias_dist.errors import (
 )
 
 _LONGEST_PAUSE = 60.0  # seconds
-# What asks the launcher to stop. A closed terminal (SIGHUP) does too.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When the supervisor loses patience."""
+    """When the supervisor restarts, kills or gives up."""
 
     max_restarts: int
     """Restarts in all."""
     fruitless: int
-    """Restarts in a row that end without a newer checkpoint."""
+    """Restarts in a row without a newer checkpoint."""
     hang_timeout: float
     """Seconds without a sign of life."""
     grace: float
     """Seconds to save and leave in."""
 
 
-def lock_path(run_folder: Path) -> Path:
-    """Return the file that the supervisor of a run holds locked."""
-    return run_folder / "launcher" / "lock"
-
-
 @contextmanager
 def ownership(run_folder: Path) -> Iterator[None]:
-    """Hold a run against other supervisors; the kernel lets go of it however this process ends.
+    """Lock a run against other supervisors; the kernel unlocks it however this process ends.
 
     Raises:
         ConfigError: another supervisor holds it.
     """
-    path = lock_path(run_folder)
+    path = launcher_lock(run_folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
+        lock = hold(path, "launcher")
+    except HeldError as holder:
+        raise ConfigError(
+            f"name: {holder} supervises the run {run_folder}; stop it, or choose another name"
+        ) from None
     except OSError as error:
         raise ConfigError(f"runs_dir: {path} cannot be written: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = lock.read(200).decode(errors="replace").strip() or "another launcher"
-            raise ConfigError(
-                f"name: {holder} supervises the run {run_folder}; stop it, or choose another name"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"launcher {os.getpid()} on {platform.node()}".encode())
-        lock.flush()
         yield
 
 
 class Supervisor:
-    """Runs attempts, one after the other.
+    """Runs the attempts of one run, one after the other.
 
     Args:
-        run_folder: of the run, which this process owns.
+        run_folder: of the run; this process owns it.
         ranks: processes on this machine.
         training: arguments of ``rebias_dist.train``.
-        limits: when to lose patience.
+        limits: when to restart, kill or give up.
     """
 
     def __init__(
@@ -107,11 +93,7 @@ class Supervisor:
     def run(self) -> int:
         """Supervise the run to its end; return the exit code."""
         adopt_orphans()
-        for number in _SIGNALS:
-            # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
-            shielded = signal.getsignal(number) == signal.SIG_IGN
-            if number == signal.SIGUSR2 or not shielded:
-                signal.signal(number, self._receive)
+        on_stop_signals(self._receive)
         try:
             return self._attempts()
         except OSError as error:
@@ -123,26 +105,26 @@ class Supervisor:
         while True:
             before = newest_checkpoint(self._folder)
             self._event("start", attempt=restarts + 1, checkpoint=before)
-            # A run that had to be new when it was launched is to be continued after a restart.
+            # With --resume=never the run had to be new at its launch, but not at a restart.
             training = [*self._training, *(["--resume=auto"] if restarts else [])]
             attempt = Attempt(self._folder, self._ranks, training, self._logs / "output.log")
             outcome = attempt.watch(self._stop, self._limits.hang_timeout, self._limits.grace)
             code = self._judge(outcome)
             after = newest_checkpoint(self._folder)
-            self._event("end", code=code, checkpoint=after, **_described(outcome))
+            self._event("end", code=code, checkpoint=after, **_facts(outcome))
             if code is not None:
                 self._say(_FAREWELLS.get(code, "failed"), outcome)
                 return code
             fruitless = 0 if after != before else fruitless + 1
             restarts += 1
-            if restarts > self._limits.max_restarts or fruitless > self._limits.fruitless:
-                counted = (
-                    f"{fruitless} attempts in a row have brought no newer checkpoint"
-                    if fruitless > self._limits.fruitless
-                    else f"{self._limits.max_restarts} restarts are the limit (--max-restarts)"
-                )
-                self._say(f"giving up: {counted}", outcome)
-                self._event("give up", reason=counted)
+            reason = ""
+            if fruitless > self._limits.fruitless:
+                reason = f"{fruitless} attempts in a row have brought no newer checkpoint"
+            elif restarts > self._limits.max_restarts:
+                reason = f"{self._limits.max_restarts} restarts are the limit (--max-restarts)"
+            if reason:
+                self._say(f"giving up: {reason}", outcome)
+                self._event("give up", reason=reason)
                 return EXIT_GIVE_UP
             pause = 0.0 if _was_preempted(outcome) else min(_LONGEST_PAUSE, 2.0**fruitless)
             where = "the start" if after is None else f"step {after}"
@@ -151,26 +133,22 @@ class Supervisor:
                 self._event("end", code=EXIT_INTERRUPTED, checkpoint=after)
                 return EXIT_INTERRUPTED
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        # A second Ctrl-C means now. The other signals come in twos by themselves, as from a
-        # scheduler that warns, then terminates.
+    def _receive(self, number: int, frame: object) -> None:
+        # A second Ctrl-C means now. A second signal of the others does not: a scheduler warns
+        # first and terminates later.
         if self._stop.asked and number == signal.SIGINT:
             self._stop.now = True
         self._stop.asked = True
 
     def _judge(self, outcome: Outcome) -> int | None:
-        """Return the launcher's exit code, or None if another attempt shall follow."""
+        """Return the launcher's exit code, or None if another attempt follows."""
         codes = set(outcome.ranks.values())
-        for final in (EXIT_USAGE, EXIT_GIVE_UP):
-            if final in codes:
-                return final
-        if outcome.code == EXIT_FINISHED:
-            return EXIT_FINISHED
-        if self._stop.asked:
-            # What had not begun to train yet has nothing to save.
+        final = final_code(codes, outcome.code)
+        if final is None and self._stop.asked:
+            # An attempt that has not begun to train has nothing to save.
             saved = EXIT_INTERRUPTED in codes or not outcome.began
             return EXIT_INTERRUPTED if saved and not outcome.hang else EXIT_FAILED
-        return None
+        return final
 
     def _interrupted_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -179,13 +157,13 @@ class Supervisor:
         return self._stop.asked
 
     def _say(self, text: str, outcome: Outcome) -> None:
-        """Tell the user what follows from an outcome, and why."""
+        """Tell the user what happens next, and why."""
         why = f" ({_cause(outcome)})" if _cause(outcome) else ""
-        with contextlib.suppress(OSError):  # a terminal that is gone
+        with suppress(OSError):  # the terminal may be gone
             print(f"rebias-launch: {self._folder.name}: {text}{why}", file=sys.stderr, flush=True)
 
     def _event(self, event: str, **facts: Any) -> None:
-        """Add a line to the launcher's own record, which outlives it."""
+        """Add a line to the launcher's own log."""
         line = {"event": event, "time": time.time(), "monotonic": time.monotonic(), **facts}
         with (self._logs / "launcher.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -200,7 +178,7 @@ _FAREWELLS = {
 
 
 def _was_preempted(outcome: Outcome) -> bool:
-    """Return whether the ranks were asked to leave by somebody else, and saved."""
+    """Return whether the ranks saved and left without a request of this launcher."""
     return EXIT_INTERRUPTED in outcome.ranks.values()
 
 
@@ -215,10 +193,6 @@ def _cause(outcome: Outcome) -> str:
     return f"exit codes {codes}" if codes else "the ranks were killed or left no exit code"
 
 
-def _described(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "torchrun": outcome.code,
-        "ranks": outcome.ranks,
-        "hang": outcome.hang,
-        "detected": outcome.detected,
-    }
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    facts = asdict(outcome)
+    return {"torchrun": facts.pop("code"), **facts}

@@ -1,1 +1,1 @@
-"""How runs were launched, and how they stand, read from their folders."""
+"""Facts about runs: their folders, the processes that hold their locks, their jobs."""

@@ -1,1 +1,1 @@
-"""Runs as SLURM jobs."""
+"""Runs as SLURM jobs: batch scripts, ranks, and what follows their end."""

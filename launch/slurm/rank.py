@@ -1,8 +1,6 @@
-"""One rank of a batch job: its exit code is written down for the verdict at the end of the job.
+"""One rank of a batch job: it writes its exit code to a file, for the verdict on the job.
 
-Started by the batch script as ``python -m launch.slurm.rank FOLDER training-arguments``. torchrun
-returns 1 whatever its ranks return, and srun the highest code, that of a killed rank among them.
-So each rank leaves its own in ``FOLDER/<rank>``; a rank that was killed leaves none.
+The batch script starts it as ``python -m launch.slurm.rank FOLDER training-arguments``.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launch.local.rank import train_and_note
+from launch.record.exit_codes import train_and_note
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.placement import resolve_placement
 
@@ -21,7 +19,7 @@ def main() -> None:
     try:
         rank = str(resolve_placement().rank)
     except ConfigError:
-        rank = "unplaced"  # the trainer says why
+        rank = "unplaced"  # the trainer prints the reason
     train_and_note(sys.argv[2:], folder / rank)
 
 

@@ -1,22 +1,23 @@
-"""Batch scripts: rendered from templates with checked values, submitted as argument lists."""
+"""Batch scripts: made from templates and checked values, submitted as argument lists."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 
+from launch.record.jobs import ask_slurm
 from rebias_dist.errors import ConfigError, RebiasError
 
-# What means nothing to bash, to a directive line, or to SLURM in a file name (% does).
+# Signs without a meaning to bash, in a directive line, or to SLURM in a file name (% has one).
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9._+=@,/-]*")
-_TIMEOUT = 120.0  # seconds for an answer of SLURM
+
+SCRIPTS = Path(__file__).parents[1]
+"""Folder of the templates, of array.sbatch and of env.sh."""
 
 
 def safe_path(path: Path, what: str, *, resolve: bool = True) -> Path:
-    """Return a path made absolute, or raise ``ConfigError`` if a batch script could not hold it."""
+    """Return a path made absolute, or raise ``ConfigError`` if no batch script can contain it."""
     full = path.resolve() if resolve else path.absolute()
     if not _SAFE_PATH.fullmatch(str(full)):
         raise ConfigError(
@@ -27,29 +28,29 @@ def safe_path(path: Path, what: str, *, resolve: bool = True) -> Path:
 
 
 def check_words(words: Sequence[str]) -> list[str]:
-    """Return arguments for sbatch, or raise ``ConfigError``: they are options, of one line each."""
+    """Return options for sbatch, or raise ``ConfigError`` unless each is one word on one line."""
     for word in words:
         if not word.isprintable() or not word.startswith("-"):
             raise ConfigError(
-                f"--: {word!r} is no option for sbatch; write each as one word, --option=value"
+                f"--: {word!r} is not an option for sbatch; write each as one word, --option=value"
             )
         if re.match(r"--(wrap|array|output|error|open-mode|no-requeue)(=|$)|-[aoe]", word):
             raise ConfigError(f"--: {word!r} is decided by the script")
     return list(words)
 
 
-def resource_lines(options: Mapping[str, str | None]) -> str:
-    """Return the options that are set as directive lines."""
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    return "\n".join(lines) or "#"
+def env_file(given: Path | None) -> Path:
+    """Return the file that a job reads first: the given one, or the one that comes with launch."""
+    path = (given or SCRIPTS / "env.sh").absolute()
+    if not path.is_file():
+        raise ConfigError(f"--env: {path} is not a file")
+    return path
 
 
 def render(template: str, **values: str) -> str:
-    """Return a template of this package with its ``@NAMES@`` replaced; values must be checked."""
-    text = resources.files("launch").joinpath(template).read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+    """Return a template with its ``@NAMES@`` replaced by values, which must have been checked."""
+    text = (SCRIPTS / template).read_text(encoding="utf-8")
+    return re.sub(r"@([A-Z]+)@", lambda name: values[name[1]], text)
 
 
 def submit(words: Sequence[str]) -> str:
@@ -57,22 +58,10 @@ def submit(words: Sequence[str]) -> str:
 
     Raises:
         ConfigError: there is no SLURM here, or it refuses the job.
+        RebiasError: it does not answer, or not with a number.
     """
-    said = _slurm(["sbatch", "--parsable", *words])
+    said = ask_slurm("sbatch", "--parsable", *words, timeout=120.0)
     job = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
     if not job.isdigit():
         raise RebiasError(f"sbatch answered {said!r} instead of a job's number")
     return job
-
-
-def _slurm(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
-    except FileNotFoundError:
-        raise ConfigError(f"{command[0]}: not found; is this a login node of a cluster?") from None
-    except subprocess.TimeoutExpired:
-        raise RebiasError(f"{command[0]}: no answer within {_TIMEOUT:g} s") from None
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise ConfigError(f"{command[0]}: {reason}")
-    return done.stdout

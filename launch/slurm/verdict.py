@@ -1,8 +1,8 @@
-"""What a batch job does after its ranks have ended: leave, or queue once more.
+"""Decides what a batch job does after the end of its ranks: leave, or queue again.
 
-Started by the batch script as ``python -m launch.slurm.verdict RUN CODES CODE``: the run's folder,
-that in which the ranks have left their exit codes, and the exit code of srun. Leaves with 75 if
-the job shall queue again, otherwise with the job's exit code.
+The batch script starts it as ``python -m launch.slurm.verdict RUN CODES CODE``. RUN is the run's
+folder, CODES is the folder with the exit codes of the ranks, and CODE is the exit code of srun. The
+verdict is its own exit code: 75 if the job queues again, otherwise the job's exit code.
 """
 
 from __future__ import annotations
@@ -11,50 +11,37 @@ import shutil
 import sys
 from pathlib import Path
 
-from launch.record.files import read_tail
-from rebias_dist.errors import (
-    EXIT_FAILED,
-    EXIT_FINISHED,
-    EXIT_GIVE_UP,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-)
+from launch.record.exit_codes import final_code, read_codes
+from rebias_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 
 def judge(codes: set[int], launcher: int, began: bool) -> int:
-    """Return the exit code of the job; 75 stands for queueing again.
+    """Return the exit code of the job; 75 means that it queues again.
 
-    A run that crashed queues again too: it counts its attempts itself and gives up (3) when they
-    do not get any further. One that crashed before it could count them does not.
+    A run that crashed queues again too: the run counts its attempts and gives up (3) when they
+    make no progress. A run that crashed before it could count the attempt does not queue again.
 
     Args:
-        codes: exit codes of the ranks that left by themselves.
+        codes: exit codes of the ranks that were not killed.
         launcher: exit code of srun.
         began: whether the run has noted this attempt.
     """
-    for final in (EXIT_USAGE, EXIT_GIVE_UP):
-        if final in codes:
-            return final
-    if launcher == EXIT_FINISHED:
-        return EXIT_FINISHED
+    final = final_code(codes, launcher)
+    if final is not None:
+        return final
     if EXIT_INTERRUPTED in codes or began:
         return EXIT_INTERRUPTED
     return EXIT_USAGE if launcher == EXIT_USAGE else EXIT_FAILED
 
 
 def main() -> int:
-    """Judge a job, say what follows, and remove the ranks' codes."""
+    """Judge a job, print what follows, and remove the ranks' codes."""
     run, folder, launcher = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    codes = set()
-    for path in folder.iterdir():
-        text = (read_tail(path, 10) or b"").strip()
-        if path.name != "begun" and text.isdigit():
-            codes.add(int(text))
+    codes = set(read_codes(folder).values())
     attempts = run / "attempts.json"
-    # Both times come from the same file system, so its clock need not agree with any other.
-    began = (
-        attempts.exists() and attempts.stat().st_mtime_ns >= (folder / "begun").stat().st_mtime_ns
-    )
+    # Both times come from the same file system, so only its own clock counts.
+    job_began = (folder / "begun").stat().st_mtime_ns
+    began = attempts.exists() and attempts.stat().st_mtime_ns >= job_began
     verdict = judge(codes, launcher, began)
     shutil.rmtree(folder, ignore_errors=True)
     if verdict == EXIT_INTERRUPTED:

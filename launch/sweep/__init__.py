@@ -1,1 +1,1 @@
-"""Sweeps: a grid of settings, each cell a run."""
+"""Sweeps: every combination of some settings is a cell, and each cell is a run."""

@@ -1,7 +1,6 @@
-"""One rank of a sweep's cell: it dies with what has started it, and listens on loopback only.
+"""One rank of a sweep's cell: it dies with the process that started it.
 
-Started as ``python -m launch.sweep.cell PARENT training-arguments``: alone by the sweep, whose
-process id is PARENT; one of several by ``launch.local.agent``, with ``agent`` in its place.
+That is the sweep itself for a cell of one rank, otherwise ``launch.local.agent``.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ import os
 import sys
 
 from data_shards.processes import die_with_parent
-from launch.local.agent import AGENT_PID
+from launch.local.children import PARENT
 from rebias_dist.commands import train
 
 
 def main() -> None:
     """Train, as ``python -m rebias_dist.train`` does."""
-    parent = os.environ[AGENT_PID] if sys.argv[1] == "agent" else sys.argv[1]
-    die_with_parent(int(parent))
-    # The ranks' own connections.
-    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
-    train.cli(sys.argv[2:])
+    die_with_parent(int(os.environ[PARENT]))
+    train.cli(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The console scripts: they parse first and import torch later, so that --help is quick."""
+"""The console scripts. They parse first and import torch later, so that --help is quick."""

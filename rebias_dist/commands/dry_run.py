@@ -1,4 +1,4 @@
-"""What ``rebias-train --dry-run`` does: print the plan of a run."""
+"""``rebias-train --dry-run``: print the plan of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_plan(config: Config) -> None:
         config: a resolved configuration.
 
     Raises:
-        RebiasError: the configuration, the data and the ranks do not fit together.
+        RebiasError: the configuration, the data and the number of ranks do not match.
     """
     placement = resolve_placement()
     plan.check_world(config, placement.world_size)

@@ -1,7 +1,7 @@
 """The command ``rebias-evaluate``: any checkpoints on any shards, each sample once.
 
-The figures themselves are made in :mod:`rebias_dist.evaluation.checkpoints`; this module reads the
-command line and prints.
+This module reads the command line and prints; :mod:`rebias_dist.evaluation.checkpoints` computes
+the figures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EPILOG = """examples:
   torchrun --nproc_per_node=2 -m rebias_dist.commands.evaluate runs/demo
   rebias-evaluate runs/demo/checkpoints/step-000000840
   rebias-evaluate runs/nine --on shards/imagenet9/val --on shards/imagenet9-c
-                                                  other shards; a folder of splits is all of them
+                                                  other shards; a folder of splits means all of them
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
@@ -40,8 +40,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Evaluate runs, and checkpoints in the public ReBias code's format.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "checkpoints",
@@ -54,8 +52,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         metavar="[NAME=]FOLDER",
         action="append",
         default=[],
-        help="shards of a split, or a folder of such (all but train); may be given several times; "
-        "unset: the test splits of the run. Their classes may be some of the networks'",
+        help="folder of a split's shards, or of several splits (all but train are used); may be "
+        "given several times; unset: the test splits of the run. A split may have fewer classes "
+        "than the networks",
     )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
@@ -67,20 +66,20 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     files = [path for path in arguments.checkpoints if Path(path).is_file()]
     if files and default:
         raise ConfigError(
-            f"{files[0]}: a checkpoint file needs --config, which says what its networks are"
+            f"{files[0]}: a checkpoint file needs --config, which describes its networks"
         )
     if not files and (given or not default):
         run = arguments.checkpoints[0]
         if not Path(run).is_dir():
             raise ConfigError(f"{run}: no such run or checkpoint")
         raise ConfigError(
-            f"{run}: a run brings its own configuration, but for --data.root; "
+            f"{run}: a run has its own configuration, of which only --data.root can be changed; "
             f"leave out {'--config' if not default else '--' + given[0]}"
         )
     if not files:
         return arguments, None
     if arguments.on and "data.root" not in vars(arguments) and not _has_root(values):
-        # The configuration of a data set has to say where it lies; here --on does.
+        # The configuration of a data set needs its folder, which --on gives here.
         setattr(arguments, "data.root", str(Path(arguments.on[0].rpartition("=")[2]).parent))
     return arguments, resolve_config(arguments, values, where)
 
@@ -96,7 +95,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
     def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
-        # They import torch: --help and usage errors do not wait for it.
+        # These import torch; --help and usage errors need not wait for that.
         from rebias_dist.evaluation import text
         from rebias_dist.evaluation.checkpoints import evaluate_all
         from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement

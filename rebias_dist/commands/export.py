@@ -1,9 +1,9 @@
-"""The command ``rebias-export``: a run's f as files that need nothing of this package.
+"""The command ``rebias-export``: a run's f as files that can be used without this package.
 
-``model.pt2`` (torch.export; takes uint8 images and normalises them itself) and
-``model.safetensors`` (the weights), both compared with the run's own network before the folder
-gets its name; ``config.json`` (network, classes, preprocessing), the run's ``config.yaml`` and
-``results.json``, and a model card.
+It writes ``model.pt2`` (of torch.export; takes uint8 images and normalises them itself),
+``model.safetensors`` (the weights), ``config.json`` (network, classes, preprocessing), the run's
+``config.yaml`` and ``results.json``, and a model card. Both models are compared with the run's own
+network before the folder gets its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import ConfigError, RebiasError
 
-# torch is imported where it is first needed: --help and usage errors do not wait for it.
+# torch is imported in the functions; --help and usage errors need not wait for it.
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -34,24 +34,22 @@ _EPILOG = """examples:
   rebias-export runs/demo --out exported/demo
   rebias-export runs/demo --out exported/demo-last --checkpoint last
 """
-_BATCHES = (1, 2, 5)
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit
+_BATCHES = (1, 2, 5)  # batch sizes with which the files are checked
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the largest logit
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(
         prog="rebias-export",
-        description="Write a run's f with its preprocessing and a model card, and check it.",
+        description="Write a run's f with its preprocessing and a model card, and check the files.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),
-        help="which weights; unset: best, but last where the test data themselves chose best",
+        help="which weights; unset: best, but last if the test data chose best",
     )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
     arguments: argparse.Namespace = parser.parse_args(argv)
@@ -63,17 +61,17 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
 
     Args:
         run: the run's folder.
-        out: the folder to make; it must not exist, or be empty.
-        checkpoint: ``best`` or ``last``; None: best, but last where test data chose best.
+        out: the folder to make; it must not exist, or must be empty.
+        checkpoint: ``best`` or ``last``; None: best, but last if the test data chose best.
 
     Returns:
-        The largest difference between the logits of the exported network and of the run's own,
-        as a part of the largest logit.
+        The largest difference between the logits of the exported networks and of the run's own,
+        relative to the largest logit.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it has no f, or the folder is taken.
+        ConfigError: there is no such run or checkpoint, it has no f, or the folder is not empty.
         DataError: the checkpoint is damaged.
-        RebiasError: the network cannot be exported, or does not agree with the original.
+        RebiasError: the network cannot be exported, or its logits differ from the original's.
     """
     from rebias_dist.commands.model_card import model_card
     from rebias_dist.config.files import to_yaml
@@ -82,7 +80,7 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: is there already; give a folder that is not")
+        raise ConfigError(f"--out {out}: exists already; give a new folder")
     config = RunFolder(run).read_config()
     if not config.has_f:
         raise ConfigError(f"{run}: the method {config.method.name} trains no f to export")
@@ -92,8 +90,8 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
     assert loaded.f is not None
     if loaded.shape is None or loaded.constants is None:
         raise ConfigError(
-            f"{run}: its checkpoint is of an earlier version and does not say what its networks "
-            "take; train again"
+            f"{run}: its checkpoint was made by an earlier version and lacks the shape and "
+            "normalisation of the networks' input; train again"
         )
     name = "oracle" if choice == "best" and oracle else choice
     description = describe(loaded)
@@ -111,7 +109,7 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
 
 
 def describe(loaded: LoadedRun) -> dict[str, Any]:
-    """Return what a user of the weights has to know, as plain JSON data."""
+    """Return the content of config.json: network, classes, preprocessing, data, versions."""
     import torch
 
     config, constants = loaded.config, loaded.constants
@@ -164,7 +162,11 @@ def deployed(network: nn.Module, constants: Normalize) -> nn.Module:
 
 
 def write_network(loaded: LoadedRun, folder: Path) -> None:
-    """Write ``model.pt2`` and ``model.safetensors``."""
+    """Write ``model.pt2`` and ``model.safetensors`` to ``folder``.
+
+    Raises:
+        RebiasError: torch.export cannot export the network.
+    """
     import torch
     from safetensors.torch import save_model
 
@@ -180,9 +182,11 @@ def write_network(loaded: LoadedRun, folder: Path) -> None:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             )
             torch.export.save(program, folder / "model.pt2")
-    except Exception as error:  # of many kinds, for networks that compute with Python
+    except Exception as error:  # torch.export raises many kinds for networks it cannot trace
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise RebiasError(f"{loaded.config.f.name}: torch.export refuses it: {reason}") from None
+        raise RebiasError(
+            f"{loaded.config.f.name}: torch.export cannot export it: {reason}"
+        ) from None
     save_model(f, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -190,10 +194,10 @@ def check(loaded: LoadedRun, folder: Path) -> float:
     """Compare both files with the run's own network on random images, in several batch sizes.
 
     Returns:
-        The largest difference of a logit, as a part of the largest one.
+        The largest difference of a logit, relative to the largest logit.
 
     Raises:
-        RebiasError: it is more than rounding explains.
+        RebiasError: the difference is larger than rounding errors.
     """
     import torch
     from safetensors.torch import load_model
@@ -224,8 +228,8 @@ def check(loaded: LoadedRun, folder: Path) -> float:
                 difference = _difference(logits, expected)
                 if not difference <= _TOLERANCE[str(precision.parameters).removeprefix("torch.")]:
                     raise RebiasError(
-                        f"{name}: its logits differ from the run's own network by {difference:.1e} "
-                        "of the largest; nothing was written"
+                        f"{name}: its logits differ from those of the run's own network by "
+                        f"{difference:.1e} of the largest; nothing was written"
                     )
                 worst = max(worst, difference)
     return worst
@@ -245,7 +249,8 @@ def cli(argv: Sequence[str] | None = None) -> None:
         difference = export_run(arguments.run, arguments.out, arguments.checkpoint)
         print(
             f"{arguments.out}: model.pt2 and model.safetensors agree with the run's own network "
-            f"(largest difference {difference:.1e} of the largest logit); README.md is the card"
+            f"(largest difference {difference:.1e} of the largest logit); README.md has the model "
+            "card"
         )
 
     run_cli("rebias-export", command)

@@ -1,4 +1,4 @@
-"""The model card of an exported f, filled from its run."""
+"""The model card of an exported f, with the settings and figures of its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _METHODS = {
     "rubi": "RUBi: f's logits were masked by those of a biased network g",
     "learned_mixin": "LearnedMixin: f was trained in an ensemble with a fixed, biased network g",
 }
-_MANY = 40  # classes, above which their names are left to config.json
+_MANY = 40  # with more classes, their names are only in config.json
 
 
 def model_card(
@@ -30,7 +30,7 @@ def model_card(
         loaded: the run.
         description: the content of config.json.
         choice: ``last``, ``best`` or ``oracle``.
-        difference: what the check of the exported files found.
+        difference: between the exported files and the run's network, relative to the largest logit.
     """
     parts = [
         "---\nlibrary_name: pytorch\npipeline_tag: image-classification\n"
@@ -50,8 +50,9 @@ def model_card(
 
 def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str:
     config, classes = loaded.config, description["classes"]
-    names = ", ".join(plain(name) for name in classes) if len(classes) <= _MANY else "see "
-    names += "" if len(classes) <= _MANY else "`config.json`"
+    names = "see `config.json`"
+    if len(classes) <= _MANY:
+        names = ", ".join(plain(name) for name in classes)
     return (
         f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
         f"An image classifier of {len(classes)} classes ({names}). Method: "
@@ -99,7 +100,7 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
         return "None: the run was not finished when it was exported."
     found = loaded.metrics["checkpoints"]["last" if choice == "last" else "best"]
     if found["step"] != loaded.step:
-        return f"None: the run's results are of step {found['step']}, not of these weights."
+        return f"None: the run's results are those of step {found['step']}, not of these weights."
     rows = [
         "| test split | images | network | accuracy | 95 % interval | unbiased | conflicting |",
         "|---|---|---|---|---|---|---|",
@@ -108,21 +109,24 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
         for network, of_network in figures["networks"].items():
             interval = of_network["intervals"]["accuracy"]
             cells = [
-                *(plain(split), f"{figures['samples']:,}", network),
+                plain(split),
+                f"{figures['samples']:,}",
+                network,
                 _percent(of_network["accuracy"]),
                 " – ".join(map(_percent, interval)),
-                *(_percent(of_network[name]) for name in ("unbiased", "conflicting")),
+                _percent(of_network["unbiased"]),
+                _percent(of_network["conflicting"]),
             ]
             rows.append("| " + " | ".join(cells) + " |")
     notes = [
         "Percent, of one run with one seed; the interval is a bootstrap over the images. "
-        "Unbiased: mean over cells of class and texture cluster. Conflicting: images whose bias is "
-        "another class's. Only f is in these files."
+        "Unbiased: mean over cells of class and texture cluster. Conflicting: images with the bias "
+        "of another class. Only f is in these files."
     ]
     if choice == "oracle":
         notes.append(
-            "**These weights were chosen on the test data themselves: the figures are an oracle's, "
-            "not an estimate of what new images would give.**"
+            "**These weights were chosen by the test data themselves, so the figures are those of "
+            "an oracle and do not estimate the accuracy on new images.**"
         )
     return "\n".join(rows) + "\n\n" + "\n\n".join(notes)
 
@@ -150,10 +154,10 @@ def _training(loaded: LoadedRun, description: Mapping[str, Any]) -> str:
 
 def _limits(loaded: LoadedRun) -> str:
     lines = [
-        f"Trained on {plain(loaded.config.data.dataset)} alone; it knows no class besides those "
-        "above and says one of them of any image.",
+        f"It was trained on {plain(loaded.config.data.dataset)} alone. It knows only the classes "
+        "above and assigns one of them to any image.",
         "Its confidences are not calibrated.",
-        "That f is less biased than g on these test splits does not mean that it is free of "
-        "bias, nor of biases that no g was built to have.",
+        "If f is less biased than g on these test splits, it may still be biased, in particular "
+        "in ways that no g was built to have.",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""The parser of all console scripts, and their ends: errors of one line, exit codes, signals."""
+"""The parser of all console scripts, their one-line errors, exit codes and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from rebias_dist.ranks.placement import is_rank_zero
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, printed once however many ranks there are."""
+    """A parser whose errors are one line, printed only once even with several ranks.
+
+    It prints texts as they are laid out, and takes no abbreviated flags.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": raw, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Leave with the exit code of wrong use."""
+        """Print the message as one line and exit with the code of wrong use."""
         leave(self.prog, ConfigError(message.replace("\n", " ") + " (see --help)"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; an unknown flag is answered with the nearest known one."""
-        if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        """Parse the arguments; the error of an unknown flag names the nearest known one."""
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
             argcomplete.autocomplete(self)
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
             flags = [option for option in self._option_string_actions if option.startswith("--")]
-            # '--lr' is meant as '--optimizer.lr' more often than as a flag that looks like it.
+            # '--lr' more often means '--optimizer.lr' than a flag with similar letters.
             near = [f for f in flags if f.rpartition(".")[2] == flag.lstrip("-")]
             near = near or difflib.get_close_matches(flag, flags, n=1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
@@ -39,13 +46,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def leave(program: str, error: RebiasError) -> NoReturn:
-    """Print an error's one line, on rank 0 unless it is this rank's own, and exit with its code."""
+    """Print an error's line and exit with its code.
+
+    It is printed on rank 0 alone, unless it is an error of this rank.
+    """
     _tell(program, error)
     raise SystemExit(error.exit_code)
 
 
 def leave_at_once(program: str, error: RebiasError) -> NoReturn:
-    """The same, without waiting for threads or other ranks, which may never come to an end."""
+    """Print and exit like :func:`leave`, without waiting for threads, which may never end."""
     _tell(program, error)
     sys.stdout.flush()
     os._exit(error.exit_code)
@@ -58,10 +68,15 @@ def _tell(program: str, error: RebiasError) -> None:
 
 
 def run_cli(program: str, command: Callable[[], int | None]) -> None:
-    """Run a command; show its expected errors as one line and exit with their code."""
+    """Run a command and exit with its code; an expected error is printed as one line.
+
+    Args:
+        program: name in the error.
+        command: returns the exit code, or None for 0.
+    """
     try:
         raise SystemExit(command() or 0)
     except RebiasError as error:
         leave(program, error)
     except KeyboardInterrupt:
-        leave(program, RebiasError("interrupted at once; the last checkpoint holds"))
+        leave(program, RebiasError("interrupted at once; the last checkpoint is intact"))

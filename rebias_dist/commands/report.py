@@ -32,8 +32,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="rebias-report",
         description="Set runs side by side; runs that differ in their seeds alone are one row.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder or a folder of runs")
     parser.add_argument("--out", metavar="DIR", default="report", help="folder to write [report]")

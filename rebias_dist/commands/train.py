@@ -6,7 +6,6 @@ errors answer at once.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,8 +49,6 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         usage=f"{program} [--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Train f and g against each other, the same run on any layout of ranks.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
     parser.add_argument("--list-configs", action="store_true", help="list shipped configurations")

@@ -23,7 +23,7 @@ DEFAULT_CONFIG = "biased_mnist/demo"
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys and aliases, and reads 1e-3 as a number.
 
-    YAML 1.1 reads ``1e-3`` (no dot) as text; aliases are refused for a few of them can
+    YAML 1.1 reads ``1e-3`` (no dot) as text. Aliases are refused because a few of them can
     expand to gigabytes.
     """
 
@@ -47,7 +47,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what the loader above reads back: it quotes the texts that look like 1e3."""
+    """Writes YAML that the loader above reads back; it quotes texts that look like 1e3."""
 
 
 for _side in (_StrictLoader, _Dumper):
@@ -154,7 +154,7 @@ def validate(values: dict[str, Any], where: str = "") -> Config:
         return Config.model_validate(values)
     except ValidationError as invalid:
         error = invalid.errors()[0]
-    # A union reports its members as parts of the place, which are no fields.
+    # pydantic reports the members of a union as parts of the location; they are no fields.
     location = tuple(part for part in error["loc"] if part in _path_names(values, error["loc"]))
     name = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":

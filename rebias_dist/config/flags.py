@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rebias_dist.config.files import (
@@ -20,10 +21,10 @@ from rebias_dist.config.files import (
     section_of,
     validate,
 )
-from rebias_dist.config.schema import Config, Section
+from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 
-# The contract's short names, beside which every field has its dotted flag.
+# Short names; every field has its dotted flag as well.
 _SHORT = {"method.name": "--method", "log.profile": "--profile"}
 
 
@@ -38,11 +39,11 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
 
 
 def _add_section(
-    parser: argparse.ArgumentParser, section: type[Section], values: Any, prefix: str
+    parser: argparse.ArgumentParser, section: type[BaseModel], values: Any, prefix: str
 ) -> None:
     title = f"{prefix.removesuffix('.')}: {section.__doc__}" if prefix else "run"
     group = parser.add_argument_group(title)
-    nested: list[tuple[type[Section], Any, str]] = []
+    nested: list[tuple[type[BaseModel], Any, str]] = []
     for name, field in section.model_fields.items():
         dotted = prefix + name
         given = values.get(name) if isinstance(values, dict) else None
@@ -53,13 +54,13 @@ def _add_section(
             continue
         default = given if given is not None else field.default
         if _is_list(field):
-            # A list of sections has a flag for the whole (as YAML) and one for each entry's field.
+            # A list of sections has a flag for the whole, as YAML, and one for each entry's field.
             entries = default if isinstance(default, list) else [{}]
-            nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]  # type: ignore[misc]
+            nested += [(inner, entry, f"{dotted}.{i}.") for i, entry in enumerate(entries)]
         else:
-            nested.append((inner, default, f"{dotted}."))  # type: ignore[arg-type]
+            nested.append((inner, default, f"{dotted}."))
     for inner, default, inner_prefix in nested:
-        shown = default.model_dump() if isinstance(default, Section) else default
+        shown = default.model_dump() if isinstance(default, BaseModel) else default
         _add_section(parser, inner, shown, inner_prefix)
 
 
@@ -76,7 +77,7 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
     default = given if given is not None else field.get_default(call_default_factory=True)
     if isinstance(default, list):
         default = [
-            e.model_dump(exclude_unset=True) if isinstance(e, Section) else e for e in default
+            e.model_dump(exclude_unset=True) if isinstance(e, BaseModel) else e for e in default
         ]
     text = re.sub(r"\s+", " ", field.description or "").strip()
     action = group.add_argument(
@@ -88,7 +89,8 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
-    # For the shell; not as argparse's choices, for the errors are those of the configuration.
+    # Choices are offered to the shell only; argparse must not check them, because the
+    # configuration does, with better messages.
     action.completer = lambda **_: _choices(field)
 
 
@@ -146,7 +148,7 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
     try:
         return validate(merged)
     except ConfigError as error:
-        # A fault of the file is reported with its name; a flag's fault speaks for itself.
+        # An error in the file is reported with the file's name; an error in a flag is not.
         raise ConfigError(
             f"{where}: {error}" if _fault(values) == str(error) else str(error)
         ) from None

@@ -11,7 +11,7 @@ from rebias_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is laid out; only ``W`` and ``A`` depend on the ranks, and nothing on them."""
+    """The layout of a run. Only ``W`` and ``A`` depend on the ranks; no result depends on them."""
 
     N: int
     """Samples of an optimizer step."""
@@ -25,7 +25,7 @@ class Plan:
     """Training samples."""
     steps_per_epoch: int
     dropped: int
-    """Samples that an epoch leaves out; others in each epoch."""
+    """Samples that an epoch leaves out, different ones in each epoch."""
     pretrain_epochs: int
     epochs: int
     """Epochs in all, pretraining included."""

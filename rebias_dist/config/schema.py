@@ -1,4 +1,4 @@
-"""What a run is: every field of the configuration, its meaning, its default and its limits.
+"""The fields of a run's configuration: their meaning, defaults and limits.
 
 This module imports no torch, so that ``--help`` and ``--print-config`` answer at once. The
 docstring below each field is the text that ``--help`` prints for it.
@@ -9,28 +9,31 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from rebias_dist.methods import METHODS, Facts
+from rebias_dist.methods.options import (
+    STRICT,
+    Count,
+    CountOrZero,
+    Fraction,
+    MethodConfig,
+    NonNegative,
+    Positive,
+    Probability,
+)
+from rebias_dist.methods.registry import Facts
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
 Radius = Literal["median", "dimension"] | Positive
 
-# Names reach file names, commands and batch scripts: nothing in them means anything to a shell.
+# Names become file names, arguments and lines of batch scripts, so they hold no character that
+# a shell interprets.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
 
 
 class Section(BaseModel):
     """A group of fields; unknown fields and loose types are refused."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = STRICT
 
 
 class NetworkConfig(Section):
@@ -57,30 +60,6 @@ class NetworkConfig(Section):
         """Return the options that were set, as ``models.build`` takes them."""
         named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
         return {**named, **self.options}
-
-
-class MethodConfig(Section):
-    """Which game is played, and its weights."""
-
-    name: Literal[*METHODS] = "rebias"  # type: ignore[valid-type]
-    """rebias: f independent of g (HSIC). vanilla: f alone. biased: g alone. rubi: f's logits
-    masked by g's. learned_mixin: f joined with a fixed, pretrained g."""
-    lambda_f: NonNegative = 1.0
-    """Weight of HSIC in f's objective; for rubi and learned_mixin of their whole objective."""
-    lambda_g: NonNegative = 1.0
-    """rebias: weight of HSIC in g's objective (which g maximises)."""
-    n_g_update: Count = 1
-    """Updates of each g before the update of f, on the same global batch."""
-    update_g_cls: bool = True
-    """Keep the cross-entropy in g's objective; false leaves only its HSIC term."""
-    swap_inner_bandwidth: bool = False
-    """In g's update, exchange the kernel radii of f and g, as the public code does."""
-    hsic: Literal["unbiased", "biased"] = "unbiased"
-    """Estimator: unbiased (Song et al. 2012) or biased (Gretton et al. 2005)."""
-    f_pretrain_epochs: CountOrZero = 0
-    """Epochs in which f trains on cross-entropy alone before the game starts."""
-    g_pretrain_epochs: CountOrZero = 0
-    """Epochs in which every g trains on cross-entropy alone; learned_mixin needs at least 1."""
 
 
 class OptimizerConfig(Section):
@@ -178,6 +157,28 @@ class DataConfig(Section):
     on_damaged: Literal["stop", "skip"] = "stop"
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.dataset != "biased_mnist" and self.root is None:
+            raise ValueError(
+                f"data.root: {self.dataset} needs the folder of its shards; "
+                "see 'python -m data_shards --help'"
+            )
+        if self.root is not None:
+            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
+                value = getattr(self, key)
+                if value != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"data.{key}: {value} would change nothing, for the shards in data.root "
+                        "are made already; remove it"
+                    )
+        if len(set(self.test_splits)) < len(self.test_splits):
+            raise ValueError(f"data.test_splits: {self.test_splits} names a split twice")
+        taken = {"train", "selection", *self.test_splits} & self.other_tests.keys()
+        if taken:
+            raise ValueError(f"data.other_tests: {min(taken)} is the name of another split")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -283,10 +284,19 @@ class Config(Section):
     faults: FaultsConfig = FaultsConfig()
     """Faults."""
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, name: str | None) -> str | None:
+        if name is not None and not RUN_NAME.fullmatch(name):
+            raise ValueError(
+                f"name: {name!r} cannot name a folder; use letters, digits and . _ + = -"
+            )
+        return name
+
     @model_validator(mode="before")
     @classmethod
     def _default_micro_batch(cls, values: Any) -> Any:
-        # Written down when the run is created: a later default must not change an old run.
+        # Stored when the run is created, so that a later default does not change an old run.
         if isinstance(values, dict) and values.get("micro_batch") is None:
             n = values.get("global_batch", cls.model_fields["global_batch"].default)
             if isinstance(n, int) and not isinstance(n, bool) and n > 0:
@@ -308,48 +318,10 @@ class Config(Section):
             raise ValueError(
                 f"global_batch: {n} is too small for HSIC, which needs at least 4 samples"
             )
-        if self.facts.fixed_g and method.g_pretrain_epochs == 0:
-            raise ValueError(
-                f"method.g_pretrain_epochs: {method.name} keeps g fixed after pretraining, "
-                "so 0 would leave g at chance; use 1 or more"
-            )
-        if not self.has_g and method.g_pretrain_epochs:
-            raise ValueError(f"method.g_pretrain_epochs: {method.name} has no g; set it to 0")
-        if not self.has_f and method.f_pretrain_epochs:
-            raise ValueError(f"method.f_pretrain_epochs: {method.name} has no f; set it to 0")
-        if not method.update_g_cls and not self.facts.couples:
-            raise ValueError(
-                f"method.update_g_cls: false leaves g without an objective in {method.name}; "
-                "it is for methods with HSIC"
-            )
-        if not method.update_g_cls and method.lambda_g == 0:
-            raise ValueError("method.lambda_g: 0 without update_g_cls leaves g no objective")
-        if self.data.dataset != "biased_mnist" and self.data.root is None:
-            raise ValueError(
-                f"data.root: {self.data.dataset} needs the folder of its shards; "
-                "see 'python -m data_shards --help'"
-            )
-        if self.data.root is not None:
-            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
-                value = getattr(self.data, key)
-                if value != DataConfig.model_fields[key].default:
-                    raise ValueError(
-                        f"data.{key}: {value} would change nothing, for the shards in data.root "
-                        "are made already; remove it"
-                    )
-        if len(set(self.data.test_splits)) < len(self.data.test_splits):
-            raise ValueError(f"data.test_splits: {self.data.test_splits} names a split twice")
-        taken = {"train", "selection", *self.data.test_splits} & self.data.other_tests.keys()
-        if taken:
-            raise ValueError(f"data.other_tests: {min(taken)} is the name of another split")
         if self.data.selection == "none" and self.evaluate.monitor not in self.data.test_splits:
             raise ValueError(
                 f"evaluate.monitor: {self.evaluate.monitor!r} is not among data.test_splits "
                 f"({', '.join(self.data.test_splits)})"
-            )
-        if self.name is not None and not RUN_NAME.fullmatch(self.name):
-            raise ValueError(
-                f"name: {self.name!r} cannot name a folder; use letters, digits and . _ + = -"
             )
         return self
 
@@ -371,8 +343,8 @@ class Config(Section):
 
     @property
     def facts(self) -> Facts:
-        """Return what can be said of the method without building it."""
-        return METHODS[self.method.name]
+        """Return what is known of the method before it is built."""
+        return self.method.facts
 
     @property
     def pretrain_epochs(self) -> int:

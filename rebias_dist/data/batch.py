@@ -1,9 +1,9 @@
-"""The samples of one forward pass, and their way from a worker process to the trainer.
+"""The samples of one forward pass, and their transport from a worker process to the trainer.
 
-A tensor that a worker sends goes into a new file of shared memory, whose pages both sides have
-to be given: as much as a fifth of decoding a photograph. So a worker keeps as many pieces of
-shared memory as it can have micro-batches under way, and fills them in turn; who receives a
-micro-batch copies it out at once.
+By default torch puts every tensor that a worker sends into a new shared-memory file. Mapping its
+pages in both processes takes up to a fifth of the time to decode a photograph. So each worker
+keeps a few shared-memory buffers, as many as it can have micro-batches under way, and fills them
+in turn. The receiver copies each micro-batch out at once.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_HEAD = 64  # bytes before the images: a count, and nothing else in its cache line
+_HEAD = 64  # bytes before the images: the turn counter, alone in its cache line
 
 
 @dataclass
@@ -24,7 +24,7 @@ class MicroBatch:
 
     ``images`` uint8 [b, 3, H, W]; ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
     int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
-    ``skipped`` says of each damaged sample that has been replaced what is wrong with it.
+    ``skipped`` has one line for each damaged sample that was replaced: what is wrong with it.
     """
 
     images: Tensor
@@ -39,7 +39,7 @@ class MicroBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "MicroBatch":
-        """Return the micro-batch in pinned memory; what is there already is not copied."""
+        """Return the micro-batch in pinned memory; already pinned tensors are not copied."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "MicroBatch":
@@ -55,10 +55,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A micro-batch on its way: all but the images, and where these lie until it is opened.
+    """A micro-batch in transport; its images lie in a shared buffer until it is opened.
 
-    ``memory`` comes along when the receiver does not know it yet. The few numbers of the rest
-    travel by value, which costs less than shared memory of their own.
+    ``memory`` is the buffer, sent only when the receiver does not have it yet. Labels, bias and
+    sample ids travel by value, which costs less than shared memory of their own.
     """
 
     slot: tuple[int, int]
@@ -72,7 +72,7 @@ class Parcel:
 
 
 class Sender:
-    """A worker's pieces of shared memory, ``slots`` of them, that take turns."""
+    """A worker's ``slots`` shared-memory buffers, which it fills in turn."""
 
     def __init__(self, worker: int, slots: int) -> None:
         self._worker = worker
@@ -81,7 +81,7 @@ class Sender:
         self._turn = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return where the next micro-batch's images are to be written."""
+        """Return the tensor into which the next micro-batch's images are to be written."""
         self._turn += 1
         slot = self._turn % len(self._memory)
         memory = self._memory[slot]
@@ -90,12 +90,12 @@ class Sender:
             memory = self._memory[slot] = torch.empty(size, dtype=torch.uint8)
             memory.share_memory_()  # type: ignore[no-untyped-call]
             self._known[slot] = False
-        # Before the images: who still reads the last ones can tell.
+        # Set before the images are written, so that a receiver still reading the old ones notices.
         _turn_of(memory).fill_(self._turn)
         return _images(memory, shape, dtype)
 
     def parcel(self, batch: MicroBatch) -> Parcel:
-        """Return a micro-batch whose images lie where ``take`` last said, to be sent."""
+        """Return the parcel of a micro-batch whose images were written into the last ``take``."""
         slot = self._turn % len(self._memory)
         memory = None if self._known[slot] else self._memory[slot]
         self._known[slot] = True
@@ -112,15 +112,15 @@ class Sender:
 
 
 class Receiver:
-    """Opens the parcels of the workers of one iteration, in the order each sent them."""
+    """Opens the parcels of one iteration; those of a worker in the order it sent them."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[int, int], Tensor] = {}
 
     def open(self, parcel: Parcel, *, pinned: bool) -> MicroBatch:
-        """Copy the micro-batch out of the shared memory, the images into pinned memory if asked.
+        """Return the micro-batch, copied out of shared memory; ``pinned``: images in pinned memory.
 
-        RuntimeError if its worker has begun to fill that memory again.
+        RuntimeError if the worker has overwritten the images.
         """
         if parcel.memory is not None:
             self._memory[parcel.slot] = parcel.memory
@@ -128,7 +128,7 @@ class Receiver:
         images = torch.empty(parcel.shape, dtype=parcel.dtype, pin_memory=pinned)
         images.copy_(_images(memory, parcel.shape, parcel.dtype))
         if _turn_of(memory).item() != parcel.turn:
-            raise RuntimeError(f"worker {parcel.slot[0]} has overwritten images before their use")
+            raise RuntimeError(f"worker {parcel.slot[0]} overwrote images before they were read")
         labels, bias, samples = map(torch.from_numpy, parcel.numbers)
         return MicroBatch(images, labels, bias, samples, parcel.index, parcel.skipped)
 

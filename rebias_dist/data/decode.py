@@ -1,8 +1,8 @@
 """JPEG and PNG files to RGB pixels, by one of three decoders that give the same pixels.
 
-The decoders differ in speed, and in what they take for damage: simplejpeg stops at every
-warning of libjpeg-turbo, torchvision at some, Pillow at hardly any. All three bring
-libjpeg-turbo and let it do the same, so for a whole file the pixels are equal to the bit.
+The decoders differ in speed and in strictness: simplejpeg stops at every warning of
+libjpeg-turbo, torchvision at some, Pillow at hardly any. All three use libjpeg-turbo with the
+same options, so for an undamaged file their pixels are equal to the bit.
 """
 
 import importlib
@@ -18,53 +18,54 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
 
 from data_shards.images.colours import to_rgb
 from data_shards.images.examine import MOST_PIXELS
 from rebias_dist.errors import ConfigError
 
 DecoderName = Literal["simplejpeg", "torchvision", "pillow"]
-_FASTEST_FIRST: tuple[DecoderName, ...] = ("simplejpeg", "torchvision", "pillow")
-_MODULES = {"simplejpeg": "simplejpeg", "torchvision": "torchvision.io", "pillow": "PIL"}
-_PLAIN = ("YCbCr", "RGB", "Gray")
+_PLAIN = ("YCbCr", "RGB", "Gray")  # colour spaces, as simplejpeg names them
 
 
 class DecodeError(Exception):
-    """The decoder stopped, or warned of something; one line."""
+    """The decoder failed or warned; the message is one line."""
 
 
 def choose_decoder(wanted: Literal["auto"] | DecoderName) -> DecoderName:
-    """Return the decoder for ``wanted``: with ``auto`` the fastest that is installed.
+    """Return ``wanted``, or the fastest decoder that is installed for ``auto``.
 
-    ConfigError if it is not installed.
+    ConfigError if ``wanted`` is not installed.
     """
-    for name in _FASTEST_FIRST if wanted == "auto" else (wanted,):
-        try:
-            importlib.import_module(_MODULES[name])
-        except ImportError:
-            continue
-        return name
-    raise ConfigError(
-        f"data.decoder: {wanted} is not installed; pip install {wanted}, or use 'auto'"
-    )
+    if wanted == "torchvision" or wanted == "pillow":
+        return wanted  # both are imported above
+    try:
+        importlib.import_module("simplejpeg")
+    except ImportError:
+        if wanted == "auto":
+            return "torchvision"
+        raise ConfigError(
+            "data.decoder: simplejpeg is not installed; pip install simplejpeg, or use 'auto'"
+        ) from None
+    return "simplejpeg"
 
 
 def describe_decoder(name: DecoderName) -> str:
-    """Return the package that decodes and its version, for a run's record."""
+    """Return the decoder's package and version, for a run's record."""
     if name == "pillow":
-        # pillow-simd lies in Pillow's folder and marks itself in the version alone.
+        # pillow-simd installs itself as PIL; only its version differs.
         simd = "-simd" if "post" in PIL.__version__ else ""
         return f"pillow{simd} {PIL.__version__}"
     return f"{name} {importlib.metadata.version(name)}"
 
 
 def decode(content: bytes, decoder: DecoderName) -> Tensor:
-    """Return an image file as RGB, uint8 [3, H, W], pixels unrotated whatever EXIF says.
+    """Return an image file as RGB, uint8 [3, H, W]; the EXIF rotation is ignored.
 
-    A view of interleaved pixels, as decoders write them: resizing reads them faster than
-    planes. What is not a plain 8-bit JPEG (CMYK, PNG of any kind) is decoded by Pillow,
-    whatever the decoder, so that it is converted in one way: alpha is dropped, and of 16
-    bits the upper 8 are kept. DecodeError if the decoder stops or complains.
+    The result is a view of interleaved pixels, as decoders write them, because resizing reads
+    these faster than planes. CMYK JPEGs and all PNGs are decoded by Pillow, whatever the decoder,
+    so that there is only one conversion: alpha is dropped, and 16-bit values keep their upper
+    8 bits. DecodeError if the decoder fails or warns.
     """
     try:
         pixels = None
@@ -72,29 +73,27 @@ def decode(content: bytes, decoder: DecoderName) -> Tensor:
             pixels = _JPEG[decoder](content)
         if pixels is None:
             pixels = torch.from_numpy(_by_pillow(content))
-    except Exception as error:  # hostile bytes raise nearly anything inside a decoder
+    except Exception as error:  # hostile bytes can raise nearly anything inside a decoder
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
     return pixels.permute(2, 0, 1)
 
 
 def decode_leniently(content: bytes) -> Tensor:
-    """Return the same, by Pillow, which passes over what libjpeg only warns of."""
+    """Decode with Pillow, which ignores most warnings of libjpeg-turbo; see :func:`decode`."""
     return decode(content, "pillow")
 
 
 def _by_simplejpeg(content: bytes) -> Tensor | None:
-    import simplejpeg  # type: ignore[import-untyped]
+    import simplejpeg  # type: ignore[import-untyped]  # here, so that the others work without it
 
     height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     _check_size(width, height)
-    # Of four inks it would make RGB in a way of its own.
+    # Leave CMYK to Pillow: simplejpeg converts it differently.
     return torch.from_numpy(simplejpeg.decode_jpeg(content)) if colours in _PLAIN else None
 
 
 def _by_torchvision(content: bytes) -> Tensor | None:
-    from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
-
-    # Of broken metadata, and that the bytes are read-only: they are not written to.
+    # Pillow warns of broken metadata, torch of a read-only buffer, which nothing here writes to.
     with warnings.catch_warnings(action="ignore"):
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:  # the header alone
             _check_size(*image.size)

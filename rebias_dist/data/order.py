@@ -16,8 +16,8 @@ def epoch_order(
     A sample id is a position in the index, shard after shard. The shards are permuted, then
     the samples inside each window of ``window`` (at least 1) successive shards: reads stay
     within a few files, while the order mixes thousands of samples. Position p of the result
-    belongs to step p // N and micro-batch (p mod N) // b, whoever computes them. Neither
-    the number of ranks nor any library's random stream has a part in it.
+    belongs to step p // N and micro-batch (p mod N) // b. The order does not depend on the
+    number of ranks or on a library's random generator.
     """
     counts = np.asarray(shard_counts, dtype=np.int64)
     if len(counts) == 0:

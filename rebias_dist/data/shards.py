@@ -1,4 +1,4 @@
-"""Random access to the samples of a split by memory-mapped index; nothing is unpickled."""
+"""Random access to the samples of a split through a memory-mapped index, without unpickling."""
 
 import hashlib
 import os
@@ -24,13 +24,13 @@ from rebias_dist.data.decode import (
 )
 from rebias_dist.errors import ConfigError, DataError
 
-# An epoch works on a window of shards; this many open files serve it and stay far below the
-# usual limit of 1,024, which the 1,300 shards of ImageNet would break.
+# An epoch reads from a window of a few shards, so this many open files suffice. ImageNet's 1,300
+# shards would exceed the usual limit of 1,024.
 _OPEN_FILES = 64
 
 
-class DamagedSample(DataError):  # noqa: N818 - what was found; whether it is an error, others say
-    """One sample is not what was written; its shard can be read, and so can the others in it."""
+class DamagedSample(DataError):  # noqa: N818 - not always an error: the loader may replace it
+    """One sample differs from what was written; the others in its shard can still be read."""
 
 
 class ShardDataset:
@@ -52,7 +52,7 @@ class ShardDataset:
             self.manifest, self._index = load_split(self.folder)
         except DataShardsError as error:
             raise DataError(str(error)) from None
-        # Columns of the mapped index, not copies: a worker of ImageNet holds nothing of its own.
+        # Views of the mapped index, not copies, so that workers share ImageNet's index.
         self.labels: NDArray[np.int32] = self._index["label"]
         self.bias: NDArray[np.int32] = self._index["bias"]
         self.decoded = 0
@@ -63,7 +63,7 @@ class ShardDataset:
         return len(self._index)
 
     def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, DecoderName]]:
-        """Travel to another process as a path: open files and memory maps do not."""
+        """Pickle the path alone: open files and memory maps cannot be sent to another process."""
         return ShardDataset, (self.folder, self.decoder)
 
     def __del__(self) -> None:
@@ -76,16 +76,15 @@ class ShardDataset:
         return bytes(self._index["key"][i]).decode(errors="replace")
 
     def read(self, i: int, *, verify: bool = True) -> bytes:
-        """Return the image file of sample ``i``, checked against the hash in the index.
+        """Return the image file of sample ``i``; with ``verify`` its hash is checked.
 
-        ``verify=False`` leaves out the hash. DamagedSample names the shard and the sample if
-        it was altered; DataError, if the shard is missing or too short, or cannot be read.
+        DamagedSample if the content differs from its hash; DataError if the shard is missing, too
+        short or unreadable.
         """
         row = self._index[i]
         offset, length = int(row["offset"]), int(row["length"])
         try:
-            # pread has no position to share: processes forked from this one may use the
-            # same descriptors.
+            # pread uses no file position, so forked processes may share the descriptors.
             content = os.pread(self._descriptor(int(row["shard"])), length, offset)
         except OSError as error:
             raise DataError(f"{self._place(i)}: cannot be read ({error.strerror})") from None
@@ -96,19 +95,17 @@ class ShardDataset:
         return content
 
     def image(self, i: int, *, verify: bool = True) -> Tensor:
-        """Return sample ``i`` decoded to RGB, uint8 [3, H, W]; pixels unrotated whatever EXIF says.
+        """Return sample ``i`` decoded to RGB, uint8 [3, H, W]; the EXIF rotation is ignored.
 
-        JPEG or PNG, told by content. DamagedSample names the shard, the sample and the
-        reason; DataError as for :meth:`read`.
+        DamagedSample if it cannot be decoded; otherwise the errors of :meth:`read`.
         """
         content = self.read(i, verify=verify)
         try:
             try:
                 pixels = decode(content, self.decoder)
             except DecodeError:
-                # What was written with an oddity that its decoder warns of has a right hash,
-                # and is decoded; anything else is damage, found here although it was not
-                # to be looked for.
+                # A file that had an oddity when it was written has the right hash; Pillow
+                # decodes it. With a wrong hash it is damaged.
                 if not verify:
                     self._verify(i, content)
                 pixels = decode_leniently(content)
@@ -118,7 +115,7 @@ class ShardDataset:
         return pixels
 
     def sound_images(self) -> Iterator[Tensor]:
-        """Yield the images in order of the index, without those that are damaged."""
+        """Yield the images in the order of the index, without the damaged ones."""
         for i in range(len(self)):
             try:
                 image = self.image(i)
@@ -131,9 +128,9 @@ class ShardDataset:
             raise DamagedSample(f"{self._place(i)}: altered since it was written (sha256 differs)")
 
     def check_files(self) -> None:
-        """Check that the shards are readable files of their size, and the index's sha256.
+        """Check that every shard is a file of the recorded size, and the SHA-256 of the index.
 
-        Cheap enough for every start (on one rank); DataError names the file.
+        This is cheap enough for every start (on one rank). DataError names the file.
         """
         for shard in self.manifest.shards:
             path = self.folder / shard.name
@@ -144,7 +141,7 @@ class ShardDataset:
                 raise DataError(str(error)) from None
             if size != shard.bytes:
                 raise DataError(
-                    f"{path}: has {size} bytes, its manifest says {shard.bytes}; "
+                    f"{path}: has {size} bytes, but its manifest says {shard.bytes}; "
                     f"remove {self.folder} and make it again"
                 )
         path = self.folder / INDEX_NAME
@@ -154,7 +151,7 @@ class ShardDataset:
         except DataShardsError as error:
             raise DataError(str(error)) from None
         if digest != self.manifest.index_sha256:
-            raise DataError(f"{path}: is not the index its manifest was written with")
+            raise DataError(f"{path}: is not the index that its manifest was written with")
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.pop(shard, None)
@@ -179,18 +176,16 @@ def open_split(
     classes: Sequence[str] | None = None,
     decoder: DecoderName | None = None,
 ) -> ShardDataset:
-    """Open ``root/split`` and check that it holds ``dataset`` and these ``classes``, in order.
+    """Open ``root/split`` and check its data set and its classes, in order, where they are given.
 
-    What is None is not checked.
-
-    ConfigError names what differs, or, for a folder that is missing, the command that makes
-    it; DataError as for :class:`ShardDataset`.
+    ConfigError if they differ or if the folder is missing (it names the command that makes the
+    folder); DataError as for :class:`ShardDataset`.
     """
     folder = Path(root) / split
     if not folder.is_dir():
         raise ConfigError(
             f"{folder}: there are no shards here; make them with '{_command(dataset, split, root)}'"
-            " (and with several nodes: they must share this folder)"
+            " (all nodes of a run must share this folder)"
         )
     opened = ShardDataset(folder, decoder)
     found = opened.manifest.dataset
@@ -202,7 +197,10 @@ def open_split(
         label, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         cure = ""
         if set(theirs) <= set(classes):
-            cure = f"; test a run on some of its classes with 'rebias-evaluate RUN --on {folder}'"
+            cure = (
+                "; to test a trained run on these classes alone, use "
+                f"'rebias-evaluate RUN --on {folder}'"
+            )
         raise ConfigError(
             f"{folder}: its {len(theirs)} classes are not the {len(classes)} of the training "
             f"data; label {label} is {one}, not {other}{cure}"

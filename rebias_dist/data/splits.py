@@ -25,8 +25,8 @@ class Data:
     def monitored(self) -> dict[str, ShardDataset]:
         """Return the splits that are evaluated during training.
 
-        Test data are looked at only when there are no selection data, and what they choose
-        is then an oracle.
+        These are the selection data. Only without selection data are they the test splits; the
+        checkpoint that test data choose is an oracle's.
         """
         return self.tests if self.selection is None else {"selection": self.selection}
 
@@ -38,16 +38,23 @@ class Data:
         return {name: split.manifest.digest for name, split in splits.items()}
 
     def check_digests(self, expected: dict[str, str]) -> None:
-        """Refuse data that are not those a run was started with."""
+        """Check that no split differs from the one that a run was started with.
+
+        Args:
+            expected: digests by split, as :meth:`digests` returned them then.
+
+        Raises:
+            ConfigError: a split differs.
+        """
         for name, digest in self.digests().items():
             if name in expected and expected[name] != digest:
                 raise ConfigError(
                     f"{self.train.folder.parent}: the split {name} is not the one that the run "
-                    "was started with; restore it, or start a run under another name"
+                    "was started with; restore it, or start a new run under another name"
                 )
 
     def check(self) -> None:
-        """Check that every shard is there and whole in size."""
+        """Check every shard's size and every index; DataError names the file that differs."""
         for split in (self.train, self.selection, *self.tests.values()):
             if split is not None:
                 split.check_files()

@@ -1,8 +1,8 @@
-"""Augmentation keyed by (seed, epoch, sample): the same for f and g, any rank, any worker.
+"""Augmentation keyed by (seed, epoch, sample): the same for f and g, on any rank and worker.
 
-Images go in and out as uint8 [3, H, W]; they are normalised on the device, where the
-networks run. Their memory may be interleaved, as decoders write it, which torchvision
-resizes in half the time and to the same pixels.
+Images go in and out as uint8 [3, H, W]; they are normalised later, on the device. Their memory
+may be interleaved, as decoders write it: torchvision resizes it in half the time, to the same
+pixels.
 """
 
 import math
@@ -16,23 +16,23 @@ from torchvision.transforms.v2 import functional as F  # type: ignore[import-unt
 from data_shards.ordering import derive, splitmix64
 from rebias_dist.config.schema import DataConfig
 
-# Random resized crop (Szegedy et al., "Going deeper with convolutions", 2015) with the
-# ranges that torchvision's class of that name has by default.
+# Random resized crop (Szegedy et al., "Going deeper with convolutions", 2015), with the default
+# ranges of torchvision's RandomResizedCrop.
 _AREA = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 
 
 class Transform(Protocol):
-    """Makes what the networks see from a decoded image: uint8 [3, H, W] to uint8 [3, h, w]."""
+    """Turns a decoded image, uint8 [3, H, W], into the networks' input, uint8 [3, h, w]."""
 
     def __call__(self, image: Tensor, epoch: int, sample: int) -> Tensor:
-        """Return the image of ``sample`` (its id) as it is seen in ``epoch``."""
+        """Return the image of ``sample`` (its id) as the networks see it in ``epoch``."""
         ...
 
 
 def identity(image: Tensor, epoch: int, sample: int) -> Tensor:
-    """Return the image as it is (Biased-MNIST)."""
+    """Return the image unchanged (for Biased-MNIST)."""
     return image
 
 
@@ -48,13 +48,13 @@ class Crop:
 
 
 def random_crop(key: int, height: int, width: int) -> Crop:
-    """Return the crop that the 64-bit ``key`` decides for an image of this size.
+    """Return the crop that the 64-bit ``key`` determines for an image of this size.
 
-    Area uniform in 0.08..1 of the image, aspect ratio log-uniform in 3/4..4/3, position
-    uniform; after ten that do not fit, the largest centred one of an allowed ratio.
-    Mirrored with probability 1/2.
+    The area is uniform in 0.08..1 of the image, the aspect ratio log-uniform in 3/4..4/3, the
+    position uniform. After ten draws that do not fit it is the largest centred crop of an
+    allowed ratio. It is mirrored with probability 1/2.
     """
-    # splitmix64's upper 53 bits give uniform doubles in [0, 1), in any version of any library.
+    # The upper 53 bits of splitmix64 give uniform doubles in [0, 1), with every library version.
     draws = (splitmix64(key, np.arange(1 + 4 * _TRIES)) >> np.uint64(11)) * 2.0**-53
     flip = bool(draws[0] < 0.5)
     for area_draw, ratio_draw, top_draw, left_draw in draws[1:].reshape(_TRIES, 4).tolist():
@@ -77,7 +77,7 @@ class TrainTransform:
     seed: int
 
     def __call__(self, image: Tensor, epoch: int, sample: int) -> Tensor:
-        """Return the crop that (seed, epoch, sample) decides, uint8 [3, size, size]."""
+        """Return the crop keyed by (seed, epoch, sample), uint8 [3, size, size]."""
         height, width = image.shape[-2:]
         crop = random_crop(derive("augment", self.seed, epoch, sample), height, width)
         resized: Tensor = F.resized_crop(
@@ -88,7 +88,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Short side to ``resize``, then the central ``crop`` x ``crop``; the same every epoch."""
+    """Resize the short side to ``resize``, then take the central ``crop`` x ``crop`` pixels."""
 
     resize: int
     crop: int
@@ -105,5 +105,5 @@ def train_transform(data: DataConfig, seed: int) -> Transform:
 
 
 def eval_transform(data: DataConfig) -> Transform:
-    """Return what evaluation does to a sample."""
+    """Return the transform of evaluation: the same in every epoch."""
     return identity if data.augmentation == "none" else EvalTransform(data.resize, data.crop)

@@ -1,1 +1,1 @@
-"""What networks say of a split, and what follows: accuracies, bias, calibration, HSIC."""
+"""The networks' predictions on a split and the figures from them: accuracies, bias, HSIC."""

@@ -1,7 +1,7 @@
-"""95 % intervals by the bootstrap: what other samples of the same kind would have given.
+"""95 % bootstrap intervals of accuracies, over the samples of a split.
 
-They speak of the samples of the split alone. How much another seed of the training would change
-is another question, which several runs answer.
+They show how much the figures depend on the choice of the samples. They do not show how much
+another seed of the training would change; that takes several runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 
 RESAMPLES = 1000
 _SEED = 0
-_ENTRIES = 2_000_000  # counts that are held at a time
+_ENTRIES = 2_000_000  # counts that are in memory at a time
 _LOW, _HIGH = 2.5, 97.5  # percent
 
 
@@ -31,21 +31,21 @@ def intervals(
 ) -> dict[str, Any]:
     """Return percentile intervals ``[low, high]`` of accuracies, None where there is no sample.
 
-    n samples are drawn from the n, with replacement, ``RESAMPLES`` times, always in the same way.
-    The cells of the unbiased accuracy are those that hold enough of the original samples.
+    n of the n samples are drawn with replacement, ``RESAMPLES`` times, always with the same seed.
+    The cells of the unbiased accuracy are those with enough of the original samples.
 
     Args:
         labels: ``[n]``.
-        right: ``[n]``, whether the prediction is.
-        conflicting: ``[n]``, whether a sample's bias is another class's.
+        right: ``[n]``, whether the prediction is right.
+        conflicting: ``[n]``, whether a sample has the bias of another class.
         clusterings: ``[c, n]``, -1 for a sample outside every cluster.
         classes: number of classes.
 
     Returns:
-        ``accuracy``, ``conflicting``, ``unbiased`` and, of each class, ``by_class``.
+        ``accuracy``, ``conflicting``, ``unbiased``, and ``by_class`` with one for each class.
     """
     n = len(labels)
-    # Samples that agree in all of this are alike, so only their numbers have to be drawn.
+    # Samples with equal rows are interchangeable, so only the number of each kind is drawn.
     rows = np.stack([labels, right, conflicting, *clusterings], axis=1)
     kinds, first, count = np.unique(rows, axis=0, return_index=True, return_counts=True)
     groups = [labels[first], np.where(conflicting[first], 0, -1), np.zeros(len(kinds), np.int64)]
@@ -64,7 +64,7 @@ def intervals(
             drawn.append((counts @ right_member) / (counts @ member))
     accuracy = np.concatenate(drawn)
     by_class, conflict, total, *cells = np.split(accuracy, np.cumsum(sizes)[:-1], axis=1)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of empty cells
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about empty cells
         means = [np.nanmean(cell, axis=1) for cell in cells]
         return {
             "accuracy": _interval(total[:, 0]),
@@ -77,8 +77,7 @@ def intervals(
 def _large_cells(
     labels: NDArray[np.int64], clusters: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], int]:
-    """Return the number of each sample's cell, -1 outside those with enough samples, and their
-    number."""
+    """Return each sample's cell, -1 if that has too few samples, and the number of the others."""
     cells = np.where(clusters < 0, -1, labels * (clusters.max(initial=0) + 1) + clusters)
     names, place, count = np.unique(cells, return_inverse=True, return_counts=True)
     enough = (count >= SMALLEST_CELL) & (names >= 0)
@@ -87,7 +86,7 @@ def _large_cells(
 
 
 def _membership(group: NDArray[np.int64], size: int) -> sparse.csr_array:
-    """Return ``[kinds, size]``, 1 where a kind is in a group."""
+    """Return ``[kinds, size]``: 1 where a kind is in a group."""
     inside = np.flatnonzero(group >= 0)
     ones = np.ones(len(inside))
     return sparse.csr_array((ones, (inside, group[inside])), shape=(len(group), size))

@@ -1,4 +1,4 @@
-"""The figures of any checkpoints on any shards, as ``rebias-evaluate`` prints them."""
+"""The figures of any checkpoints on any shards, for ``rebias-evaluate``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rebias_dist.evaluation.corruptions import corruption_figures
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_split
 from rebias_dist.evaluation.subjects import (
-    Named,
+    CheckpointRef,
     columns_of,
+    find_checkpoints,
     find_splits,
     load_subject,
-    named_checkpoints,
     open_splits,
 )
 from rebias_dist.ranks.consensus import Consensus
@@ -27,16 +27,16 @@ from rebias_dist.step.precision import Precision
 
 
 def _evaluate(
-    named: Named,
+    ref: CheckpointRef,
     config: Config | None,
     on: dict[str, Path],
     root: str | None,
     device: torch.device,
     consensus: Consensus,
 ) -> dict[str, Any]:
-    """Return what a checkpoint does on its splits; a collective."""
+    """Return the figures of one checkpoint on its splits; a collective."""
     with consensus.together():
-        subject = load_subject(named, config, device)
+        subject = load_subject(ref, config, device)
         splits = open_splits(subject, on, root)
         columns = {name: columns_of(subject, dataset) for name, dataset in splits.items()}
         if consensus.rank == 0:
@@ -44,7 +44,7 @@ def _evaluate(
                 dataset.check_files()
     if len(set(consensus.gather(subject.step))) > 1:
         raise ConfigError(
-            f"{named.source}: the ranks see different checkpoints; is the run still going on?"
+            f"{ref.source}: the ranks see different checkpoints; wait until the run has ended"
         )
     settings = subject.config
     precision = Precision(settings.precision, device)
@@ -59,11 +59,11 @@ def _evaluate(
         about["folder"] = str(dataset.folder.resolve())
         found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
     return {
-        "checkpoint": named.source,
-        "choice": named.choice,
+        "checkpoint": ref.source,
+        "choice": ref.choice,
         "step": subject.step,
         "method": settings.method.name,
-        "finished": named.finished,
+        "finished": ref.finished,
         "splits": found,
         "corruptions": corruption_figures(found),
     }
@@ -81,14 +81,17 @@ def evaluate_all(
 
     Args:
         paths: runs, checkpoints of runs, or checkpoints of the public code.
-        on: folders of shards; empty: those that each run was tested on.
+        on: folders of shards; empty: the test splits of each run.
         root: folder of the shards, in place of the run's own; None: the run's own.
-        config: of checkpoints of the public code, which have none.
+        config: configuration for the public code's checkpoints, which contain none.
         device: of this rank.
         consensus: the ranks.
 
     Returns:
-        The figures of each checkpoint, and what is wrong with those that cannot be evaluated.
+        The figures of each checkpoint, and the errors of those that cannot be evaluated.
+
+    Raises:
+        ConfigError: there are no shards in a folder of ``on``.
     """
     with consensus.together():
         splits = find_splits(on)
@@ -99,13 +102,13 @@ def evaluate_all(
             chosen: list[dict[str, Any]] = []
             with consensus.on_rank_zero() as leader:
                 if leader:
-                    chosen = [vars(named) for named in named_checkpoints(path)]
+                    chosen = [vars(ref) for ref in find_checkpoints(path)]
             by_step: dict[int | None, dict[str, Any]] = {}
             for values in consensus.broadcast(chosen):
-                named = Named(**values)
-                if named.step not in by_step:
-                    by_step[named.step] = _evaluate(named, config, splits, root, device, consensus)
-                evaluated.append({**by_step[named.step], "choice": named.choice})
+                ref = CheckpointRef(**values)
+                if ref.step not in by_step:
+                    by_step[ref.step] = _evaluate(ref, config, splits, root, device, consensus)
+                evaluated.append({**by_step[ref.step], "choice": ref.choice})
         except (ConfigError, DataError) as error:  # the same on all ranks
             problems.append(error)
     return evaluated, problems

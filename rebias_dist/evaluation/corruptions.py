@@ -8,7 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 SEVERITIES = 5
-# Hendrycks & Dietterich, ICLR 2019: the 15 of the benchmark; four more are meant for validation.
+# Hendrycks & Dietterich, ICLR 2019: the 15 corruptions of the benchmark. The four extra ones are
+# meant for validation.
 BENCHMARK = (
     "gaussian_noise",
     "shot_noise",
@@ -31,19 +32,27 @@ _SPLIT = re.compile(rf"({'|'.join(BENCHMARK + EXTRA)})-([1-{SEVERITIES}])")
 
 
 def corruption_figures(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the accuracies on corrupted images by network, empty if there are no such splits.
+    """Return the accuracies on corrupted images by network; empty if there are no such splits.
 
     Args:
-        splits: figures of each split, with its own name as ``split`` and, where it is known, the
+        splits: figures of each split, with its own name as ``split`` and, if known, the
             ``folder`` of its shards.
 
     Returns:
-        For each network (where a corruption and severity is there twice, for each network and
-        folder: 'f on FOLDER') ``corruptions``, by name their ``severities`` (by number as text) and
-        their ``mean``; ``severities``, the means over the benchmark's corruptions; ``mean``,
-        the mean of these corruptions' means; and ``splits``, how many of the benchmark's 75
-        there are. Every mean is over what is there, None where there is nothing; the four extra
-        corruptions are in no mean but their own.
+        For each network:
+
+        ``corruptions``
+            by name, the accuracies by severity (``severities``, numbers as text) and ``mean``;
+        ``severities``
+            by number as text, the mean over the benchmark's corruptions;
+        ``mean``
+            the mean of these corruptions' means;
+        ``splits``
+            how many of the benchmark's 75 splits there are.
+
+        A mean is over the splits that there are, and None if there is none. The four extra
+        corruptions count only for their own mean. If a corruption and severity occurs twice, the
+        keys have the folder too: 'f on FOLDER'.
     """
     corrupted = [figures for figures in splits.values() if is_corruption(figures["split"])]
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -57,18 +66,18 @@ def corruption_figures(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 
 def is_corruption(split: str) -> bool:
-    """Return whether a split is one of ImageNet-C, by its name."""
+    """Return whether a split's name is that of an ImageNet-C split."""
     return _SPLIT.fullmatch(split) is not None
 
 
 def _sets(corrupted: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return to which set each split belongs: all to one, as long as none is there twice."""
+    """Return, for each split, the folder to tell it by; '' for all if no name occurs twice."""
     folders = [PurePath(figures.get("folder", "")) for figures in corrupted]
     places = [[""] * len(folders), [str(f.parent) for f in folders], list(map(str, folders))]
     for of_splits in places:
         if len(set(zip(of_splits, (f["split"] for f in corrupted), strict=True))) == len(folders):
             return of_splits
-    return places[-1]  # one folder under two names: the same figures
+    return places[-1]  # one folder is given twice; the figures are the same
 
 
 def _summary(accuracies: Mapping[str, dict[str, float]]) -> dict[str, Any]:

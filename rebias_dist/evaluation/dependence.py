@@ -1,4 +1,4 @@
-"""How dependent f's and g's features are on each other, and whether their kernels can tell."""
+"""The dependence of f's and g's features on each other, and whether their kernels can show it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rebias_dist.errors import ConfigError, DataError, NonFiniteError
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import LOCAL, hsic, median_distance
-from rebias_dist.step.radii import Radii
 
-_FEWEST = 4  # samples, below which HSIC is not defined
-_KERNEL_SAMPLES = 512  # samples between which kernel entries are looked at
+_FEWEST = 4  # HSIC is not defined for fewer samples
+_KERNEL_SAMPLES = 512  # kernel entries are taken between the first so many samples
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -23,26 +23,26 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
 
     Args:
         features: ``[m, d]`` by network, the same samples in the same order.
-        radii: of the kernels; None: the medians of these features.
+        radii: of the kernels; None: the median distances of these features.
 
     Returns:
-        For each g an entry of these lists, None without f, with fewer than 4 samples, or where
+        Lists with an entry for each g. It is None without f, with fewer than 4 samples, or if
         features have collapsed or are not finite:
 
         ``hsic``
             the unbiased estimate, which is zero on average for independent features;
         ``hsic_noise``
             its standard deviation over random pairings of f's features with g's, in
-            leading order: sqrt(2 HSIC(f, f) HSIC(g, g) / m(m-3)). An ``hsic`` of less than twice
-            that is not told from zero (Székely & Rizzo, JMVA 2013, for the distance
+            leading order: sqrt(2 HSIC(f, f) HSIC(g, g) / m(m-3)). An ``hsic`` below twice that
+            cannot be told from zero (Székely & Rizzo, JMVA 2013, for the distance
             covariance);
         ``cka``
-            HSIC(f, g) / sqrt(HSIC(f, f) HSIC(g, g)): the dependence on a scale whose 1 is
-            equality, so that networks compare (Kornblith et al., ICML 2019).
+            HSIC(f, g) / sqrt(HSIC(f, f) HSIC(g, g)): the dependence on a scale on which equal
+            features have 1, so that networks can be compared (Kornblith et al., ICML 2019).
 
-        ``kernel_quantiles``: the 5 %, 50 % and 95 % quantiles of the kernel's entries between
-        different samples, by network, None where they are unknown. Near 0 or near 1 throughout,
-        a kernel sees nothing.
+        ``kernel_quantiles``: by network, the 5 %, 50 % and 95 % quantiles of the kernel's entries
+        between different samples, or None if unknown. A kernel whose entries are all near 0 or
+        all near 1 is uninformative.
     """
     names = list(features)
     gs = [name for name in names if name != "f"]
@@ -54,11 +54,14 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
     for g in gs:
         value = _hsic(features, sigmas, "f", g) if own else None
         scale = _root(own.get("f"), own.get(g))
-        m = len(features[g])
-        known = value is not None and scale is not None and scale > 0
+        cka = noise = None
+        if value is not None and scale is not None and scale > 0:
+            m = len(features[g])
+            cka = value / scale
+            noise = scale * math.sqrt(2 / (m * (m - 3)))
         found["hsic"].append(value)
-        found["cka"].append(value / scale if known else None)  # type: ignore[operator]
-        found["hsic_noise"].append(scale * math.sqrt(2 / (m * (m - 3))) if known else None)  # type: ignore[operator]
+        found["cka"].append(cka)
+        found["hsic_noise"].append(noise)
     return found
 
 
@@ -73,7 +76,7 @@ def _sigma(name: str, gs: list[str], rows: Tensor, radii: Radii | None) -> float
         return None
     try:
         return median_distance([rows], group=LOCAL, name=name)
-    except (DataError, NonFiniteError):  # collapsed or overflowing features have none
+    except (DataError, NonFiniteError):  # collapsed or overflowing features have no median
         return None
 
 

@@ -1,4 +1,4 @@
-"""How networks are evaluated: what reaches them, and on which ranks."""
+"""Networks to evaluate, with the settings of the evaluation."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rebias_dist.step.precision import Precision
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Networks, and how the samples of a split reach them."""
+    """Networks, and how the samples of a split are prepared for them."""
 
     networks: Mapping[str, nn.Module]
     """``f``, ``g0``, ``g1`` …"""
     batch: int
-    """Samples of a forward pass."""
+    """Samples in a forward pass."""
     transform: Transform
-    """What is done to each image."""
+    """Applied to each decoded image."""
     workers: int
-    """Processes that decode."""
+    """Number of processes that decode images."""
     normalise: Callable[[Tensor], Tensor]
-    """Makes the networks' input of uint8 images on their device."""
+    """Maps uint8 images on the networks' device to the networks' input."""
     precision: Precision
-    """Of the forward pass, and the device."""
+    """Of the forward pass, with its device."""
     hsic_samples: int
-    """Number of samples of a split, from the first, whose features are compared."""
+    """The features of the first so many samples of a split are compared by HSIC."""
     consensus: Consensus
     """The ranks."""
 
@@ -43,7 +43,7 @@ class Evaluator:
         precision: Precision,
         consensus: Consensus,
     ) -> Evaluator:
-        """Return the evaluator of networks as a configuration says."""
+        """Return an evaluator with the settings of a configuration."""
         return cls(
             networks=networks,
             batch=config.evaluate.batch,

@@ -1,4 +1,4 @@
-"""The figures of one network on one split, from what it says of each sample; numpy alone."""
+"""The figures of one network on one split, from its predictions; this module needs no torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a split's n samples, at least one.
+    """Labels, biases and texture clusters of a split's n samples (n is at least 1).
 
     ``labels`` and ``bias`` (-1: none) are int64 [n], ``clusterings`` int64 [c, n] (-1: none; c
-    may be 0), ``classes`` their number.
+    may be 0); ``classes`` is the number of classes.
     """
 
     labels: NDArray[np.int64]
@@ -37,35 +37,41 @@ def network_figures(
     *,
     with_intervals: bool = False,
 ) -> dict[str, Any]:
-    """Return what can be said of one network's predictions, as plain JSON data.
+    """Return all figures of one network's predictions on a split, as plain JSON data.
 
     Accuracies are in [0, 1], and None where there is no sample to measure them on:
 
     ``accuracy``, ``standard_error`` (binomial), ``correct``
         over all samples, each with the same weight;
     ``confusion``
-        label × prediction;
+        number of samples, label × prediction;
     ``by_class``, ``worst_class``
-        the accuracy of each class, and the class (``label``, ``accuracy``) with the least;
+        the accuracy of each class, and the class (``label``, ``accuracy``) with the lowest;
     ``bias_correct``, ``bias_count``
-        label × bias, of the samples that have a bias;
+        numbers of right predictions and of samples, label × bias, among samples with a bias;
     ``aligned``, ``conflicting``, ``follows_bias``
-        for biases numbered like the classes they go with: the accuracies on the samples whose
-        bias is their class's and on the others, and the part of the latter that is taken for
-        the class of the bias;
+        for biases with the numbers of their classes: the accuracy on samples with the bias of
+        their own class (aligned), that on samples with the bias of another class (conflicting),
+        and the fraction of the conflicting samples for which that other class is predicted;
     ``worst_group``
-        the cell (``label``, ``bias``, ``accuracy``, ``samples``) with the least accuracy among
+        the cell (``label``, ``bias``, ``accuracy``, ``samples``) with the lowest accuracy among
         those with at least ``SMALLEST_CELL`` samples;
     ``unbiased``, ``clusterings``
-        the accuracy over cells of class and texture cluster, and of each clustering its
-        ``accuracy``, the ``cells`` that count, the ``left_out``, which are too small, and the
-        ``samples`` that have a cluster;
+        the accuracy over cells of class and texture cluster, and for each clustering its
+        ``accuracy``, the number of ``cells`` that are large enough, the number ``left_out``, and
+        the number of ``samples`` with a cluster;
     ``calibration``
         ``ece``, the expected calibration error, and ``bins``, for each bin the number of
         samples, their mean confidence and their accuracy;
     ``intervals``
-        if asked for: 95 % bootstrap intervals of ``accuracy``, ``unbiased``, ``conflicting``
-        and each of ``by_class``.
+        with ``with_intervals``: 95 % bootstrap intervals of ``accuracy``, ``unbiased``,
+        ``conflicting`` and each of ``by_class``.
+
+    Args:
+        truth: of the split's n samples.
+        predicted: int64 [n], labels.
+        confidence: float64 [n], probability of the prediction.
+        with_intervals: compute the intervals.
     """
     labels, bias, classes = truth.labels, truth.bias, truth.classes
     right = predicted == labels
@@ -116,7 +122,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Return the mean, None where there is nothing or any value is missing."""
+    """Return the mean, or None if there are no values or one of them is None."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -154,8 +160,8 @@ def _worst_group(correct: NDArray[np.int64], count: NDArray[np.int64]) -> dict[s
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the expected calibration error and its bins, as :func:`network_figures` describes.
 
-    A confidence on the edge of two bins is in the lower one. One that is not finite has no bin;
-    the error is None then.
+    A confidence on the edge of two bins is in the lower one. If one is not finite, ``ece`` is None
+    and there are no bins.
     """
     if not np.isfinite(confidence).all():
         return {"ece": None, "bins": []}

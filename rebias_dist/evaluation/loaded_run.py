@@ -1,4 +1,4 @@
-"""A run read back from its folder."""
+"""Loading a run's networks and results from its folder."""
 
 from __future__ import annotations
 
@@ -13,41 +13,51 @@ from data_shards.format.manifest import Normalize
 from rebias_dist.assemble import build_networks
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.runs import results
 from rebias_dist.runs.checkpoint import load, load_choice
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii, radii_of
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's networks and what is known about them."""
+    """A run's networks at one checkpoint, with its configuration, data and results."""
 
     f: nn.Module | None
-    """The target network in evaluation mode, or None where the method has none."""
+    """The target network in evaluation mode; None if the method has none."""
     g_nets: list[nn.Module]
     """The biased networks in evaluation mode."""
     config: Config
     metrics: dict[str, Any] | None
-    """The content of results.json, or None for a run that is not finished."""
+    """The content of results.json; None for a run that is not finished."""
     radii: Radii | None
+    """Kernel radii at the checkpoint; None if the method or the pretraining has none."""
     step: int
+    """Optimizer steps taken."""
     digests: dict[str, str]
-    """Of the data that the run was trained and tested on."""
+    """Digest of the manifest of each split that the run was trained and tested on."""
     classes: tuple[str, ...]
-    """Their names, by label."""
+    """Names of the classes, by label."""
     constants: Normalize | None
-    """With which the networks' input is normalised; None where a checkpoint of an earlier version
-    does not say."""
+    """Mean and deviation by which images are normalised; None for checkpoints of earlier versions,
+    which do not have them."""
     shape: tuple[int, int, int] | None
-    """Of what the networks see: channels, height, width; None likewise."""
+    """Of the networks' input: channels, height, width; None as above."""
 
 
 def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:
-    """Load a checkpoint of a run, ``best``, ``last`` or that of a step; see
-    :func:`rebias_dist.load`.
+    """Load a checkpoint of a run; see :func:`rebias_dist.load`.
+
+    Args:
+        run: the run's folder.
+        checkpoint: ``best``, ``last`` or a step.
+        device: where the networks go.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint, or it does not match its configuration.
+        DataError: the checkpoint is damaged.
     """
     folder = RunFolder(run)
     config = folder.read_config()

@@ -1,4 +1,4 @@
-"""What networks say of every sample of a split, each sample once, the same on any layout."""
+"""The networks' predictions for every sample of a split: each sample once, on any layout."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from rebias_dist.ranks.consensus import Consensus
 
 @dataclass(frozen=True)
 class Predictions:
-    """What networks (``f``, ``g0`` …) say of the n samples of a split, in the order of its index.
+    """Predictions of networks (``f``, ``g0`` …) for a split's n samples, in the order of its index.
 
-    ``predicted`` (labels of the split, int64 [n]) and ``confidence`` (of the prediction, by
-    softmax, float64 [n]) by network; ``features`` those of the first samples, ``[m, d]``.
+    By network: ``predicted``, labels of the split, int64 [n]; ``confidence``, the softmax
+    probability of the prediction, float64 [n]; ``features`` of the first m samples, ``[m, d]``.
+    ``labels`` and ``bias`` (-1: none) are int64 [n].
     """
 
     labels: NDArray[np.int64]
@@ -36,19 +37,19 @@ class Predictions:
 def predict(
     evaluator: Evaluator, dataset: ShardDataset, columns: Sequence[int] | None = None
 ) -> Predictions:
-    """Ask the networks, in evaluation mode; a collective.
+    """Run the networks in evaluation mode on a split; a collective.
 
-    The contents of a batch do not depend on the ranks, so neither do the predictions. The
-    networks are in the mode they were in afterwards.
+    The content of a batch does not depend on the number of ranks, so the predictions do not
+    either. Afterwards the networks are in the same mode as before.
 
     Args:
-        evaluator: the networks, and how samples reach them.
+        evaluator: the networks and the settings.
         dataset: the split.
-        columns: for networks of more classes than the split has, the output that stands for
-            each class of the split; the others are left out before the largest is taken.
+        columns: for networks with more classes than the split, the output for each class of the
+            split; the other outputs are left out before the largest is taken.
 
     Raises:
-        DataError: on all ranks; a sample is damaged, or there is none.
+        DataError: on all ranks, if a sample is damaged or there is none.
     """
     networks, consensus = evaluator.networks, evaluator.consensus
     precision = evaluator.precision
@@ -82,7 +83,7 @@ def predict(
                     logits = logits.double().cpu()
                     if columns is not None:
                         logits = logits[:, columns]
-                    # Of the logits: two probabilities may round to the same number.
+                    # Not the largest probability, because two of them may round to one number.
                     best = logits.argmax(1)
                     predicted[name][found.samples] = best
                     chosen = logits.softmax(1).gather(1, best[:, None])[:, 0]
@@ -103,7 +104,7 @@ def predict(
 
 
 def _sum(values: Tensor, consensus: Consensus) -> None:
-    """Add the ranks' values; each entry is one rank's and zero on the others, so it is exact."""
+    """Add the ranks' values; exact, because each entry is zero on all ranks but one."""
     if consensus.world_size > 1:
         dist.all_reduce(values, group=consensus.group)
 
@@ -112,7 +113,7 @@ def _gathered(
     rows: Mapping[str, list[Tensor]], kept: list[Tensor], m: int, consensus: Consensus
 ) -> dict[str, Tensor]:
     """Return the features of all ranks in the order of the samples."""
-    # A rank without batches does not know how wide features are, nor their kind.
+    # A rank without batches does not know the features' width and dtype.
     mine = {
         name: [parts[0].shape[1], parts[0].dtype == torch.float64]
         for name, parts in rows.items()

@@ -1,4 +1,4 @@
-"""Every network on every split, each sample once, with the same figures on any layout."""
+"""The figures of every network on every split: each sample once, the same on any layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.evaluation.predictions import predict
+from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.snapshot import Snapshot
-from rebias_dist.step.radii import Radii, radii_of
 
 
 def evaluate_split(
@@ -32,41 +32,47 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Evaluate networks (``f``, ``g0`` …) on a split, in evaluation mode; a collective.
 
-    The contents of a batch do not depend on the ranks, each sample counts once, and the figures
-    are made in one place from the predictions of all ranks: every layout finds the same ones,
-    and all ranks return them.
+    All ranks return the same figures, on any layout: the content of a batch does not depend on the
+    number of ranks, each sample counts once, and rank 0 computes the figures from the predictions
+    of all ranks.
 
     Args:
-        evaluator: the networks, and how samples reach them.
+        evaluator: the networks and the settings.
         dataset: the split; texture clusters are read from its folder if they are there.
-        radii: kernel radii for HSIC; None: the medians of the features.
-        columns: for networks of more classes than the split has, the output that stands for each
-            class of the split.
-        with_intervals: make bootstrap intervals too.
+        radii: kernel radii for HSIC; None: the median distances of the features.
+        columns: for networks with more classes than the split, the output for each class of the
+            split.
+        with_intervals: compute bootstrap intervals too.
 
     Returns:
-        ``samples``; ``networks``, for each what
-        :func:`rebias_dist.evaluation.figures.network_figures` describes; and what
-        :func:`rebias_dist.evaluation.dependence.dependence` does.
+        ``samples``, their number; ``networks``, for each the figures of
+        :func:`rebias_dist.evaluation.figures.network_figures`; and the entries of
+        :func:`rebias_dist.evaluation.dependence.dependence`.
 
     Raises:
-        DataError: on all ranks; the split or its clusters are damaged.
+        DataError: on all ranks, if the split or its clusters are damaged.
     """
-    said = predict(evaluator, dataset, columns)
+    predictions = predict(evaluator, dataset, columns)
     found: dict[str, Any] = {}
     with evaluator.consensus.on_rank_zero() as leader:
         if leader:
             truth = Truth(
-                said.labels, said.bias, _clusterings(dataset), len(dataset.manifest.classes)
+                predictions.labels,
+                predictions.bias,
+                _clusterings(dataset),
+                len(dataset.manifest.classes),
             )
             found = {
                 "samples": len(dataset),
-                **dependence(said.features, radii),
+                **dependence(predictions.features, radii),
                 "networks": {
                     name: network_figures(
-                        truth, said.predicted[name], confidence, with_intervals=with_intervals
+                        truth,
+                        predicted,
+                        predictions.confidence[name],
+                        with_intervals=with_intervals,
                     )
-                    for name, confidence in said.confidence.items()
+                    for name, predicted in predictions.predicted.items()
                 },
             }
     return dict(evaluator.consensus.broadcast(found))
@@ -90,7 +96,15 @@ def evaluate_splits(
 ) -> dict[str, Any]:
     """Evaluate on several splits; a collective.
 
-    ``before_each`` is called before each split; what it raises, it must raise on all ranks.
+    Args:
+        evaluator: the networks and the settings.
+        data: the splits by name.
+        radii: see :func:`evaluate_split`.
+        before_each: called before each split; if it raises, it must raise on all ranks.
+        with_intervals: compute bootstrap intervals too.
+
+    Returns:
+        The figures of each split, as :func:`evaluate_split` returns them.
     """
     figures = {}
     for split, dataset in data.items():
@@ -104,20 +118,22 @@ def evaluate_checkpoints(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Evaluate a run's last and best checkpoint on its test splits; a collective.
 
-    The networks are those of the best checkpoint afterwards, and may be at any time on the way.
+    This loads the weights of the last and then of the best checkpoint into the run's networks, and
+    leaves them there.
 
     Args:
-        evaluator: with the networks of the run, which are loaded from each checkpoint.
-        run: its data, and what restores its networks.
+        evaluator: with the networks of the run.
+        run: has the data, and restores the networks.
         folder: of the checkpoints.
-        before_each: called before each split; what it raises, it must raise on all ranks.
+        before_each: called before each split; if it raises, it must raise on all ranks.
 
     Returns:
-        What was found, by ``last`` and ``best``; and what is wrong with the best, if it is damaged:
-        it cannot be made again, and must not take the last one with it.
+        ``step`` and ``splits`` (the figures) by ``last`` and ``best``; and the error of the best
+        checkpoint by its name, if it is damaged. That is not raised, because it cannot be repaired
+        and the figures of the last checkpoint are still valid.
 
     Raises:
-        DataError: on all ranks; the last checkpoint or a split is damaged.
+        DataError: on all ranks, if the last checkpoint or a split is damaged.
     """
     consensus = evaluator.consensus
     tested: dict[str, Any] = {}

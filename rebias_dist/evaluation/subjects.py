@@ -1,4 +1,4 @@
-"""What is evaluated, and on what: checkpoints, ours or the public code's, and folders of shards."""
+"""The checkpoints to evaluate, ours or the public code's, and the folders of shards for it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import choose_decoder
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.loaded_run import load_run
+from rebias_dist.methods.radii import Radii
 from rebias_dist.models import load_public_checkpoint, load_state
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 
 Choice = Literal["last", "best", "oracle", "step", "public"]
 _STEP_FOLDER = re.compile(r"step-(\d{9})")
-# Data sets whose classes and constants are known without their shards.
+# Data sets whose classes and normalisation are known without their shards.
 _KNOWN = ("imagenet1k", "imagenet9")
 
 
 @dataclass(frozen=True)
-class Named:
-    """One checkpoint by where it lies: ``source`` is a run's folder or a file."""
+class CheckpointRef:
+    """The place of a checkpoint: ``source`` is a run's folder or a file."""
 
     source: str
     choice: Choice
     step: int | None = None
-    """Of a run's checkpoint."""
+    """Step of a run's checkpoint; None for a file."""
     finished: bool = True
+    """Whether the run has its results."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint's networks and what is needed to use them."""
+    """A checkpoint's networks and everything needed to evaluate them."""
 
-    named: Named
+    ref: CheckpointRef
     step: int
     config: Config
     networks: dict[str, nn.Module]
@@ -56,65 +57,64 @@ class Subject:
     constants: Normalize
     radii: Radii | None
     digests: dict[str, str]
-    """Of the data that a run was trained and tested on; empty for the public code's."""
+    """Digest of each split that a run was trained and tested on; empty for the public code's."""
 
 
-def named_checkpoints(path: str) -> list[Named]:
+def find_checkpoints(path: str) -> list[CheckpointRef]:
     """Return the checkpoints that a path stands for.
 
-    A run's folder stands for its last and its best, which is called an oracle where the test data
-    chose it; a folder ``checkpoints/step-…`` for that step; a file for itself.
+    A run's folder stands for its last and its best checkpoint; the best is called an oracle if the
+    test data chose it. A folder ``checkpoints/step-…`` stands for that step, a file for itself.
 
     Raises:
-        ConfigError: nothing is there, or no run, or one without a checkpoint.
+        ConfigError: the path does not exist, or is not a run with a checkpoint.
         DataError: the newest checkpoint of a run is damaged.
     """
     place = Path(path)
     if place.is_file():
-        return [Named(path, "public")]
+        return [CheckpointRef(path, "public")]
     if not place.is_dir():
         raise ConfigError(f"{path}: no such run or checkpoint")
     step = _STEP_FOLDER.fullmatch(place.resolve().name)
     if step and not (place / "config.yaml").exists():
         run = place.resolve().parent.parent
-        return [Named(str(run), "step", int(step[1]), RunFolder(run).has_results)]
+        return [CheckpointRef(str(run), "step", int(step[1]), RunFolder(run).has_results)]
     folder = RunFolder(place)
     config, finished = folder.read_config(), folder.has_results
     last = checkpoint.choose(folder.checkpoints, "last")
-    found = [Named(path, "last", last, finished)]
+    found = [CheckpointRef(path, "last", last, finished)]
     try:
         best = checkpoint.choose(folder.checkpoints, "best")
     except ConfigError:  # not evaluated yet
         return found
     choice: Choice = "oracle" if config.data.selection == "none" else "best"
-    return [*found, Named(path, choice, best, finished)]
+    return [*found, CheckpointRef(path, choice, best, finished)]
 
 
-def load_subject(named: Named, config: Config | None, device: torch.device) -> Subject:
+def load_subject(ref: CheckpointRef, config: Config | None, device: torch.device) -> Subject:
     """Load a checkpoint.
 
     Args:
-        named: which.
-        config: what a checkpoint of the public code consists of; a run has its own.
+        ref: the place of the checkpoint.
+        config: describes the networks of a public checkpoint; a run has its own.
         device: where the networks go.
 
     Raises:
-        ConfigError: it does not fit its configuration, or a public one is refused.
+        ConfigError: it does not match its configuration, or a public checkpoint is refused.
         DataError: it is damaged.
     """
-    if named.choice == "public":
+    if ref.choice == "public":
         if config is None:
             raise ConfigError(
-                f"{named.source}: a checkpoint file needs --config, which says what its networks "
-                "are"
+                f"{ref.source}: a checkpoint file needs --config, which describes its networks"
             )
-        return _public(named, config, device)
-    assert named.step is not None
-    loaded = load_run(named.source, named.step, str(device))
+        return _public(ref, config, device)
+    assert ref.step is not None
+    loaded = load_run(ref.source, ref.step, str(device))
     networks = {"f": loaded.f} if loaded.f is not None else {}
     networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
     return Subject(
-        named,
+        ref,
         loaded.step,
         loaded.config,
         networks,
@@ -129,8 +129,8 @@ def _constants_of(config: Config) -> Normalize:
     return open_data(config, data_root(config)).train.manifest.normalize
 
 
-def _public(named: Named, config: Config, device: torch.device) -> Subject:
-    public = load_public_checkpoint(named.source)
+def _public(ref: CheckpointRef, config: Config, device: torch.device) -> Subject:
+    public = load_public_checkpoint(ref.source)
     if config.data.dataset in _KNOWN:
         classes, constants = shipped_class_map(config.data.dataset).classes, IMAGENET_NORMALIZE
     else:
@@ -140,37 +140,37 @@ def _public(named: Named, config: Config, device: torch.device) -> Subject:
     states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
     if config.has_g and len(public.g_nets) > len(config.g):
         raise ConfigError(
-            f"{named.source}: holds {len(public.g_nets)} g networks, the configuration has "
+            f"{ref.source}: has {len(public.g_nets)} g networks, but the configuration has "
             f"{len(config.g)}; give --g a list with an entry for each"
         )
     for name, network in networks.items():
         if name not in states:
-            raise ConfigError(f"{named.source}: holds no {name}; it has {', '.join(states)}")
-        load_state(network, states[name], where=f"{named.source}: {name}")
+            raise ConfigError(f"{ref.source}: has no {name}, only {', '.join(states)}")
+        load_state(network, states[name], where=f"{ref.source}: {name}")
     epoch = public.metadata.get("epoch", 0)
     step = epoch if isinstance(epoch, int) else 0
-    return Subject(named, step, config, networks, classes, constants, None, {})
+    return Subject(ref, step, config, networks, classes, constants, None, {})
 
 
 # ---------------------------------------------------------------------------- data
 
 
 def find_splits(given: Sequence[str]) -> dict[str, Path]:
-    """Return folders of shards by the names under which their figures are told.
+    """Return the folders of shards by the names that their figures get.
 
     Args:
-        given: each ``FOLDER`` or ``NAME=FOLDER``. A folder with one folder of shards a split
-            stands for all of them but ``train``.
+        given: ``FOLDER`` or ``NAME=FOLDER``. A folder of splits stands for all of them except
+            ``train``.
 
     Raises:
-        ConfigError: there are no shards, or two folders have the same name.
+        ConfigError: a folder has no shards, or two folders have the same name.
     """
     found: dict[str, Path] = {}
     for name, folder in _folders(given):
         if name in found:
             name = f"{folder.resolve().parent.name}/{name}"
         if name in found:
-            raise ConfigError(f"--on {folder}: {name} is given twice; name it: --on NAME={folder}")
+            raise ConfigError(f"--on {folder}: {name} is given twice; use --on NAME={folder}")
         found[name] = folder
     return found
 
@@ -194,10 +194,15 @@ def _folders(given: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict[str, ShardDataset]:
-    """Open the given folders, or where none are given the test splits of a subject.
+    """Open the given folders, or if there are none, the test splits of a subject.
+
+    Args:
+        subject: the checkpoint.
+        on: folders by name.
+        root: folder of the subject's data, in place of that in its configuration.
 
     Raises:
-        ConfigError: there are no shards, or a run's are not those that it was tested on.
+        ConfigError: there are no shards, or the run was trained or tested on other data.
         DataError: they are damaged.
     """
     config = subject.config
@@ -210,7 +215,7 @@ def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict
 
 
 def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
-    """Return which of a subject's outputs stand for the classes of a split; None: all, in order.
+    """Return the subject's output for each class of a split; None: all outputs, in order.
 
     Raises:
         ConfigError: the split has a class that the networks do not know.
@@ -223,7 +228,7 @@ def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
     if unknown:
         raise ConfigError(
             f"{dataset.folder}: its class {unknown[0]!r} is none of the {len(place)} of "
-            f"{subject.named.source}; the classes of a split must be among those of the networks"
+            f"{subject.ref.source}; use a split whose classes the networks know"
         )
     return [place[name] for name in classes]
 

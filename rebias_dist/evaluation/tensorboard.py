@@ -1,4 +1,4 @@
-"""What TensorBoard shows of evaluations: scalars, pictures, the table of runs, the projector."""
+"""Evaluations in TensorBoard: scalars, pictures, the table of runs, the projector."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from rebias_dist.telemetry.pictures import confusion_image, sample_grid
 from rebias_dist.telemetry.writers import Telemetry
 
 PROJECTED = 500
-"""Samples in the projector."""
+"""Number of samples in the projector."""
 _COLUMNS = ("label", "bias", "prediction")
-_SPRITE = 32  # pixels of an image's side in the projector
-# What TensorBoard shows of a network on a split, where there is such a figure, and its name there.
+_SPRITE = 32  # side of an image in the projector, in pixels
+# The figures of a network on a split that TensorBoard shows, and their names there.
 _OF_SPLIT = {
     "accuracy": "accuracy",
     "conflicting": "conflicting_accuracy",
@@ -32,7 +32,14 @@ _OF_SPLIT = {
 
 
 def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
-    """Record the accuracies and HSIC of an evaluation as scalars."""
+    """Record the accuracies, HSIC and median kernel entries of an evaluation as scalars.
+
+    Args:
+        telemetry: the run's records.
+        step: optimizer steps done.
+        epoch: the current epoch.
+        splits: by name, the figures of :func:`rebias_dist.evaluation.splits.evaluate_split`.
+    """
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
@@ -71,7 +78,14 @@ def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
 
 
 def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
-    """Record the test figures, and the configuration with them in TensorBoard's table of runs."""
+    """Record the test figures, also with the configuration in TensorBoard's table of runs.
+
+    Args:
+        telemetry: the run's records.
+        config: of the run.
+        content: of results.json.
+        epoch: the last epoch.
+    """
     settings = {
         key: value if isinstance(value, (str, int, float, bool)) else str(value)
         for key, value in flat(config.identity()).items()
@@ -85,7 +99,7 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         if figures[key] is not None
     }
     last = content["checkpoints"]["last"]
-    if config.data.selection != "none":  # else the last evaluation has recorded the same
+    if config.data.selection != "none":  # otherwise the last evaluation recorded them already
         show(telemetry, last["step"], epoch, last["splits"])
     if telemetry.leader:
         for split, found in last["splits"].items():
@@ -98,10 +112,10 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
 def project(
     telemetry: Telemetry, config: Config, data: Data, evaluator: Evaluator, step: int
 ) -> None:
-    """Put the features of a test split's first samples into the projector, on rank 0 alone.
+    """Put the features of a test split's first samples into the projector; for rank 0 alone.
 
-    Each point has its image, its label, its bias and what the network says. The split is that of
-    ``evaluate.monitor``, or the first.
+    Each point has its image, label, bias and prediction. The split is that of
+    ``evaluate.monitor`` if it is a test split, otherwise the first.
 
     Raises:
         DataError: a sample is damaged.
@@ -124,13 +138,13 @@ def project(
                 for some in torch.split(images, evaluator.batch)
             ]
         network.train(training)
-        said = torch.cat([logits for logits, _ in parts]).argmax(1).tolist()
-        rows = list(zip(labels, biases, (data.classes[label] for label in said), strict=True))
+        predicted = torch.cat([logits for logits, _ in parts]).argmax(1).tolist()
+        rows = list(zip(labels, biases, (data.classes[label] for label in predicted), strict=True))
         features = torch.cat([features for _, features in parts]).float().cpu()
         telemetry.embedding(f"{split}_{name}", step, features, _COLUMNS, rows, sprites)
 
 
 def _sprites(images: Tensor) -> Tensor:
-    """Return images as squares that fit into the projector's one picture, in 0..1."""
+    """Return images as equal squares for the projector, float32 in 0..1."""
     side = min(_SPRITE, *images.shape[-2:])
     return nn.functional.adaptive_avg_pool2d(images.float() / 255, side)

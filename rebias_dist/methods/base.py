@@ -1,29 +1,41 @@
-"""What a method has to say: each network's objective, split where it can be split.
+"""The interface of a method: the objective of each network, in two parts.
 
-An objective is a sum over samples (``f_terms``, ``g_terms``), which any accumulation may
-cut into micro-batches, plus ``f_coupling`` or ``g_coupling`` times HSIC on the features of
-the whole global batch, which nothing may cut. :mod:`rebias_dist.step.minimax` computes both.
+An objective is a sum over samples (``f_terms``, ``g_terms``), which any accumulation may cut into
+micro-batches, plus coupled terms (``f_coupled``, ``g_coupled``): functions of the features of the
+whole global batch, which nothing may cut. :mod:`rebias_dist.step.minimax` computes both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.config.schema import MethodConfig
-from rebias_dist.methods import METHODS
+from rebias_dist.methods.options import MethodConfig
+from rebias_dist.methods.radii import Radii
+from rebias_dist.objectives import Features
 
 
 class Output(NamedTuple):
-    """What a network makes of a micro-batch."""
+    """The output of a network for a micro-batch."""
 
     logits: Tensor
     """``[b, classes]``"""
     features: Tensor
     """``[b, d]``"""
+
+
+class Term(NamedTuple):
+    """A coupled term of an objective."""
+
+    name: str
+    """Of the value, in the metrics of the network."""
+    weight: float
+    value: Tensor
+    """0-d float64: of the whole global batch, the same on all ranks."""
 
 
 class Method:
@@ -38,22 +50,43 @@ class Method:
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
-        self.facts = METHODS[config.name]
+        self.facts = config.facts
 
     @property
-    def f_coupling(self) -> float:
-        """Return the weight of HSIC in f's objective."""
-        return 0.0
+    def f_is_coupled(self) -> bool:
+        """Return whether f's objective has coupled terms."""
+        return False
 
     @property
-    def g_coupling(self) -> float:
-        """Return the weight of HSIC in the objective of each g (negative: g maximises it)."""
-        return 0.0
+    def g_is_coupled(self) -> bool:
+        """Return whether the objective of each g has coupled terms."""
+        return False
 
     @property
-    def uses_radius(self) -> bool:
-        """Return whether training needs the kernel radii."""
-        return self.f_coupling != 0 or self.g_coupling != 0
+    def is_coupled(self) -> bool:
+        """Return whether any objective has coupled terms, so that kernel radii are needed."""
+        return self.f_is_coupled or self.g_is_coupled
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], radii: Radii) -> list[Term]:
+        """Return the coupled terms of f's objective; a collective.
+
+        Args:
+            f: f's features on the global batch, with their graph.
+            gs: those of each g, without.
+            radii: the kernel radii.
+        """
+        return []
+
+    def g_coupled(self, index: int, g: Features, f: Features, radii: Radii) -> list[Term]:
+        """Return the coupled terms of the objective of g number ``index``; a collective.
+
+        Args:
+            index: of the g.
+            g: its features on the global batch, with their graph.
+            f: f's features, without.
+            radii: the kernel radii.
+        """
+        return []
 
     def heads(self, f_width: int, g_widths: list[int], classes: int) -> nn.Module | None:
         """Return the trained part of f's objective besides f, called with (f, gs), or None."""

@@ -1,4 +1,4 @@
-"""The biased network on its own: how far the bias alone carries."""
+"""g alone: the accuracy that the bias alone gives."""
 
 from rebias_dist.methods.base import Method
 

@@ -1,4 +1,4 @@
-"""LearnedMixin+H (Clark et al., EMNLP 2019, section 3.2.4): f explains what a fixed g cannot."""
+"""LearnedMixin+H (Clark et al., EMNLP 2019, section 3.2.4): f learns what a fixed g misses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENTROPY_WEIGHT = 0.36
 
 
 class _Gates(nn.Module):
-    """One gate per g: how much of g's opinion enters, softplus(w·f + β)."""
+    """One gate per g, the weight of its logits: softplus(w·f + β)."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LearnedMixin(Method):
     def f_terms(
         self, f: Output, gs: list[Output], labels: Tensor, heads: nn.Module | None
     ) -> dict[str, Tensor]:
-        """Return the cross-entropy of the mixture and the entropy of g's share in it."""
+        """Return the cross-entropy of the mixture and the entropy of the gated g."""
         assert heads is not None
         logits, weight = wide(f.logits), self.config.lambda_f
         mixed = torch.zeros_like(logits[:, 0])

@@ -1,4 +1,4 @@
-"""RUBi (Cadène et al., NeurIPS 2019): what g already knows is masked out of f's loss."""
+"""RUBi (Cadène et al., NeurIPS 2019): f's loss leaves out what g already knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rebias_dist.methods.base import Method, Output, wide
 
 
 class _Classifiers(nn.Module):
-    """One linear head c per g, on features through which no gradient returns."""
+    """One linear head c per g, on its features; no gradient reaches g."""
 
     def __init__(self, widths: list[int], classes: int) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class RUBi(Method):
         assert heads is not None
         logits, weight = wide(f.logits), self.config.lambda_f
         masked = torch.zeros_like(logits[:, 0])
-        question = torch.zeros_like(masked)
+        of_heads = torch.zeros_like(masked)
         for c in heads(f, gs):
             masked = masked + cross_entropy(
                 logits * torch.sigmoid(wide(c)), labels, reduction="none"
             )
-            question = question + cross_entropy(wide(c), labels, reduction="none")
-        return {"masked_ce": weight * masked, "head_ce": weight * question}
+            of_heads = of_heads + cross_entropy(wide(c), labels, reduction="none")
+        return {"masked_ce": weight * masked, "head_ce": weight * of_heads}

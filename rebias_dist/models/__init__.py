@@ -1,4 +1,4 @@
-"""The networks, each of which returns ``(logits, features)``, and the registry of their names."""
+"""The networks, which return ``(logits, features)``, and :func:`build`, which makes one by name."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -41,17 +41,19 @@ _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "b
 
 
 def names() -> list[str]:
-    """Every name that :func:`build` knows without a dotted path: our own, then torchvision's."""
+    """Return every name that :func:`build` takes, except dotted paths: ours, then torchvision's."""
     return [*_OWN, *torchvision_names()]
 
 
 def build(name: str, **options: Any) -> nn.Module:
     """Build a network that maps ``[N, C, H, W]`` to ``(logits [N, num_classes], features [N, d])``.
 
-    The initial weights come from torch's global random state: seed it before the call,
-    alike on all ranks. A convolution bias directly before a BatchNorm has no effect in
-    training and a gradient of rounding noise, which Adam would scale up: it stays in the
-    state dict with ``requires_grad=False``.
+    The initial weights come from torch's global random state: seed it before the call, alike on
+    all ranks.
+
+    A convolution bias directly before a BatchNorm has no effect in training, because the
+    normalisation subtracts it again. Its gradient is rounding noise, which Adam would scale up, so
+    it gets ``requires_grad=False``. It stays in the state dict.
 
     Args:
         name: ``simple_convnet``, ``bagnet18``, a torchvision classifier, or the dotted
@@ -61,7 +63,7 @@ def build(name: str, **options: Any) -> nn.Module:
             and :func:`user_network`.
 
     Raises:
-        ConfigError: unknown name, option or layer, or a value that does not fit.
+        ConfigError: an unknown name, option or layer, or a value out of range.
     """
     factory: Callable[..., nn.Module]
     if name in _OWN:
@@ -77,15 +79,15 @@ def build(name: str, **options: Any) -> nn.Module:
         if accepted is not None and "num_classes" not in accepted:
             raise ConfigError(
                 f"network {name!r} takes no num_classes (it takes {', '.join(accepted) or 'none'})"
-                f"; give its factory that parameter"
+                "; give its factory that parameter"
             )
         if accepted is not None and "feature" not in accepted:
             accepted.append("feature")
     else:
         near = get_close_matches(name, names(), n=3, cutoff=0.5) or list(_OWN)
         raise ConfigError(
-            f"unknown network {name!r}; near names: {', '.join(near)}; a network of your own is "
-            f"named by package.module:factory"
+            f"unknown network {name!r}; near names: {', '.join(near)}; name a network of your own "
+            "as package.module:factory"
         )
     for option in options:
         if accepted is not None and option not in accepted:
@@ -93,7 +95,7 @@ def build(name: str, **options: Any) -> nn.Module:
     num_classes, feature = options.get("num_classes"), options.get("feature")
     if type(num_classes) is not int or num_classes < 1:
         raise ConfigError(
-            f"{name}: num_classes is {num_classes!r}; it must be the number of classes, from 1"
+            f"{name}: num_classes is {num_classes!r}; it must be a whole number from 1"
         )
     if not isinstance(feature, str | None):
         raise ConfigError(f"{name}: feature is {feature!r}; it must be a name")
@@ -103,9 +105,9 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def _freeze_dead_biases(network: nn.Module) -> None:
-    """Stop training convolution biases that the next layer, a BatchNorm, subtracts again.
+    """Freeze the biases of convolutions that are followed by a BatchNorm.
 
-    Only where the order of execution is certain: neighbours in a Sequential.
+    Only neighbours in a Sequential count: elsewhere the order of execution is not certain.
     """
     for module in network.modules():
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:

@@ -1,4 +1,4 @@
-"""BagNet-18: a ResNet-18 whose kernels are nearly all 1×1, so that it sees texture only.
+"""BagNet-18: a ResNet-18 whose kernels are nearly all 1×1, so that it sees only texture.
 
 Brendel & Bethge, "Approximating CNNs with Bag-of-local-Features models" (ICLR
 2019), in the variant that ReBias (Bahng et al., ICML 2020, section 4.3) trains as
@@ -16,10 +16,10 @@ STAGES = ((64, 2), (128, 2), (256, 2), (512, 1))  # (channels, stride of the fir
 
 
 class Block(nn.Module):
-    """A residual block without padding; the identity is cropped to what the kernels left."""
+    """A residual block without padding; the identity is cropped to the size of the convolutions."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int) -> None:
-        """Draw torch's default weights; the network draws its own over them."""
+        """Make the layers with torch's default weights; :class:`BagNet18` draws others later."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, kernel_size, stride, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -38,8 +38,8 @@ class Block(nn.Module):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         identity = x if self.downsample is None else self.downsample(x)
-        # Both paths start at the upper left corner: what the 3×3 kernel could not
-        # reach lies at the right and lower edges.
+        # Without padding a 3×3 kernel loses rows and columns. Both paths start at the upper left
+        # corner, so the identity loses them at the right and lower edges.
         height, width = out.shape[-2:]
         merged: Tensor = self.relu(out + identity[..., :height, :width])
         return merged
@@ -48,16 +48,16 @@ class Block(nn.Module):
 class BagNet18(nn.Module):
     """Stem, four stages of two blocks with strides 2, 2, 2, 1, global average pool, linear.
 
-    Input ``[N, 3, H, W]`` with H, W ≥ 5, any float dtype; returns ``(logits, features)``,
-    ``[N, num_classes]`` and ``[N, 512]``: the features are the pooled ones. The state
-    dict has the public code's names: ``conv1 conv2 bn1 layer1…4 fc``.
+    Input ``[N, 3, H, W]`` with H, W ≥ 5, any float dtype; returns logits ``[N, num_classes]`` and
+    the pooled features ``[N, 512]``. The state dict has the public code's names:
+    ``conv1 conv2 bn1 layer1…4 fc``.
 
     Args:
         num_classes: number of logits.
-        feature: only ``pool``, the default.
+        feature: ``pool`` or None, which mean the same.
 
     Raises:
-        ConfigError: an option has a value outside its range.
+        ConfigError: ``feature`` is something else.
     """
 
     def __init__(self, num_classes: int, feature: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Properties of a network that are measured rather than derived."""
+"""Properties of a network, found by running it: feature width and receptive field."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from rebias_dist.errors import ConfigError
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, each as it was afterwards."""
+    """Put every module into eval mode inside the block; restore each module's mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -22,10 +22,9 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def feature_dim(network: nn.Module, image_shape: Sequence[int]) -> int:
-    """Width d of the features ``[N, d]`` for images of ``image_shape`` (C, H, W).
+    """Return the width d of the features ``[N, d]`` for images of ``image_shape`` (C, H, W).
 
-    Found by one forward pass in eval mode; changes neither the network nor any random
-    state.
+    Runs one forward pass in eval mode; changes neither the network nor any random state.
     """
     parameter = next(network.parameters())
     images = torch.zeros((1, *image_shape), device=parameter.device, dtype=parameter.dtype)
@@ -37,22 +36,23 @@ def feature_dim(network: nn.Module, image_shape: Sequence[int]) -> int:
 def receptive_field(
     network: nn.Module, layer: str, *, image_size: int = 64, channels: int = 3, trials: int = 8
 ) -> tuple[int, int]:
-    """Pixels (height, width) that can change the middle position of a layer's map.
+    """Return the receptive field (height, width), in pixels, of a layer's middle position.
 
-    Measured: the bounding box of the pixels with a non-zero gradient of that position,
-    united over ``trials`` random images and random mixtures of the map's channels, for
-    a ReLU that is shut hides what lies behind it. In eval mode, for batch statistics
-    couple all pixels. Changes neither the network nor any random state.
+    This is the bounding box of the pixels in which that position has a non-zero gradient. A
+    ReLU with negative input blocks the gradient, so the pixels of ``trials`` random images are
+    united, each with a random mixture of the map's channels. The network runs in eval mode,
+    because batch statistics couple all pixels. Neither it nor any random state changes.
 
     Args:
-        network: returns ``(logits, features)`` from ``[N, channels, H, W]``.
+        network: maps ``[N, channels, H, W]`` to ``(logits, features)``.
         layer: name of a layer that returns a map ``[N, C, h, w]``, such as ``layer4``.
-        image_size: side of the square images; must exceed the field.
-        channels: of the images.
+        image_size: side of the square images, in pixels; must exceed the field.
+        channels: number of channels of the images.
         trials: number of images.
 
     Raises:
-        ConfigError: no such layer, it returns no map, or the field reaches the edge.
+        ConfigError: there is no such layer, it does not return one map, no pixel changes it, or
+            the field reaches the edge of the images.
     """
     try:
         module = network.get_submodule(layer)
@@ -84,7 +84,7 @@ def receptive_field(
         raise ConfigError(f"receptive field: no pixel changes layer {layer!r}")
     if min(rows[0], columns[0]) == 0 or max(rows[-1], columns[-1]) == image_size - 1:
         raise ConfigError(
-            f"receptive field: that of layer {layer!r} reaches the edge of images of "
-            f"{image_size} pixels; measure it with a larger image_size"
+            f"receptive field: that of layer {layer!r} reaches the edge of the {image_size}-pixel "
+            "images; use a larger image_size"
         )
     return rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1

@@ -1,7 +1,7 @@
 """Any classifier, torchvision's or the user's own, with a named layer as its feature.
 
-The network keeps its own class and its own parameter names (a checkpoint of the
-bare network loads): two forward hooks add the features to what it returns.
+Two forward hooks add the features to what the network returns. So it keeps its own class and
+parameter names, and a checkpoint of the bare network can be loaded.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rebias_dist.errors import ConfigError
 
-# torchvision's networks with an auxiliary classifier return more than logits in training.
+# With their auxiliary classifiers these networks return more than logits in training.
 _WITHOUT_AUXILIARY = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -24,14 +24,14 @@ _RESIDUAL = ("resnet", "resnext", "wide_resnet")
 
 
 def torchvision_names() -> list[str]:
-    """Names of torchvision's classifiers, sorted."""
+    """Return the names of torchvision's classifiers, sorted."""
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
 class _FeatureTap:
     """Hooks that turn ``network(x) -> logits`` into ``network(x) -> (logits, features)``.
 
-    Bound methods, and not closures: a deep copy of the network gets its own tap.
+    The hooks are bound methods, not closures, so that a deep copy of the network gets its own tap.
     """
 
     def __init__(self, name: str, feature: str | None, num_classes: int) -> None:
@@ -41,17 +41,17 @@ class _FeatureTap:
         self.kept: Tensor | None = None
 
     def keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Forward hook of the named layer."""
+        """Keep the output of the named layer; a forward hook of that layer."""
         if not isinstance(output, Tensor):
             raise ConfigError(
                 f"{self.name}: layer {self.feature!r} returns {type(output).__name__}, not one "
-                f"tensor; name another layer as its feature"
+                "tensor; name another layer as 'feature'"
             )
-        # A copy, for the next layer may work in place on this one's output.
+        # A copy, because the next layer may change this output in place.
         self.kept = output.clone()
 
     def attach(self, module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Tensor]:
-        """Forward hook of the network: its logits and the features as ``[N, d]``."""
+        """Return the logits and the features as ``[N, d]``; a forward hook of the network."""
         if self.feature is None:
             if not (
                 isinstance(output, tuple)
@@ -59,21 +59,21 @@ class _FeatureTap:
                 and all(isinstance(part, Tensor) for part in output)
             ):
                 raise ConfigError(
-                    f"{self.name} returns {_describe(output)}, not (logits, features); let it "
-                    f"return both, or name the layer that gives its features as 'feature'"
+                    f"{self.name} returns {_describe(output)}, not (logits, features); return "
+                    "both, or name the layer that gives the features as 'feature'"
                 )
             logits, features = output
         else:
             logits, features, self.kept = output, self.kept, None
             if not isinstance(logits, Tensor):
                 raise ConfigError(
-                    f"{self.name} returns {_describe(logits)}; with a layer named as its feature "
-                    f"({self.feature!r}) it must return logits alone"
+                    f"{self.name} returns {_describe(logits)}; with a named layer as its feature "
+                    f"({self.feature!r}) it must return only logits"
                 )
             if features is None:
                 raise ConfigError(
                     f"{self.name}: its forward pass never calls layer {self.feature!r}; name "
-                    f"another layer as its feature"
+                    "another layer as 'feature'"
                 )
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ConfigError(
@@ -84,7 +84,7 @@ class _FeatureTap:
             source = "its features" if self.feature is None else f"layer {self.feature!r}"
             raise ConfigError(
                 f"{self.name}: {source} of shape {list(features.shape)} do not have one row for "
-                f"each of {logits.shape[0]} images; name another layer as its feature"
+                f"each of {logits.shape[0]} images; name another layer as 'feature'"
             )
         return logits, features.flatten(1)
 
@@ -111,16 +111,16 @@ def _with_features(
 
 
 def torchvision_network(name: str, num_classes: int, feature: str | None = None) -> nn.Module:
-    """torchvision's classifier ``name``, untrained, with the names of its own state dict.
+    """Build torchvision's classifier ``name``, untrained; it keeps torchvision's parameter names.
 
     Args:
         name: as ``torchvision.models.list_models`` writes it.
         num_classes: number of logits.
-        feature: the layer whose output, flattened to ``[N, d]``, is the feature. The
-            ResNets need none: theirs are the pooled features, also called ``pool``.
+        feature: the layer whose output, flattened to ``[N, d]``, is the feature. For the ResNets,
+            None and ``pool`` mean their pooled features.
 
     Raises:
-        ConfigError: no such layer, or no feature named where one is needed.
+        ConfigError: there is no such layer, or None is given for another network.
     """
     network: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, **_WITHOUT_AUXILIARY.get(name, {})
@@ -131,7 +131,7 @@ def torchvision_network(name: str, num_classes: int, feature: str | None = None)
         layers = ", ".join(layer for layer, _ in network.named_children())
         raise ConfigError(
             f"{name} needs 'feature', the layer whose output is its feature; "
-            f"its outermost layers: {layers}"
+            f"its top-level layers: {layers}"
         )
     return _with_features(network, name=name, feature=feature, num_classes=num_classes)
 
@@ -140,25 +140,25 @@ def user_factory(path: str) -> Callable[..., Any]:
     """Import ``package.module:factory`` or ``package.module.factory``.
 
     Raises:
-        ConfigError: nothing there, or not something to call.
+        ConfigError: it cannot be imported or cannot be called.
     """
     try:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"network {path!r} cannot be imported ({_one_line(error)}); write it as "
-            f"package.module:factory, importable from where the run starts"
+            f"package.module:factory, importable where the run starts"
         ) from error
     if not callable(factory):
         raise ConfigError(
-            f"network {path!r} is no factory but of type {type(factory).__name__}; name the "
-            f"function or class that builds it"
+            f"network {path!r} is not callable but of type {type(factory).__name__}; name the "
+            "function or class that builds it"
         )
     return factory  # type: ignore[no-any-return]  # resolve_name returns Any
 
 
 def accepted_options(factory: Callable[..., Any]) -> list[str] | None:
-    """Option names that ``factory`` takes; None if it takes any."""
+    """Return the names of the options of ``factory``; None if it takes any or they are unknown."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # some callables written in C have no signature
@@ -175,20 +175,20 @@ def user_network(
     feature: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """What ``factory(num_classes=…, **options)`` builds, returning ``(logits, features)``.
+    """Build a network by ``factory(num_classes=…, **options)``; it returns ``(logits, features)``.
 
     Args:
-        path: how the configuration names it, for messages.
+        path: the factory's name in the configuration, for messages.
         factory: from :func:`user_factory`; returns an ``nn.Module``.
-        num_classes: number of logits; what the network returns is held to it.
+        num_classes: number of logits; the forward pass checks it.
         feature: the layer whose output, flattened to ``[N, d]``, is the feature; None
             for a network that itself returns ``(logits, features)``.
         options: further keyword arguments of the factory.
 
     Raises:
         ConfigError: the factory refuses its arguments, does not return a module, or its
-            network has no such layer; and in the forward pass, if what comes out does
-            not fit.
+            network has no such layer. The network's forward pass raises it if the logits or
+            features have another type or shape.
     """
     try:
         network = factory(num_classes=num_classes, **options)
@@ -197,7 +197,7 @@ def user_network(
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"network {path!r} builds an object of type {type(network).__name__}; its factory "
-            f"must return an nn.Module"
+            "must return an nn.Module"
         )
     return _with_features(network, name=path, feature=feature, num_classes=num_classes)
 

@@ -1,12 +1,13 @@
 """Checkpoints of the public ReBias code, for evaluation.
 
-Its trainer writes one ``torch.save`` file with the keys ``f_net g_nets f_optimizer
-g_optimizer f_lr_scheduler g_lr_scheduler options metadata``; the networks were
-wrapped in DataParallel (``module.`` before each name), the options are nested
-``munch.Munch``, and scores are NumPy scalars. Such a file is a pickle from the
-internet: it is read by torch's weights-only unpickler, and the few names beyond
-tensors are answered by functions of this module, so that neither munch nor NumPy's
-unpickling is ever called.
+Its trainer writes one ``torch.save`` file with the keys ``f_net g_nets f_optimizer g_optimizer
+f_lr_scheduler g_lr_scheduler options metadata``. The networks were wrapped in DataParallel
+(``module.`` before each name), the options are nested ``munch.Munch``, and scores are NumPy
+scalars.
+
+Such a file is a pickle from the internet, so torch's weights-only unpickler reads it. Functions of
+this module stand in for the few other names in it, so neither munch nor NumPy's unpickling is ever
+called.
 """
 
 import re
@@ -25,7 +26,7 @@ from rebias_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
-    """What evaluation needs of a public checkpoint, with ``module.`` prefixes removed."""
+    """The parts of a public checkpoint that evaluation needs, without the ``module.`` prefixes."""
 
     f: dict[str, Tensor]
     g_nets: list[dict[str, Tensor]]
@@ -34,7 +35,7 @@ class PublicCheckpoint:
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype`` of a plain number while a pickle is read."""
+    """Stands in for ``numpy.dtype`` of a plain number while a pickle is read."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
@@ -47,13 +48,13 @@ class _Dtype:
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> bool | int | float:
-    """Stands for ``numpy.core.multiarray.scalar``: the number as Python's own type."""
+    """Stands in for ``numpy.core.multiarray.scalar``; returns the number as Python's own type."""
     (number,) = numpy.frombuffer(data, dtype=dtype.order + dtype.code).tolist()
     return number  # type: ignore[no-any-return]  # tolist returns Any
 
 
-# An OrderedDict is the one mapping, apart from dict, that the unpickler fills; Munch
-# also stores its items as its state, which lands in the attributes and is left there.
+# The unpickler fills no mapping but dict and OrderedDict. Munch also stores its items as its
+# state, which the unpickler sets as attributes of the OrderedDict; these are not used.
 _SAFE_GLOBALS: list[Any] = [
     (OrderedDict, "munch.Munch"),
     (_Dtype, "numpy.dtype"),
@@ -68,12 +69,12 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
     Runs no code from the file.
 
     Raises:
-        ConfigError: no such file, a damaged one, one that holds more than tensors,
-            numbers and options, or a checkpoint of another program.
+        ConfigError: the file is missing or damaged, holds more than tensors, numbers and options,
+            or is a checkpoint of another program.
     """
     where = f"public checkpoint {str(path)!r}"
     try:
-        file = open(path, "rb")  # noqa: SIM115 - only its opening is a matter of the path
+        file = open(path, "rb")  # noqa: SIM115 - reading has errors of its own
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}; check the path") from error
     try:
@@ -84,12 +85,12 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
         if foreign:
             reason = f"it holds {foreign[1]}, which is never loaded from a file"
         else:
-            reason = "it is damaged or no PyTorch checkpoint; fetch it again"
+            reason = "it is damaged or not a PyTorch checkpoint; download it again"
         raise ConfigError(f"{where} is refused: {reason}") from error
     if not isinstance(content, dict) or not {"f_net", "g_nets"} <= content.keys():
         raise ConfigError(
-            f"{where} has no f_net and g_nets; only checkpoints that the public ReBias "
-            f"trainer saved are read this way"
+            f"{where} has no f_net and g_nets; give a checkpoint that the public ReBias "
+            "trainer saved"
         )
     g_nets, options, metadata = (content.get(key) for key in ("g_nets", "options", "metadata"))
     if not isinstance(g_nets, list):
@@ -103,7 +104,7 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
 
 
 def _plain(value: Any) -> Any:
-    """The same tree made of dict and list and nothing derived from them."""
+    """Return the same tree with plain dicts and lists in place of their subclasses."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -120,12 +121,12 @@ def _state(value: Any, where: str) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Load ``state`` into ``network``, all of it or nothing.
+    """Load ``state`` into ``network``; on an error the network is unchanged.
 
     Args:
         network: changed in place; keeps its own dtype and device.
         state: tensors by name.
-        where: what the state is, for the message: a file and the network in it.
+        where: the file and the network in it, for the message.
 
     Raises:
         ConfigError: a name or a shape differs.
@@ -143,8 +144,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     found = [f"it {what} {_first(names)}" for what, names in differences.items() if names]
     if found:
         raise ConfigError(
-            f"{where} does not fit the network: {'; '.join(found)}; it is a checkpoint of "
-            f"another network: configure the one that it was saved from"
+            f"{where} does not fit the network: {'; '.join(found)}; it was saved from another "
+            "network, so configure that one"
         )
     network.load_state_dict(dict(state))
 

@@ -1,7 +1,7 @@
-"""The small network of Biased-MNIST: k×k convolutions, so k bounds what a unit can see.
+"""The small network of Biased-MNIST, whose kernel size k bounds the receptive field.
 
-ReBias (Bahng et al., ICML 2020), section 4.2: k = 7 for f; k = 1 for g, which
-then sees single pixels and can learn nothing but colour.
+ReBias (Bahng et al., ICML 2020), section 4.2: k = 7 for f and k = 1 for g, which then sees only
+single pixels and can learn nothing but colour.
 """
 
 from math import gcd, inf
@@ -20,12 +20,12 @@ def _batch_norm(channels: int) -> nn.Module:
 
 
 def _group_norm(channels: int) -> nn.Module:
-    # Eight groups where the width allows it, else the largest divisor they share.
+    # Eight groups, or the largest divisor of 8 that divides the number of channels.
     return nn.GroupNorm(gcd(channels, 8), channels)
 
 
 def _no_norm(channels: int) -> nn.Module:
-    # An Identity keeps the numbering of the layers, and so the state dict's names.
+    # An Identity, so that the layers keep their numbers and thus their names in the state dict.
     return nn.Identity()
 
 
@@ -53,9 +53,9 @@ class SimpleConvNet(nn.Module):
         width: factor on the channels 16, 32, 64, 128 (rounded, at least 1).
         norm: ``batch``, ``group`` (8 groups) or ``none``.
         dropout: probability, before the linear layer only; features are never dropped.
-        feature: ``post`` the average pool (the default; d = channels), ``pre`` it
-            (the flattened map; d = channels·H·W), or ``logits``.
-        in_channels: of the image.
+        feature: ``post`` (the default): the average pool, d = channels; ``pre``: the flattened
+            map before it, d = channels·H·W; ``logits``: the logits.
+        in_channels: number of channels of the images.
 
     Raises:
         ConfigError: an option has a value outside its range.
@@ -108,7 +108,7 @@ class SimpleConvNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]`` and features ``[N, d]``."""
         maps = self.extracter(images)
-        # A mean, and not AdaptiveAvgPool2d, is deterministic on every device.
+        # Not AdaptiveAvgPool2d: its gradient is not deterministic on CUDA.
         pooled = maps.mean(dim=(2, 3))
         logits = self.fc(self.dropout(pooled))
         if self.feature == "pre":

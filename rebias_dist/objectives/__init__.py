@@ -1,5 +1,6 @@
-"""The statistics of a global batch whose rows lie on several ranks: HSIC and the kernel radius."""
+"""Objectives of a global batch whose rows lie on several ranks: HSIC, or any function of them."""
 
+from rebias_dist.objectives.coupled import Rows, coupled, coupled_by_rows
 from rebias_dist.objectives.features import LOCAL, Features, Group, gather_features
 from rebias_dist.objectives.median import CollapsedFeaturesError, median_distance
 from rebias_dist.objectives.rbf_hsic import hsic
@@ -9,6 +10,9 @@ __all__ = [
     "CollapsedFeaturesError",
     "Features",
     "Group",
+    "Rows",
+    "coupled",
+    "coupled_by_rows",
     "gather_features",
     "hsic",
     "median_distance",

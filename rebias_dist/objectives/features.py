@@ -1,4 +1,4 @@
-"""Rows of a global batch that lie on several ranks: gathered once, used many times."""
+"""The rows of a global batch, which lie on several ranks: gathered once, used by many terms."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Sentinel(enum.Enum):
 
 
 LOCAL: Final = _Sentinel.LOCAL
-"""As ``group``: the rows of this process are the whole batch; nothing is communicated."""
+"""As ``group``: this process has all rows of the batch, and nothing is communicated."""
 
 Group: TypeAlias = dist.ProcessGroup | Literal[_Sentinel.LOCAL] | None
-"""``None`` is the default process group, or this process alone if there is none."""
+"""``None``: the default process group, or this process alone if none is initialised."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,7 +36,10 @@ def rank_and_world(group: Group) -> tuple[int, int]:
 
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
-    """Stack a tensor that has the same shape and dtype on all ranks: ``(W, *shape)``."""
+    """Stack the ranks' tensors, ``(W, *shape)``; all must have the same shape and dtype.
+
+    A collective.
+    """
     stacked, work = _start_all_gather(tensor, group, async_op=False)
     assert work is None
     return stacked
@@ -55,7 +58,7 @@ def _start_all_gather(
 
 
 class _Gathered:
-    """All rows of a global batch, without autograd, and what is derived from them on demand."""
+    """All rows of a global batch, without autograd; derived values are computed on first use."""
 
     def __init__(
         self, stacked: Tensor, sent: Tensor, counts: Sequence[int], work: dist.Work | None
@@ -79,17 +82,17 @@ class _Gathered:
 
     @cached_property
     def centred(self) -> Tensor:
-        """Rows minus their mean, float32 or float64.
+        """Rows minus their mean, ``(N, d)``, float32 or float64.
 
-        Distances do not change with the origin, but ``|a|² + |b|² - 2ab`` loses as many
-        digits as the rows are far from it.
+        Centring does not change distances, but makes ``|a|² + |b|² - 2ab`` more accurate: it
+        loses the more digits the farther the rows are from the origin.
         """
         rows = self._wide_rows()
         return rows - rows.mean(0)
 
     @cached_property
     def square_norms(self) -> Tensor:
-        """``|x|²`` of the centred rows, ``(N,)``, infinite where it overflows."""
+        """``|x|²`` of the centred rows, ``(N,)``, in their dtype; infinite where it overflows."""
         norms: Tensor = torch.linalg.vector_norm(self.centred, dim=1, dtype=torch.float64)
         return norms.square_().to(self.centred.dtype)
 
@@ -97,8 +100,8 @@ class _Gathered:
     def poison(self) -> Tensor:
         """0, or NaN if any row is not finite or its squared norm overflows; 0-d float64.
 
-        All ranks hold all rows, so all agree, even those whose own part of a result would
-        hide the row behind ``exp(-inf) = 0``.
+        All ranks hold all rows, so all of them agree. Without it, the row would vanish from a
+        rank's kernels as ``exp(-inf) = 0``.
         """
         return self.square_norms.sum(dtype=torch.float64) * 0
 
@@ -106,8 +109,8 @@ class _Gathered:
     def largest_difference(self) -> Tensor:
         """Upper bound of the difference of two rows in any coordinate, 0-d, the rows' dtype.
 
-        Minimum, maximum and one difference have the same bits in any order of evaluation and
-        on any hardware, so ranks may decide by it.
+        It is the difference of the largest and the smallest entry. These have the same bits in
+        any order of evaluation and on any hardware, so ranks may decide by it.
         """
         if self.rows.numel() == 0:
             return self.rows.new_zeros(())
@@ -122,9 +125,9 @@ class _Gathered:
 class Features:
     """This rank's rows of one network's features, and the gathered rows of all ranks.
 
-    Made by :func:`gather_features`. ``local`` is ``(n, d)`` as passed, with its autograd
-    graph; ``counts`` the rows of each rank; ``offset`` the place of this rank's first row in
-    the global batch. ``rows`` waits for an asynchronous gather.
+    Made by :func:`gather_features`. ``local`` is ``(n, d)`` as passed, with its autograd graph.
+    ``counts`` has the number of rows of each rank, ``offset`` the index of this rank's first row
+    in the global batch. ``rows`` waits for an asynchronous gather.
     """
 
     local: Tensor
@@ -135,12 +138,12 @@ class Features:
 
     @property
     def rows(self) -> Tensor:
-        """All rows in rank order, ``(N, d)``, detached, in the dtype they were passed in."""
+        """All rows in rank order, ``(N, d)``, detached, in the dtype of ``local``."""
         return self.gathered.rows
 
     @property
     def total(self) -> int:
-        """Rows of the global batch, N."""
+        """Number of rows of the global batch, N."""
         return sum(self.counts)
 
     def detach(self) -> Features:
@@ -152,20 +155,20 @@ def _shape_problem(x: Tensor) -> str | None:
     if x.ndim != 2:
         return f"features must be rows (n, d), got shape {tuple(x.shape)}"
     if x.shape[1] == 0:
-        return "features must have a width, got rows of 0 numbers"
+        return f"features must have at least one column, got shape {tuple(x.shape)}"
     if x.dtype not in _DTYPES:
         return f"features must be floating point, got {x.dtype}; cast them first"
     return None
 
 
 def exchange_counts(tensors: Sequence[Tensor], group: Group) -> list[tuple[int, ...]]:
-    """Return, for each tensor, how many rows each rank holds, once all agreed on the shapes.
+    """Return, for each tensor, how many rows each rank holds; checks the shapes of all ranks.
 
-    One small all-gather. Each tensor must be ``(n, d)`` with the same d and dtype on all
+    This is one small all-gather. Each tensor must be ``(n, d)`` with the same d and dtype on all
     ranks; n may differ.
 
     Raises:
-        ValueError: on all ranks alike, if a tensor of any rank does not fit.
+        ValueError: on all ranks, if a tensor of any rank has another shape or dtype.
     """
     problems = [_shape_problem(x) for x in tensors]
     if rank_and_world(group)[1] == 1 and not any(problems):
@@ -177,7 +180,7 @@ def exchange_counts(tensors: Sequence[Tensor], group: Group) -> list[tuple[int, 
     table = all_gather(torch.tensor(described, device=tensors[0].device), group)
     per_tensor: list[list[list[int]]] = table.transpose(0, 1).tolist()
     for described_by, problem in zip(per_tensor, problems, strict=True):
-        if problem:  # the rank at fault names the cause; the others say whom to look at
+        if problem:  # this rank names the cause; the others name this rank
             raise ValueError(problem)
         _, d0, dtype0 = described_by[0]
         for rank, (n, d, dtype) in enumerate(described_by):
@@ -185,7 +188,7 @@ def exchange_counts(tensors: Sequence[Tensor], group: Group) -> list[tuple[int, 
                 raise ValueError(f"features of rank {rank} are not floating-point rows (n, d)")
             if (d, dtype) != (d0, dtype0):
                 raise ValueError(
-                    f"features must have one width and dtype on all ranks: rank {rank} has "
+                    f"features must have the same width and dtype on all ranks: rank {rank} has "
                     f"{d} × {_DTYPES[dtype]}, rank 0 has {d0} × {_DTYPES[dtype0]}"
                 )
     return [tuple(n for n, _, _ in described_by) for described_by in per_tensor]
@@ -201,22 +204,22 @@ def gather_features(
     """Gather the rows of all ranks once; the result serves any number of HSIC terms.
 
     Args:
-        x: this rank's rows, ``(n, d)``, float16, bfloat16, float32 or float64, the same d
-            and dtype on every rank; n may differ and may be 0. Rows travel in their dtype.
-        counts: rows of every rank, if the caller knows them. Without it the ranks exchange
-            them first: one more collective and a host synchronisation.
+        x: this rank's rows, ``(n, d)``, float16, bfloat16, float32 or float64, with the same d
+            and dtype on every rank; n may differ and may be 0. Rows are sent in their dtype.
+        counts: number of rows of every rank, if the caller knows them. Without them the ranks
+            exchange them first: one more collective and a host synchronisation.
         group: process group; ``None`` is the default one (or this process alone, if none is
             initialised), ``LOCAL`` never communicates.
-        async_op: return at once; the first use of the gathered rows waits.
+        async_op: return at once; the first use of the gathered rows waits for the gather.
 
     Returns:
-        The features. ``local`` is ``x`` itself, which must not be changed in place while
-        they are in use; the gathered rows carry no autograd graph.
+        The features. ``local`` is ``x`` itself, which must not be changed in place while they are
+        in use; the gathered rows have no autograd graph.
 
     Raises:
-        ValueError: if ``x`` does not fit. Without ``counts``, on all ranks alike. If
-            ``counts`` belie ``x``, this rank still takes part in the gather, with NaN, so
-            that no other rank waits for it for ever.
+        ValueError: ``x`` has a wrong shape or dtype; without ``counts`` all ranks raise it. It is
+            also raised if ``counts`` contradict ``x``; this rank still takes part in the gather,
+            with NaN, so that no other rank waits for it for ever.
     """
     rank, world = rank_and_world(group)
     if counts is None:
@@ -227,19 +230,19 @@ def gather_features(
     if len(counts) != world:
         raise ValueError(f"counts must list the rows of {world} ranks, got {len(counts)} numbers")
 
-    belied = counts[rank] != x.shape[0]
+    contradicted = counts[rank] != x.shape[0]
     rows = x.detach()
-    if belied:
+    if contradicted:
         sent = rows.new_full((max(counts), x.shape[1]), torch.nan)
     elif counts[rank] == max(counts):
         sent = rows.contiguous()
-    else:  # gloo gathers equal sizes only
+    else:  # padded, because gloo gathers only equal sizes
         sent = rows.new_zeros((max(counts), x.shape[1]))
         sent[: x.shape[0]] = rows
     stacked, work = _start_all_gather(sent, group, async_op=async_op)
-    if belied:
+    if contradicted:
         raise ValueError(
-            f"counts say that rank {rank} holds {counts[rank]} rows, its tensor has {x.shape[0]}"
+            f"counts say that rank {rank} has {counts[rank]} rows, but its tensor has {x.shape[0]}"
         )
     gathered = _Gathered(stacked, sent, counts, work)
     return Features(x, counts, sum(counts[:rank]), group, gathered)

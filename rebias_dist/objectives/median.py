@@ -1,4 +1,4 @@
-"""The median heuristic for the kernel radius: exact, and the same bits on every layout."""
+"""The median heuristic for the kernel radius: exact, with the same bits on every layout."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from rebias_dist.objectives.features import (
 )
 from rebias_dist.objectives.full_precision import full_precision
 
-# Rows of a batch that are compared at a time. Pairs of blocks are dealt to the ranks.
+# Rows in a block. Each pair of blocks is compared at once, by one rank.
 _BLOCK = 512
-# Pairs whose bounds a rank keeps between the passes (8 bytes each) rather than compute again.
+# Up to this many pairs a rank keeps their bounds (8 bytes each) between the passes. With more it
+# computes them again.
 _KEPT = 2**25
-# Features of pairs that are subtracted at a time.
+# Entries of feature rows that are subtracted at a time.
 _AT_ONCE = 2**21
 _BINS = 2**16
 
-_Bounds: TypeAlias = tuple[Tensor, Tensor]  # lower and upper, float32 bits as int32, one a pair
+# Lower and upper bounds of the squared distances, an entry a pair, as the bits of float32 in int32.
+_Bounds: TypeAlias = tuple[Tensor, Tensor]
 
 
 class CollapsedFeaturesError(DataError):
@@ -40,50 +42,50 @@ class CollapsedFeaturesError(DataError):
 def median_distance(
     batches: Sequence[Tensor], *, group: Group = None, name: str = "features"
 ) -> float:
-    """Kernel radius σ: ``sqrt(numpy.median(squared distances))``.
+    """Return the kernel radius σ: ``sqrt(numpy.median(squared distances))``.
 
     The median heuristic of Gretton et al. (JMLR 2012, section 8) over all distinct pairs
     i < j of rows inside each global batch, pooled over the batches and the ranks. Squared
     distances are sums of float64 squares, rounded to float32; the median of these is exact.
 
-    The result has the same bits for any number of ranks and any distribution of a batch's
-    rows over them, in any order, because the distance of a pair depends on nothing but the pair:
-    its differences are squared and added in a fixed order, one operation of IEEE 754 at a time.
+    The result has the same bits for any number of ranks and any distribution of a batch's rows
+    over them, in any order. For the distance of a pair depends only on the pair: its differences
+    are squared and added in a fixed order, each operation as IEEE 754 defines it.
 
-    Few distances are computed so. A matrix product, whose bits change with the shape and with
-    the place in the matrix, gives all of them with an error that has a bound. The median of the
-    lower bounds and that of the upper bounds enclose the median; the pairs whose bounds lie
-    below or above both need only be counted.
+    Only few distances are computed in this way. First a matrix product gives all of them
+    approximately, with a known bound of the error; its bits depend on the shape and on the place
+    in the matrix. The medians of the lower and of the upper bounds enclose the median. Pairs
+    whose bounds lie on one side of both need only be counted.
 
-    Numbers are never gathered either: they are counted by the upper and then by the lower 16 of
-    their 32 bits, whose order as integers is that of the numbers (radix selection). Memory is
-    that of one global batch, plus 8 bytes a pair up to 2²⁵ pairs a rank, beyond which bounds
-    are computed again for each pass.
+    The ranks exchange only histograms, of the upper and then of the lower 16 of the numbers' 32
+    bits (radix selection: positive floats sort like their bits). Memory is that of one global
+    batch, plus 8 bytes a pair. Beyond 2²⁵ pairs a rank, bounds are not kept but computed again for
+    each pass.
 
     Args:
         batches: this rank's rows, ``(n, d)``, of each sampled global batch, in the same order
             on all ranks; n may differ and may be 0.
         group: process group; see :func:`gather_features`.
-        name: what the errors call the features, such as the name of their network.
+        name: name of the features in errors, such as that of their network.
 
     Raises:
         CollapsedFeaturesError: the median is zero, or too small for float32.
         NonFiniteError: a feature is not finite, or half of the squared distances overflow
             float32.
-        ValueError: shapes that do not fit, or no pair at all. All on every rank alike.
+        ValueError: the shapes do not match, or there is no pair. All ranks raise the same error.
     """
     counts = _counts_of_batches(batches, group)
     pairs = sum(math.comb(sum(rows), 2) for rows in counts)
     if pairs == 0:
         raise ValueError(f"{name}: the median distance needs a batch of at least two rows")
     positions = ((pairs - 1) // 2, pairs // 2)
-    # The bounds hold for products in float32, not for those of autocast or TF32.
+    # The bounds hold for float32 products, not for those of autocast or TF32.
     with full_precision(batches[0].device), torch.no_grad():
         share = _Share(batches, counts, pairs, group, name)
         low, high = _order_statistics(share.bounds, positions, share.device, group)
         below, near = share.split(low, high)
     below = int(_sum_over_ranks(torch.tensor(below, device=share.device), group))
-    # Far more than the two middle pairs come this far only where many are at one distance.
+    # ``near`` has many more than the two middle pairs only where many pairs have one distance.
     chosen = _order_statistics(
         lambda: [(near, near)],
         (positions[0] - below, positions[1] - below),
@@ -105,7 +107,7 @@ def median_distance(
 
 
 def _counts_of_batches(batches: Sequence[Tensor], group: Group) -> list[tuple[int, ...]]:
-    """Rows of each rank in each batch, after all ranks agreed on the number of batches."""
+    """Return the rows of each rank in each batch; checks that all ranks pass as many batches."""
     if batches:
         device = batches[0].device
     else:
@@ -118,7 +120,7 @@ def _counts_of_batches(batches: Sequence[Tensor], group: Group) -> list[tuple[in
 
 @dataclass(frozen=True)
 class _Tile:
-    """Pairs of rows that one rank compares: of a block with itself, or with another."""
+    """Pairs of rows that one rank compares: those inside a block, or those of two blocks."""
 
     a: Tensor  # (n, d), as gathered
     b: Tensor  # (m, d); ``a`` itself in a block's own tile
@@ -126,12 +128,12 @@ class _Tile:
     centred_b: Tensor  # (m, d), float32
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Return the number of pairs."""
         n, m = len(self.a), len(self.b)
         return math.comb(n, 2) if self.a is self.b else n * m
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """The rows of ``a`` and of ``b`` of each pair."""
+        """Return the row numbers of each pair, in ``a`` and in ``b``."""
         n, m, device = len(self.a), len(self.b), self.a.device
         if self.a is self.b:
             i, j = torch.triu_indices(n, n, offset=1, device=device)
@@ -140,7 +142,7 @@ class _Tile:
         return each // m, each % m
 
     def bounds(self) -> _Bounds:
-        """What the squared distance of each pair lies between, as float32 bits."""
+        """Return a lower and an upper bound of each pair's squared distance, as float32 bits."""
         a, b = self.centred_a, self.centred_b
         products = a @ b.mT
         if a is b:
@@ -149,12 +151,12 @@ class _Tile:
             norms_a, norms_b = torch.linalg.vecdot(a, a), torch.linalg.vecdot(b, b)
         norms = norms_a[:, None] + norms_b
         approximate = torch.sub(norms, products, alpha=2)
-        # Higham, Accuracy and Stability of Numerical Algorithms, (3.5): in any order, a sum of
-        # d products errs by d / (1 - d u) units of roundoff u at most, here the norms and twice
-        # the products; |ab| is at most half of a² + b². The few units of centring and of adding
-        # are in the 32, and what underflows is in 2⁻¹²⁶.
+        # Higham, Accuracy and Stability of Numerical Algorithms, (3.5): a sum of d products, in
+        # any order, has an error of at most d / (1 - d u) units of roundoff u. This applies to the
+        # norms and twice to the products, where |ab| is at most half of a² + b². The 32 covers the
+        # few roundings of centring and adding, 2⁻¹²⁶ covers underflow.
         error = norms.mul_(2.0**-24).add_(2.0**-126).mul_(2.25 * a.shape[1] + 32)
-        # The bounds of what overflowed are 0 and infinity.
+        # Where it overflowed the bounds are 0 and infinity.
         low = (approximate - error).nan_to_num_(0, math.inf).clamp_(min=0)
         high = approximate.add_(error).nan_to_num_(math.inf, math.inf)
         bits = low.view(torch.int32).flatten(), high.view(torch.int32).flatten()
@@ -165,7 +167,7 @@ class _Tile:
         return bits
 
     def distances(self, chosen: Tensor) -> Tensor:
-        """The squared distances of some pairs, given by number, as float32 bits."""
+        """Return the exact squared distances of the pairs with these numbers, as float32 bits."""
         i, j = (rows[chosen] for rows in self.pairs())
         step = max(_AT_ONCE // max(self.a.shape[1], 1), 1)
         parts = [
@@ -176,10 +178,10 @@ class _Tile:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distance of each row of ``a`` from that of ``b``, as float32 bits.
+    """Return the squared distance of each row of ``a`` from that of ``b``, as float32 bits.
 
-    Element by element and by halves: no library chooses an order that depends on the shape, and
-    (a - b)² has the bits of (b - a)².
+    The squares are added by halves, element by element, so that no library chooses an order that
+    depends on the shape. (a - b)² and (b - a)² have the same bits.
     """
     squares = a.double().sub_(b.double()).square_()
     width = squares.shape[1]
@@ -204,7 +206,7 @@ class _Share:
         self._batches, self._counts, self._group, self._name = batches, counts, group, name
         self.device = batches[0].device
         self._rank, self._world = rank_and_world(group)
-        # Decided from numbers that all ranks share: computing bounds takes collectives.
+        # Computing bounds is a collective, so this is decided by numbers that all ranks share.
         self._kept: _Bounds | None = None
         if pairs <= _KEPT * self._world:
             none = torch.empty(0, dtype=torch.int32, device=self.device)
@@ -215,13 +217,14 @@ class _Share:
             )
 
     def bounds(self) -> Iterable[_Bounds]:
-        """Give the bounds of this rank's pairs, in any number of parts."""
+        """Return the bounds of this rank's pairs, in any number of parts."""
         return (tile.bounds() for tile in self._tiles()) if self._kept is None else [self._kept]
 
     def split(self, low: int, high: int) -> tuple[int, Tensor]:
-        """Return the number of pairs surely below ``low``, and the rest that may be up to ``high``.
+        """Return how many pairs are certainly below ``low``, and the distances near the median.
 
-        Their squared distances, exact, as float32 bits; in bits are ``low`` and ``high`` too.
+        The latter are the exact squared distances of the other pairs whose lower bound is at most
+        ``high``. All distances are float32 bits.
         """
 
         def judge(bounds: _Bounds) -> tuple[int, Tensor]:
@@ -245,9 +248,10 @@ class _Share:
         return below, torch.cat(near)
 
     def _tiles(self, bounds: bool = True) -> Iterator[_Tile]:
-        """Yield blocks of rows, and pairs of blocks, as dealt to the ranks in turn.
+        """Yield this rank's tiles: blocks and pairs of blocks go to the ranks in turn.
 
-        ``bounds`` says whether the tiles' bounds are wanted; the first time they are.
+        ``bounds`` says whether the tiles' bounds are needed. They are on the first call, which
+        also checks that the rows are finite.
         """
         turn = 0
         for number, (local, rows_of_rank) in enumerate(
@@ -261,7 +265,7 @@ class _Share:
                         f"{self._name}: sampled batch {number} has non-finite rows; look at the "
                         "loss, the learning rate and the precision"
                     )
-                # About the middle, where float32 has the smallest error.
+                # Centred, because float32 has the smallest error near the origin.
                 wide = rows if rows.dtype == torch.float64 else rows.float()
                 centred = (wide - wide.mean(0)).float()
             parts = torch.split(centred, _BLOCK)
@@ -279,15 +283,17 @@ def _order_statistics(
     device: torch.device,
     group: Group,
 ) -> tuple[int, int]:
-    """Return the value at the first position among the first numbers, and that of the second.
+    """Select a value among the lower bounds and one among the upper bounds of all ranks' pairs.
 
     Args:
-        parts: gives this rank's numbers, float32 bits (not negative) as int32, twice.
-        positions: in sorted order of the numbers of all ranks, from 0.
+        parts: returns this rank's bounds, not negative; called twice.
+        positions: of the value among the lower and among the upper bounds in sorted order, from 0.
+        device: of the bounds.
+        group: process group.
     """
 
     def histograms(of: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Count the numbers from 0 to 2¹⁶ - 1 that ``of`` makes of the first and of the second."""
+        """Count the numbers 0 to 2¹⁶ - 1 that ``of`` makes of the lower and the upper bounds."""
         counted: Tensor | None = None
         for part in parts():
             both = torch.stack(

@@ -10,19 +10,19 @@ With ``k(a, b) = exp(-|a-b|² / (2σ²))``, kernel matrices K (of x) and L (of y
 * biased (HSIC_b = trace(KHLH)/N²; Gretton et al., ALT 2005, with 1/N² for (N−1)⁻²), K and L
   with their diagonals: norm = total = 1/N², row = 1/N.
 
-Neither changes when a constant is added to all the entries that it uses of a kernel, so wide
-kernels are held as K − 1 (``expm1``), which keeps the digits that ``exp`` rounds away, and
-narrow ones as K.
+Neither estimator changes when a constant is added to all the entries of a kernel that it uses. So
+wide kernels, whose entries are near 1, are held as K − 1 (``expm1``), which keeps the digits that
+``exp`` would round away. Narrow kernels are held as K.
 
 With ``U(L)ᵢⱼ = Lᵢⱼ − row·(ℓᵢ+ℓⱼ) + total·Σℓ`` and ``M = U(L)∘K`` off the diagonal,
 
     ∂H/∂xᵢ = −(2·norm/σ²) · Σⱼ Mᵢⱼ (xᵢ − xⱼ) = −(2·norm/σ²) · [(M1)ᵢ xᵢ − (M X)ᵢ],
 
-and the same with the roles swapped for y. Here the factor K must be the kernel itself.
+and the same with the roles swapped for y. Here the factor K must be the kernel itself, not K − 1.
 
-Each rank holds all rows of X and Y and walks the tiles of its own rows; then one all-gather
-shares the row sums, after which every rank has the exact value and all that its rows of the
-gradient need: the backward pass communicates nothing.
+Each rank holds all rows of X and Y and computes the tiles of its own rows. Then one all-gather
+shares the row sums. After it every rank has the exact value and all that the gradient of its rows
+needs, so the backward pass communicates nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from rebias_dist.errors import ConfigError, NonFiniteError
 from rebias_dist.objectives.features import (
@@ -44,6 +43,7 @@ from rebias_dist.objectives.features import (
     exchange_counts,
     gather_features,
 )
+from rebias_dist.objectives.first_derivatives import first_derivatives
 from rebias_dist.objectives.full_precision import full_precision
 from rebias_dist.objectives.tiles import Estimator, Plan, Side, add_sums, coefficients
 
@@ -51,9 +51,9 @@ _SMALLEST_BATCH = {"unbiased": 4, "biased": 1}
 
 
 def _share(sums: Tensor, product: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Row sums ``(2, n)`` of all ranks' rows, ``(2, N)``, and the sum of ``product``.
+    """Return the row sums ``(2, N)`` of all ranks' ``(2, n)``, and the sum of their ``product``.
 
-    Every rank adds the same numbers in the same order, so all have the same bits.
+    Every rank adds the same numbers in the same order, so all get the same bits.
     """
     if len(plan.counts) == 1:
         return sums, product
@@ -101,11 +101,14 @@ def _backward_pass(
     upstream: Tensor,
     plan: Plan,
 ) -> list[Tensor | None]:
-    """∂H/∂x and ∂H/∂y of this rank's rows times ``upstream``, in their side's dtype, or None."""
+    """Return ∂H/∂x and ∂H/∂y of this rank's rows times ``upstream``; None where not ``needed``.
+
+    Each has the dtype of its side's rows.
+    """
     lo, hi = plan.lo, plan.hi
     c = coefficients(plan.estimator, plan.total)
     weight_sums = list(sums.new_zeros((2, hi - lo)).unbind())  # M1
-    # M X; one block has nothing to add to, and small batches feel each operation.
+    # M X; not needed with one block, where each operation counts because the batch is small.
     weighted: list[Tensor | None] = [
         side.rows.new_zeros((hi - lo, side.rows.shape[1]))
         if wanted and not plan.one_block
@@ -148,25 +151,11 @@ def _backward_pass(
     gradients: list[Tensor | None] = []
     for side, out, total in zip(sides, weighted, weight_sums, strict=True):
         if out is not None:
-            # Two roundings, not one: where all rows of a class are equal the two cancel exactly.
+            # Two roundings, not a fused one: with equal rows in a class the terms cancel exactly.
             out = side.rows[lo:hi].mul(total[:, None].to(out.dtype)).sub_(out)
             out.mul_(upstream * (-2 * c.norm / side.sigma**2))
         gradients.append(out)
     return gradients
-
-
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """Identity on a gradient whose own derivative would be silently wrong, so is refused."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, gradient: Tensor, *causes: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            "hsic has first derivatives only: its gradient cannot be differentiated again"
-        )
 
 
 class _HSIC(torch.autograd.Function):
@@ -199,12 +188,7 @@ class _HSIC(torch.autograd.Function):
                 None if g is None else g.to(local.dtype)
                 for g, local in zip(found, (x_local, y_local), strict=True)
             ]
-        if torch.is_grad_enabled():  # create_graph=True
-            causes = (x_local, y_local, upstream)
-            gradients = [
-                None if g is None else cast(Tensor, _FirstDerivativeOnly.apply(g, *causes))
-                for g in gradients
-            ]
+        gradients = first_derivatives(gradients, (x_local, y_local, upstream))
         return *gradients, None, None, None, None
 
 
@@ -213,11 +197,11 @@ def _as_features(
 ) -> tuple[Features, Features]:
     for name, given in (("x", x), ("y", y)):
         if group is not None and isinstance(given, Features):
-            # None is another name of the default group.
+            # None stands for the default group.
             own = dist.group.WORLD if given.group is None else given.group
             if group is not own:
                 raise ValueError(
-                    f"{name} was gathered in another group than group={group}; omit it"
+                    f"{name} was gathered in another group than group={group}; omit group"
                 )
     if isinstance(x, Features) and isinstance(y, Features):
         if x.group is not y.group:
@@ -240,7 +224,7 @@ def _as_features(
 def _refuse_different(counts_x: tuple[int, ...], counts_y: tuple[int, ...]) -> None:
     if counts_x != counts_y:
         raise ValueError(
-            f"x and y must have the same rows on each rank, got {counts_x} and {counts_y}"
+            f"x and y must have the same number of rows on each rank, got {counts_x} and {counts_y}"
         )
 
 
@@ -275,35 +259,36 @@ def hsic(
     estimator: Estimator = "unbiased",
     check: bool = True,
 ) -> Tensor:
-    """Hilbert-Schmidt independence criterion of the global batch, with RBF kernels.
+    """Return the Hilbert-Schmidt independence criterion of the global batch, with RBF kernels.
 
     The unbiased estimator is that of Song et al. (JMLR 2012, equation 5); it may be negative.
     The biased one is ``trace(KHLH)/N²`` (Gretton et al., ALT 2005).
 
-    Every rank gets the value of the whole batch, and in the backward pass the true partial
-    derivatives of that value by its own rows, without communication. (DDP averages
-    parameter gradients, so a trainer multiplies its loss by the number of ranks.) A side that
-    needs no gradient costs none. Second derivatives are refused.
+    Every rank gets the value of the whole batch. The backward pass gives it the true partial
+    derivatives of that value by its own rows, without communication. (DDP averages parameter
+    gradients, so a trainer multiplies its loss by the number of ranks.) A side that needs no
+    gradient costs none. Second derivatives are refused.
 
-    Computed in float32 (float64 for float64 rows) with float64 sums, whatever the autocast
-    and TF32 settings. With d the larger width: memory O(N·d + tile²) a rank, time O(N²·d/W).
-    Kernels are kept for the backward pass only if N ≤ tile.
+    Kernels are computed in float32 (float64 for float64 rows) with float64 sums, whatever the
+    autocast and TF32 settings. With d the larger width, memory is O(N·d + tile²) a rank and time
+    O(N²·d/W). Kernels are kept for the backward pass only if N ≤ tile.
 
-    Squared distances come from ``|a|² + |b|² − 2ab`` on rows minus their mean, so a kernel entry
-    has a relative error of about ``|x|²·1e-7/σ²`` in float32, with x the largest of these rows:
-    far clusters under a small σ want float64 rows. With a median radius it is about 1e-7.
+    Squared distances come from ``|a|² + |b|² − 2ab`` on rows minus their mean. So in float32 a
+    kernel entry has a relative error of about ``|x|²·1e-7/σ²``, with x the largest of these rows.
+    With a median radius that is about 1e-7. Use float64 rows for clusters that are far apart
+    compared with σ.
 
     Args:
         x: this rank's rows, ``(n, d_x)``, or :class:`Features`. Ranks may hold different
             numbers of rows, or none.
-        y: the same rows' other variable, ``(n, d_y)``, or :class:`Features`.
+        y: the other variable of the same samples, ``(n, d_y)``, or :class:`Features`.
         sigma_x: σ of x's kernel ``exp(-|a-b|² / (2σ²))``, in the units of the rows.
         sigma_y: σ of y's kernel.
-        group: process group; see :func:`gather_features`. Features bring their own, which it
-            must not contradict.
+        group: process group; see :func:`gather_features`. For :class:`Features` omit it, or
+            give the group in which they were gathered.
         tile: side of the square tiles in which kernels are computed.
         estimator: ``"unbiased"`` or ``"biased"``.
-        check: raise on non-finite rows; this waits for the device. Without it the value and
+        check: raise on non-finite rows, which waits for the device. Without it the value and
             all gradients are NaN on every rank instead.
 
     Returns:
@@ -312,16 +297,16 @@ def hsic(
     Raises:
         ConfigError: fewer than 4 rows in the global batch (1 for the biased estimator), or
             an option out of range.
-        NonFiniteError: with ``check``, on all ranks alike, if any row is not finite or its
-            distance to the mean overflows when squared.
-        ValueError: shapes, dtypes, counts or groups that do not fit.
+        NonFiniteError: with ``check``, on all ranks, if any row is not finite or its squared
+            distance to the mean overflows.
+        ValueError: shapes, dtypes, row counts or groups that do not match.
     """
     if estimator not in _SMALLEST_BATCH:
         raise ConfigError(f"estimator must be 'unbiased' or 'biased', got {estimator!r}")
     if tile < 1:
         raise ConfigError(f"tile must be at least 1, got {tile}")
     for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
-        # Exponents are multiples of 1/σ², which has to be a number in float32.
+        # Exponents are multiples of 1/σ², which must neither overflow nor underflow in float32.
         if not 1e-18 < sigma < 1e18:
             raise ConfigError(f"{name} must lie between 1e-18 and 1e18, got {sigma}")
 

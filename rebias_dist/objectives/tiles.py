@@ -1,4 +1,4 @@
-"""Which parts of the kernel matrices a rank computes, and how."""
+"""The tiles of the kernel matrices that a rank computes, and how it computes them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from rebias_dist.objectives.features import Features, Group
 
 Estimator: TypeAlias = Literal["unbiased", "biased"]
 
-
 # Rows of a tile that are summed in float64 at a time: few, so that they stay in the cache.
 _STRIP = 128
 
 
 class Coefficients(NamedTuple):
-    """What an estimator multiplies its sums by; see ``rbf_hsic``."""
+    """The factors of an estimator's sums, as the formulas of ``rbf_hsic`` name them."""
 
     norm: float
     row: float
@@ -28,35 +27,35 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(estimator: Estimator, n: int) -> Coefficients:
-    """Coefficients for a global batch of ``n`` rows."""
+    """Return the coefficients for a global batch of ``n`` rows."""
     if estimator == "unbiased":
         return Coefficients(1 / (n * (n - 3)), 1 / (n - 2), 1 / ((n - 1) * (n - 2)))
     return Coefficients(1 / n**2, 1 / n, 1 / n**2)
 
 
 class Block(NamedTuple):
-    """Rows ``i0:i1`` × columns ``j0:j1`` of the kernels; all in terms of the global batch."""
+    """Rows ``i0:i1`` × columns ``j0:j1`` of the kernels, numbered in the global batch."""
 
     i0: int
     i1: int
     j0: int
     j1: int
-    mirrored: bool  # the block at (j, i) is this one's transpose, and is not walked
+    mirrored: bool  # the block at (j, i) is this one's transpose and is not computed
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The numbers of rows and of columns."""
         return self.i1 - self.i0, self.j1 - self.j0
 
     def diagonal(self, tile: Tensor) -> Tensor:
-        """The entries (i, i) of the global matrix that lie in this tile, as a view."""
+        """Return a view of the tile's entries that are on the diagonal of the global matrix."""
         if not self.j0 <= self.i0 < self.j1:
             return tile.new_empty(0)
         return tile.diagonal(self.i0 - self.j0)
 
 
 class Plan(NamedTuple):
-    """What a call to hsic fixes beside the data."""
+    """All that a call of ``hsic`` needs besides the data."""
 
     estimator: Estimator
     counts: tuple[int, ...]
@@ -67,16 +66,16 @@ class Plan(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Rows of the global batch, N."""
+        """Number of rows of the global batch, N."""
         return sum(self.counts)
 
     @property
     def one_block(self) -> bool:
-        """Whether one tile holds all that this rank computes."""
+        """Whether this rank computes everything in one tile."""
         return self.total <= self.tile
 
     def blocks(self) -> Iterator[Block]:
-        """This rank's rows × all columns; of its own square only one triangle."""
+        """Yield the blocks of this rank's rows; in its own square only one triangle of blocks."""
         lo, hi, tile = self.lo, self.hi, self.tile
         if self.one_block:
             yield Block(lo, hi, 0, self.total, False)
@@ -94,12 +93,12 @@ class Plan(NamedTuple):
                 yield Block(i, i1, j, min(j + tile, hi), j > i)
 
     def workspace(self, like: Tensor) -> Tensor:
-        """Memory for one tile of the largest shape."""
+        """Return memory for one tile of the largest shape, in the dtype of ``like``."""
         size = min(self.tile, self.hi - self.lo) * min(self.tile, self.total)
         return like.new_empty(size)
 
     def strips(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory for a strip of each of two tiles, as :func:`add_sums` takes it."""
+        """Return memory for a strip of each of two tiles, for :func:`add_sums`."""
         size = min(self.tile, _STRIP) * min(self.tile, self.total)
         return like.new_empty(size), like.new_empty(size)
 
@@ -115,14 +114,17 @@ class Side:
 
     @classmethod
     def of(cls, features: Features, sigma: float) -> Side:
-        """Kernel of radius ``sigma`` over all gathered rows."""
-        # Where every exponent is above -2, K − 1 loses next to nothing, and may gain a lot.
+        """Return the side with a kernel of radius ``sigma`` over all gathered rows."""
+        # If every exponent is above -2, K − 1 loses hardly any digits and may gain many.
         wide = features.gathered.largest_difference < 2 * sigma / features.rows.shape[1] ** 0.5
         rows = features.gathered.centred
         return cls(rows, features.gathered.square_norms, sigma, wide.to(rows.dtype))
 
     def tile(self, block: Block, estimator: Estimator, workspace: Tensor) -> Tensor:
-        """K − shift on a block; the diagonal is 0 if the estimator leaves it out."""
+        """Compute K − shift on a block; the unbiased estimator's diagonal is 0.
+
+        The result is a view of ``workspace``.
+        """
         i, j = slice(block.i0, block.i1), slice(block.j0, block.j1)
         tile = workspace[: math.prod(block.shape)].view(block.shape)
         norms, scale = self.square_norms, 1 / self.sigma**2
@@ -133,14 +135,14 @@ class Side:
             block.diagonal(tile).zero_()
         if tile.device.type == "cpu":
             tile = tile.expm1_() if self.shift else tile.exp_()
-        else:  # both, rather than have the host wait for the decision
+        else:  # compute both, because reading ``shift`` would make the host wait
             torch.where(self.shift > 0, tile.expm1(), tile.exp(), out=tile)
         if estimator == "unbiased":
             block.diagonal(tile).zero_()
         return tile
 
     def times_kernel(self, M: Tensor, tile: Tensor) -> None:
-        """Multiply ``M`` by K itself, given K − shift; in place."""
+        """Multiply ``M`` by K in place; ``tile`` is K − shift."""
         if tile.device.type == "cpu" and not self.shift:
             M.mul_(tile)
         else:
@@ -155,10 +157,17 @@ def add_sums(
     strips: Sequence[Tensor],
     product: Tensor | None = None,
 ) -> None:
-    """Add the row sums of one or two tiles to ``sums``, and the sum of the two's product.
+    """Add row sums of one or two tiles to ``sums``, and the sum of their product to ``product``.
 
-    All in float64; a mirrored block counts for its transpose too. ``sums``, one a tile, are
-    those of the rows from ``lo``; ``strips`` as made by :meth:`Plan.strips`.
+    Everything is added in float64. A mirrored block counts for its transpose too.
+
+    Args:
+        tiles: one or two, as made by :meth:`Side.tile`.
+        sums: for each tile, the row sums of this rank's rows, float64.
+        block: of the tiles.
+        lo: this rank's first row.
+        strips: from :meth:`Plan.strips`.
+        product: 0-d float64; None: not needed.
     """
     rows, columns = block.shape
     for at in range(0, rows, _STRIP):

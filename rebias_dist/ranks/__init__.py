@@ -1,1 +1,1 @@
-"""The processes of a run: which rank each is, how they meet, agree and stop."""
+"""The processes of a run: their ranks, how they join, agree and stop."""

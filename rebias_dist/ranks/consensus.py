@@ -1,8 +1,7 @@
-"""Decisions that all ranks take together: stop, fail, and what rank 0 read or decided.
+"""Decisions that all ranks take together: to stop, to fail, or what rank 0 read or decided.
 
-A rank that raises or stops alone leaves the others waiting in their next collective. So
-every such decision goes through here: the ranks exchange what they found, and all of them
-return or raise the same.
+A rank that raises or stops alone leaves the others waiting in their next collective. So every such
+decision goes through here: the ranks exchange what they found, and all return or raise the same.
 """
 
 from __future__ import annotations
@@ -39,7 +38,9 @@ _BY_NAME = {
 
 
 class Consensus:
-    """The ranks of a run as one decision-maker; trivial in a single process.
+    """Lets the ranks of a run decide together; with a single process nothing is communicated.
+
+    Every method is a collective.
 
     Args:
         group: a gloo group of all ranks, or None for the default group (which must be gloo).
@@ -53,7 +54,6 @@ class Consensus:
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's ``value`` (plain JSON data) on every rank."""
-        # As JSON: torch's object collectives unpickle what they receive.
         return self._exchange(value, only_zero=True)[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -61,6 +61,7 @@ class Consensus:
         return self._exchange(value, only_zero=False)
 
     def _exchange(self, value: Any, only_zero: bool) -> list[Any]:
+        # JSON, because torch's object collectives unpickle what they receive.
         text = json.dumps(value).encode()
         if self.world_size == 1:
             return [json.loads(text)]
@@ -68,7 +69,7 @@ class Consensus:
         lengths[self.rank] = len(text) if self.rank == 0 or not only_zero else 0
         dist.all_reduce(lengths, group=self.group)
         sizes: list[int] = lengths.tolist()
-        # Ranks take disjoint slices of one buffer, so that a sum puts them side by side.
+        # Each rank fills its own slice of the buffer, so the sum puts them side by side.
         buffer = torch.zeros(sum(sizes), dtype=torch.uint8)
         start = sum(sizes[: self.rank])
         if sizes[self.rank]:
@@ -81,7 +82,7 @@ class Consensus:
         return [json.loads(text) if text else None for text in texts]
 
     def agree(self, fault: RebiasError | None = None, stop: bool = False) -> bool:
-        """Return whether any rank wants to stop; if any has a fault, raise it on all of them."""
+        """Return whether any rank wants to stop; if any has a fault, raise it on all ranks."""
         if self.world_size == 1:
             if fault is not None:
                 raise fault
@@ -94,22 +95,22 @@ class Consensus:
         return bool(flags[1])
 
     def _raise_together(self, fault: RebiasError | None) -> None:
-        # By the name of the nearest class that all ranks know: it decides the exit code.
+        # The nearest class that all ranks know is sent by name, because it decides the exit code.
         mine = None
         if fault is not None:
             known = next(cls for cls in type(fault).__mro__ if cls.__name__ in _BY_NAME)
             mine = [known.__name__, str(fault)]
         found = [(rank, said) for rank, said in enumerate(self.gather(mine)) if said]
         rank, (kind, text) = found[0]
-        # A fault that all ranks share is not the doing of one of them.
+        # A fault that all ranks have is not attributed to one of them.
         where = "" if len(found) == self.world_size else f"rank {rank}: "
         raise _BY_NAME[kind](where + text)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; if it fails with a known error on any, it fails on all.
+        """Run a block on every rank; if it raises a RebiasError on any, raise it on all.
 
-        So does what the system refuses, such as a write to a full disk.
+        An OSError, such as that of a full disk, becomes a RebiasError.
         """
         fault: RebiasError | None = None
         try:
@@ -123,6 +124,6 @@ class Consensus:
 
     @contextmanager
     def on_rank_zero(self) -> Iterator[bool]:
-        """Run a block that acts on rank 0 alone (it yields whether this is it); fail together."""
+        """Run a block in which only rank 0 acts; yield whether this is rank 0; fail together."""
         with self.together():
             yield self.rank == 0

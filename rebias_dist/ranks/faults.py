@@ -1,4 +1,4 @@
-"""What a rank says when it fails: which rank, at which step, why; the traceback once."""
+"""The message of a rank that fails: which rank, at which step, and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rebias_dist.errors import RankError
 from rebias_dist.ranks.consensus import Consensus
 
-# How the transports put it that a peer has gone or keeps silent.
+# Parts of the transports' messages when a peer has ended or does not answer.
 _LOST = (
     "gloo",
     "NCCL",
@@ -31,28 +31,28 @@ _LOST = (
 
 @dataclass
 class Whereabouts:
-    """Where this rank is, for the message of a fault that nobody expected."""
+    """Where this rank is, for the message of an unexpected error."""
 
     rank: int
     step: int | None = None
     """Optimizer steps taken; None before the first."""
     log_file: Path | None = None
     peers: list[Any] = field(default_factory=list)
-    """Host and process of each rank."""
+    """Host name and process id of each rank."""
 
     def meet(self, consensus: Consensus) -> None:
-        """Tell the other ranks who this one is; a collective."""
+        """Exchange host name and process id with the other ranks; a collective."""
         self.peers = consensus.gather([platform.node(), os.getpid()])
 
     def fault(self, error: Exception) -> RankError:
-        """Return an unexpected exception as this rank's fault; its traceback is shown, once.
+        """Return an unexpected exception as this rank's fault, and write its traceback.
 
-        A rank that only notices the end of another has nothing of its own to show: its
-        traceback goes to its log file alone.
+        The traceback goes to the log file, and to stderr unless the exception is only the loss of
+        another rank.
         """
         where = f"rank {self.rank}, " + ("start" if self.step is None else f"step {self.step}")
         first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        first = first.partition(". This is typically")[0]  # advice that gloo adds
+        first = first.partition(". This is typically")[0]  # cut off gloo's advice
         trace = "".join(traceback.format_exception(error))
         if self._is_loss(error):
             text = f"{where}: another rank is lost{self._lost_ranks()}; {first}"
@@ -73,7 +73,7 @@ class Whereabouts:
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
 
     def _lost_ranks(self) -> str:
-        """Say which of the ranks on this machine have ended or are stopped."""
+        """Return which of the other ranks on this machine have ended or are stopped."""
         found = []
         for rank, (host, process) in enumerate(self.peers):
             if host != platform.node() or rank == self.rank:
@@ -84,14 +84,20 @@ class Whereabouts:
             except (OSError, IndexError):
                 state = "X"
             if state in "ZXTt":
-                how = "stopped" if state in "Tt" else "ended"
-                found.append(f"rank {rank} (process {process}) has {how}")
-        found = [text.replace("has stopped", "is stopped") for text in found]
+                how = "is stopped" if state in "Tt" else "has ended"
+                found.append(f"rank {rank} (process {process}) {how}")
         return f": {', '.join(found)}" if found else ""
 
 
 def origin(of_ranks: list[list[str]]) -> str:
-    """Say on which ranks the values were not finite before the ranks' sums were taken."""
+    """Return on which ranks values were not finite before they were summed over the ranks.
+
+    Args:
+        of_ranks: for each rank, the names of its values that were not finite.
+
+    Returns:
+        The end of an error message; empty if it is no rank, or every one of several.
+    """
     ranks = [rank for rank, names in enumerate(of_ranks) if names]
     if not ranks or len(ranks) == len(of_ranks) > 1:
         return ""

@@ -1,13 +1,14 @@
-"""Which rank this process is: what torchrun, SLURM or nobody has said in the environment.
+"""Which rank this process is, by the environment variables of torchrun or SLURM.
 
-No torch here. The first that applies decides:
+This module does not import torch. The first rule that applies decides:
 
-1. ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``, all of them:
-   torchrun, also inside a SLURM job.
-2. A step that srun started: one rank a task. Its first node is the meeting point, on a port made
-   of the numbers of job and step; ``MASTER_ADDR`` and ``MASTER_PORT`` override them where set.
-3. Otherwise a single process: on its own, or in the shell or batch script of a SLURM job, where
-   srun or torchrun would start the ranks.
+1. ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` are all set:
+   torchrun started it, perhaps inside a SLURM job.
+2. The process is a task of an srun step: one rank a task. The ranks meet on the step's first node,
+   on a port computed from the numbers of job and step, unless ``MASTER_ADDR`` or ``MASTER_PORT``
+   is set.
+3. Otherwise it is a single process: on its own, or in the shell or batch script of a SLURM job,
+   where srun or torchrun would start the ranks.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from rebias_dist.errors import PlacementError
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SRUN = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-# The ids from here on are SLURM's own: the batch script, an interactive shell.
+# SLURM uses the step ids from here on for the batch script and interactive shells.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Below the ports that systems give to outgoing connections (32768 on Linux).
+# Below the ports that the system uses for outgoing connections (from 32768 on Linux).
 _FIRST_PORT, _PORTS = 10_000, 20_000
 
 
@@ -38,11 +39,11 @@ class Placement:
     world_size: int
     local_rank: int
     origin: str = "a single process"
-    """Who said so, for the log."""
+    """What started the ranks, for the log."""
     bound: bool = False
-    """The launcher may have shown this process its own GPU alone."""
+    """Whether the launcher may have made only this rank's own GPU visible."""
     address: str | None = None
-    """Where the ranks meet, if the environment does not say so in torchrun's variables."""
+    """Host where the ranks meet; None: torchrun's variables in the environment have it."""
     port: int | None = None
 
 
@@ -50,9 +51,9 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     """Return the place that the environment gives this process.
 
     Raises:
-        PlacementError: variables are missing, contradict each other or are no numbers.
+        PlacementError: variables are missing, contradict each other or are not numbers.
     """
-    # MASTER_ADDR and MASTER_PORT alone are left over in many shells and decide nothing.
+    # Many shells have MASTER_ADDR and MASTER_PORT set for something else, so these do not decide.
     if any(name in environment for name in _TORCHRUN[:3]):
         return _of_torchrun(environment)
     if _in_step(environment):
@@ -68,7 +69,7 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
 
 
 def is_rank_zero(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process speaks for its run, also where the environment is at fault."""
+    """Return whether this process prints for its run; works in a faulty environment too."""
     if "RANK" in environment:
         return environment["RANK"] == "0"
     return not _in_step(environment) or environment.get("SLURM_PROCID", "0") == "0"
@@ -100,20 +101,20 @@ def _of_torchrun(environment: Mapping[str, str]) -> Placement:
 
 
 def _check_torchrun_in_step(environment: Mapping[str, str], rank: int, world: int) -> None:
-    """Refuse ranks that do not know of the other tasks: each task would train a run of its own."""
+    """Refuse a torchrun that ignores the other tasks: each task would train a separate run."""
     if not all(name in environment for name in ("SLURM_NTASKS", "SLURM_PROCID")):
         return
     tasks, task = _numbers(environment, ["SLURM_NTASKS", "SLURM_PROCID"])
     agents = environment.get("GROUP_WORLD_SIZE")
     if agents is not None and agents != str(tasks):
         raise PlacementError(
-            f"srun started {tasks} tasks (SLURM_NTASKS), but torchrun counts {agents} nodes: give "
-            "it --nnodes=$SLURM_NNODES with one task a node, or start one task"
+            f"srun started {tasks} tasks (SLURM_NTASKS), but torchrun counts {agents} nodes; use "
+            "--nnodes=$SLURM_NNODES with one task a node, or start one task"
         )
     if world < tasks or (agents is None and world == tasks and rank != task):
         raise PlacementError(
             f"RANK={rank} of WORLD_SIZE={world} contradicts SLURM_PROCID={task} of "
-            f"SLURM_NTASKS={tasks}; unset one or the other"
+            f"SLURM_NTASKS={tasks}; unset the variables of one of them"
         )
 
 
@@ -124,7 +125,7 @@ def _in_step(environment: Mapping[str, str]) -> bool:
     step = environment.get("SLURM_STEP_ID", "")
     if step.isdecimal():
         return int(step) < _FIRST_SPECIAL_STEP
-    # A batch script is task 0 of no step.
+    # A batch script belongs to no step and has SLURM_PROCID=0.
     return "SLURM_STEP_ID" in environment or environment.get("SLURM_PROCID", "0") != "0"
 
 
@@ -167,16 +168,16 @@ def first_host(node_list: str) -> str:
     """Return the first host of a list in SLURM's short form: rack2n04 of ``rack[2-3]n[04,07-09]``.
 
     Raises:
-        PlacementError: it is no such list.
+        PlacementError: it is not such a list.
     """
     if not re.fullmatch(r"(?:[\w.-]+|\[[\d,-]+\])(?:[\w.-]+|\[[\d,-]+\]|,)*", node_list):
-        raise PlacementError(f"SLURM_JOB_NODELIST={node_list!r} is no list of nodes")
+        raise PlacementError(f"SLURM_JOB_NODELIST={node_list!r} is not a list of nodes")
     opened = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", node_list)
     return opened.partition(",")[0]
 
 
 def _reachable(host: str) -> str:
-    """Return the host, or the address that SLURM has for it where its name means nothing here."""
+    """Return the host, or the address that SLURM has for it if its name cannot be resolved."""
     try:
         socket.getaddrinfo(host, None)
         return host
@@ -187,8 +188,8 @@ def _reachable(host: str) -> str:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise PlacementError(
-            f"{host}, the first node, has no address here and scontrol knows none ({error}); "
-            "set MASTER_ADDR"
+            f"{host}, the first node, cannot be resolved, and scontrol has no address for it "
+            f"({error}); set MASTER_ADDR"
         ) from None
     found = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
     return found[1] if found else host
@@ -211,10 +212,10 @@ def _numbers(environment: Mapping[str, str], names: Sequence[str]) -> list[int]:
         return [int(environment[name]) for name in names]
     except ValueError:
         values = ", ".join(f"{name}={environment[name]!r}" for name in names)
-        raise PlacementError(f"{values}: whole numbers are needed") from None
+        raise PlacementError(f"{values}: must be whole numbers") from None
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise PlacementError(f"MASTER_PORT={text!r} is no port; use a number from 1 to 65535")
+        raise PlacementError(f"MASTER_PORT={text!r} is not a port; use a number from 1 to 65535")
     return int(text)

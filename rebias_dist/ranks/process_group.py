@@ -1,4 +1,4 @@
-"""Which rank this process is, and the process group that it joins."""
+"""The rank of this process, its device, and the process group that it joins."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.placement import Placement
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
 
-# A stopped peer must end a command in minutes, not in the 30 that torch waits by default.
+# How long to wait for a peer that does not answer; torch's default is 30 minutes.
 _MINUTES = 10.0
-# What a hang on GPUs leaves behind: the last collectives of each rank. The user's own values win.
+# After a hang on GPUs each rank writes its last collectives. Values that the user set are kept.
 _NCCL_DEFAULTS = {
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
@@ -31,10 +31,10 @@ _NCCL_DEFAULTS = {
 
 
 def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Return this process's place: that in an existing process group, else the environment's.
+    """Return this process's place in an existing process group, or that of the environment.
 
     Raises:
-        ConfigError: variables are missing, contradict each other or are no numbers.
+        PlacementError: variables are missing, contradict each other or are not numbers.
     """
     if dist.is_initialized():
         local_rank = int(environment.get("LOCAL_RANK", "0"))
@@ -48,8 +48,12 @@ def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.de
 
     Args:
         wanted: ``auto``, ``cpu`` or ``cuda``.
-        local_rank: of this process on its node.
-        bound: the launcher may have shown this process one GPU alone; then that is it.
+        local_rank: number of this process on its node.
+        bound: whether the launcher may have made only this rank's GPU visible. If just one is
+            visible, it is used.
+
+    Raises:
+        PlacementError: there is no CUDA, or no device for this rank.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -74,16 +78,22 @@ def process_group(
     minutes: float = _MINUTES,
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Consensus]:
-    """Join the process group (none for a single process) and yield what decides jointly in it.
+    """Join the process group and yield the ranks' :class:`Consensus`.
 
-    An existing group, as in a notebook or a test, is used and left alone. Before a group is
-    formed, the ranks compare what they are (see ``roll_call``).
+    A single process joins none. An existing group, as in a notebook or a test, is used and not
+    ended. Before a group is formed, the ranks compare their software and settings; see
+    ``roll_call``.
 
     Args:
         place: of this process.
-        device: of this process; it chooses the backend.
-        minutes: how long ranks wait for each other, until :func:`set_time_out` says otherwise.
-        settings: by name, what all ranks must have alike.
+        device: of this process; it determines the backend.
+        minutes: how long ranks wait for each other, until :func:`set_time_out` is called.
+        settings: by name; they must be the same on all ranks.
+
+    Raises:
+        ConfigError: the ranks differ.
+        PlacementError: there are more processes than ranks.
+        RankError: the ranks did not come together.
     """
     patience = timedelta(minutes=minutes)
     if place.world_size == 1:
@@ -115,21 +125,22 @@ def process_group(
     try:
         yield Consensus(group)
     except InterruptedRun:
-        # All ranks leave so, and the launcher may end the others as soon as one has left.
+        # All ranks leave here. The barrier is needed because a launcher may end the other ranks as
+        # soon as one has left.
         dist.barrier(group)
         _leave()
         raise
     except RebiasError:
         _leave()
         raise
-    # Any other exception is this rank's alone: leaving in good order could wait for the others
-    # for ever, so that is left to the launcher.
+    # Any other exception is only this rank's. The group is not destroyed then, because that could
+    # wait for the other ranks for ever; the launcher ends them.
     dist.barrier(group)
     _leave()
 
 
 def _meeting_point(place: Placement, patience: timedelta) -> Store:
-    """Return the store in which the ranks meet; torchrun has its own, else rank 0 opens it."""
+    """Return the store in which the ranks meet: torchrun's own, or one that rank 0 opens."""
     if place.address is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
         return store
@@ -139,7 +150,7 @@ def _meeting_point(place: Placement, patience: timedelta) -> Store:
         place.world_size,
         is_master=place.rank == 0,
         timeout=patience,
-        # Waiting is for the roll call, which can tell who is missing.
+        # The roll call waits instead, because it can name the missing ranks.
         wait_for_workers=False,
         multi_tenant=True,
     )
@@ -154,8 +165,8 @@ def _not_together(place: Placement, minutes: float, error: Exception) -> RankErr
         return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
     return RankError(
         f"{where}: the {place.world_size} ranks did not come together at {address}:{port} "
-        f"within {minutes:g} minutes ({reason}); see what became of the others, or whether "
-        "they reach this address"
+        f"within {minutes:g} minutes ({reason}); check that the others run and can reach "
+        "this address"
     )
 
 
@@ -167,14 +178,14 @@ def set_time_out(consensus: Consensus, minutes: float) -> None:
 
 
 def _gloo_group(patience: timedelta) -> dist.ProcessGroup:
-    # Decisions are taken on the host; with NCCL they need a group of their own.
+    # Consensus exchanges tensors on the CPU; beside NCCL it needs a group of its own.
     group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)
     return group
 
 
 def _leave() -> None:
-    # DDP's reducers sit in reference cycles. One that outlives the group is freed when the
-    # interpreter ends, together with gloo's threads, and that has been seen to abort the process.
+    # DDP's reducers are in reference cycles. A reducer that outlives the group is freed when the
+    # interpreter ends, together with gloo's threads, which can abort the process.
     gc.collect()
     dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""Before the ranks join: is each there once, with the same software and settings, on its own GPU?
+"""The check before the ranks join: each is there once, with equal software, on its own GPU.
 
-The ranks meet in the store through which the process group is formed afterwards, so a rank that
-is there twice or has another configuration is named; the group itself would wait for ever. What
-they exchange is JSON: nothing is unpickled.
+The ranks meet in the store through which the process group is formed afterwards. So a missing
+rank, a rank that is there twice or one with other settings is named; the process group itself
+would wait for ever. The ranks exchange JSON: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from rebias_dist.errors import ConfigError, PlacementError
 from rebias_dist.ranks.placement import Placement
 
 _PACKAGES = ("torchvision", "numpy", "webdataset", "rebias-dist")
-_SHOWN = 3  # differences of a rank that are named
-_NAMED = 8  # ranks that are named as missing
-_FAREWELL = timedelta(seconds=20)
+_SHOWN = 3  # at most so many differences of a rank are named
+_NAMED = 8  # at most so many missing ranks are named
+_FAREWELL = timedelta(seconds=20)  # how long rank 0 stays for the others to read its verdict
 
 
 def facts_of(
     placement: Placement, device: torch.device, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a rank says of itself."""
+    """Return what a rank tells rank 0 about itself, as plain JSON data.
+
+    ``same`` holds what must be equal on all ranks; ``gpu`` is the device's UUID.
+    """
     same = {"python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -50,11 +53,11 @@ def facts_of(
 
 
 def verdict(ranks: Sequence[Mapping[str, Any]], world_size: int) -> str | None:
-    """Return what is wrong with the ranks that came, or None: by name, in one line.
+    """Return one line on the first problem of the ranks, or None if there is none.
 
     Args:
-        ranks: the facts of those that came, ``world_size`` of them.
-        world_size: the number that rank 0 knows.
+        ranks: the facts of the processes that came, ``world_size`` of them.
+        world_size: the number of ranks, as rank 0 has it.
     """
     times = Counter(facts["rank"] for facts in ranks)
     twice = sorted(rank for rank, count in times.items() if count > 1)
@@ -83,7 +86,7 @@ def verdict(ranks: Sequence[Mapping[str, Any]], world_size: int) -> str | None:
             found.append(f"rank {rank} has {', '.join(differing[:_SHOWN])}{more}")
     if found:
         more = f" (and {len(found) - 1} more ranks differ)" if len(found) > 1 else ""
-        return f"{found[0]}{more}; all ranks need what rank 0 on {reference['host']} has"
+        return f"{found[0]}{more}; all ranks must have the same as rank 0 on {reference['host']}"
     owners: dict[str, int] = {}
     for rank, facts in sorted(by_rank.items()):
         if facts["gpu"] is not None:
@@ -98,7 +101,7 @@ def verdict(ranks: Sequence[Mapping[str, Any]], world_size: int) -> str | None:
 
 def _missing(came: Sequence[int], world_size: int) -> str:
     absent = sorted(set(range(world_size)) - set(came))
-    if not absent:  # they came while this was found out
+    if not absent:  # the last ones came after the wait was over
         return "the last of them came too late"
     names = ", ".join(map(str, absent[:_NAMED]))
     more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
@@ -109,14 +112,14 @@ def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> No
     """Wait until all ranks came, and compare them.
 
     Args:
-        store: of this start; its time-out is how long to wait.
-        facts: of this rank.
+        store: in which the ranks meet; its time-out is how long to wait.
+        facts: of this rank, from :func:`facts_of`.
         world_size: number of ranks.
 
     Raises:
-        ConfigError: the ranks differ; alike on all of them.
-        PlacementError: this process is one too many.
-        DistError: not all of them came; on rank 0 it names those that did not.
+        ConfigError: the ranks differ; all of them raise it.
+        PlacementError: ``world_size`` processes came before this one.
+        DistError: not all ranks came; on rank 0 it names the missing ones.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"roll-call/{attempt}", store)
@@ -127,7 +130,7 @@ def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> No
             "there before; every process needs a RANK of its own"
         )
     store.set(f"facts/{place}", json.dumps(facts))
-    # The first of those that call themselves rank 0 speaks: there may be two of them.
+    # There may be two processes with rank 0; the first of them compares the facts.
     speaks = facts["rank"] == 0 and store.add("speakers", 1) == 1
     if speaks:
         keys = [f"facts/{n}" for n in range(1, world_size + 1)]
@@ -143,7 +146,7 @@ def call_the_roll(store: Store, facts: Mapping[str, Any], world_size: int) -> No
         return
     if store.add("heard", 1) == world_size:
         store.set("all heard", "")
-    if speaks:  # the store may live in this process, so it stays until all have heard
+    if speaks:  # the store may be in this process, so it stays until all have the verdict
         with contextlib.suppress(DistError, RuntimeError):
             store.wait(["all heard"], _FAREWELL)
     raise ConfigError(str(found))

@@ -1,4 +1,4 @@
-"""This rank of a run, joined with the others from its start to its end."""
+"""A rank's connection to the others, from the start of a run to its end."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ class Session:
     consensus: Consensus
     device: torch.device
     stop: StopRequest
-    """Whether a signal has asked this rank to stop."""
+    """True once a signal has asked this rank to stop."""
     where: Whereabouts
     """Where this rank is, for the message of a fault."""
     started_by: str
+    """What started the ranks, for the log."""
 
 
 @contextmanager
 def session(
     placement: Placement, device: str, start_minutes: float, settings: Mapping[str, Any]
 ) -> Iterator[Session]:
-    """Join the other ranks, and leave them in good order at the end of the block.
+    """Join the other ranks; leave the process group at the end of the block.
 
     Args:
         placement: of this process.
         device: ``auto``, ``cpu`` or ``cuda``.
-        start_minutes: how long the ranks wait for each other at first.
-        settings: by name, what all ranks must have alike.
+        start_minutes: how long the ranks wait for each other at the start.
+        settings: by name; they must be the same on all ranks.
 
     Raises:
-        RebiasError: one of the expected errors, alike on all ranks. Any other exception becomes
-            a RankError, which is this rank's alone.
+        RebiasError: an expected error, the same on all ranks. Any other exception becomes a
+            RankError of this rank alone.
     """
     chosen = choose_device(device, placement.local_rank, placement.bound)
     where = Whereabouts(placement.rank)

@@ -1,4 +1,4 @@
-"""Signals ask a run to stop; the run does so at the end of its step, with its state saved."""
+"""Signals that ask a run to stop: it saves its state and leaves at the end of its step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGUSR2 is what a scheduler sends ahead of the time limit.
+# Schedulers can send SIGUSR2 some time before the limit.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -30,10 +30,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for stop signals inside the block; earlier handlers return afterwards."""
+    """Listen for stop signals inside the block; restore the earlier handlers afterwards."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers; called from another, signals act as ever.
+        # Only the main thread may set handlers; in another thread signals keep their effect.
         yield request
         return
     earlier = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
-from rebias_dist.methods import METHODS
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
 from rebias_dist.reporting.runs import Run, plain
 from rebias_dist.reporting.training_data import rho_of, seeds_of

@@ -1,7 +1,7 @@
 """The attempts of a run, in ``attempts.json`` of its folder: where each began and how it ended.
 
-From them a restart knows whether restarts still bring the run further, and which steps have
-failed before. For rank 0, which holds the lock on the folder.
+A restart learns from them whether earlier restarts got any further, and which steps failed before.
+Only rank 0 uses this module, because it holds the lock on the folder.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _ENDS = {
     EXIT_GIVE_UP: "gave up",
     EXIT_INTERRUPTED: "interrupted",
 }
-# A killed attempt could not say how it ended.
+# An attempt that was killed is still recorded as running.
 _CRASHED = ("running", "failed")
 _KEPT = 100  # attempts on record
 
 
 class Attempts:
-    """The attempts so far.
+    """The recorded attempts of a run.
 
     Args:
         folder: of the run.
@@ -64,20 +64,20 @@ class Attempts:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
-            # Nothing that decides the weights; the count of restarts starts anew.
-            log.warning("%s: damaged (%s), so earlier attempts are forgotten", self._path, error)
+            # The weights do not depend on it; only the count of restarts starts again.
+            log.warning("%s: damaged (%s), so earlier attempts are not counted", self._path, error)
 
     @contextmanager
     def attempt(self, step: int, restarts: int, reached: Callable[[], int]) -> Iterator[None]:
-        """Note that an attempt begins and, as far as it can still be told, how it ends.
+        """Record the beginning of an attempt, and at the end of the block its outcome.
 
         Args:
             step: of the newest checkpoint, where the attempt begins.
-            restarts: attempts beside the first that may begin there and crash.
-            reached: returns the step at which the attempt stands.
+            restarts: how many attempts, after the first, may begin at that step and crash.
+            reached: returns the attempt's current step.
 
         Raises:
-            CrashLoopError: the last ``restarts`` + 1 attempts all began there and crashed.
+            CrashLoopError: the last ``restarts`` + 1 attempts all began at that step and crashed.
             OSError: the record cannot be written.
         """
         self._begin(step, restarts)
@@ -93,7 +93,7 @@ class Attempts:
             raise
         finally:
             self.attempts[-1] |= {"outcome": outcome, "reached": reached()}
-            with suppress(OSError):  # a full disk; then it looks as if it had been killed
+            with suppress(OSError):  # on a full disk the attempt stays recorded as running
                 self._write()
 
     def _begin(self, step: int, restarts: int) -> None:
@@ -107,21 +107,20 @@ class Attempts:
         here = {"from": step, "process": os.getpid(), "host": platform.node()}
         if crashed > restarts:
             reached = [a.get("reached") for a in self.attempts[-crashed:]]
-            # Only this attempt: who has removed the cause starts again, and is counted anew.
+            # Give up in this attempt only: the next start, after the cause is removed, counts anew.
             self._append({**here, "outcome": "gave up"})
             raise CrashLoopError(
                 f"{self._path.parent}: {crashed} attempts in a row have begun at step {step} and "
-                f"failed (the last at step {reached[-1]}), so another would not get any further; "
-                "the files in logs/ tell why, and after removing the cause the same command "
-                "starts again"
+                f"failed (the last at step {reached[-1]}), so another would fail too; find the "
+                "cause in logs/ and remove it, then start the run again with the same command"
             )
         self._append({**here, "outcome": "running"})
 
     def roll_back(self, step: int, limit: int) -> None:
-        """Note that a gradient was not finite at ``step``.
+        """Record that a gradient was not finite at ``step`` and the run is rolled back.
 
         Raises:
-            NonFiniteError: this has happened ``limit`` times before.
+            NonFiniteError: there were ``limit`` rollbacks before.
         """
         if len(self.rollbacks) >= limit:
             raise NonFiniteError(
@@ -134,7 +133,7 @@ class Attempts:
 
     @property
     def left_out(self) -> list[int]:
-        """Return the steps that failed again after a rollback: they are not taken any more."""
+        """Return the steps that failed again after a rollback; they are skipped from now on."""
         return sorted(step for step, times in Counter(self.rollbacks).items() if times > 1)
 
     def _last_known_step(self) -> int | None:

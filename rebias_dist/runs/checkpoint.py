@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, checked before they are loaded, never unpickled.
 
-``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``. The latter is
-written last and names the state's size and SHA-256, the step of the best checkpoint so far,
-the versions that wrote it, and the SHA-256 of itself.
+``checkpoints/step-000000840/`` holds ``state.pt`` and ``checkpoint.json``. The latter is written
+last. It has the state's size and SHA-256, the step of the best checkpoint so far, the versions
+that wrote it, and its own SHA-256.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})$")
 _REPLACED = ".replaced"
 DAMAGED = "damaged-"
-"""Opens the name of a folder that was passed over as damaged, which is no checkpoint any more."""
+"""Prefix of the folder of a checkpoint that was set aside as damaged."""
 _STATE, _RECORD = "state.pt", "checkpoint.json"
-# Beside the tensors themselves: what the archive adds to each, and plain values and the record.
+# Bytes that the archive adds to each tensor at most, and those of plain values and the record.
 _OVERHEAD_EACH, _OVERHEAD = 1024, 1 << 18
 
 
 class _Hashing:
-    """A file that is hashed while it is written; torch.save writes from front to end."""
+    """Hashes a file while it is written; torch.save writes it from front to end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class _Hashing:
         try:
             return self._file.write(content)
         except BaseException as error:
-            # torch.save replaces it by one of its own, which does not say what went wrong.
+            # torch.save raises an error of its own instead, without the cause.
             self.failure = error
             raise
 
@@ -62,7 +62,7 @@ class _Hashing:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of a nested state on the CPU, which training does not change any more."""
+    """Return a copy of a nested state on the CPU, which training cannot change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -73,7 +73,7 @@ def copied(value: Any) -> Any:
 
 
 def _needed(value: Any) -> int:
-    """Return the bytes that a nested state takes on the disk, at most."""
+    """Return an upper bound of the bytes that a nested state takes on the disk."""
     if isinstance(value, torch.Tensor):
         return value.nbytes + _OVERHEAD_EACH
     if isinstance(value, dict):
@@ -89,26 +89,26 @@ def _check_space(folder: Path, state: dict[str, Any]) -> None:
         raise RebiasError(
             f"{folder}: no room for a checkpoint: it needs {needed / 1e6:.1f} MB and "
             f"{free / 1e6:.1f} MB are free, so {(needed - free) / 1e6:.1f} MB are missing; "
-            "the checkpoints before are whole"
+            "earlier checkpoints are intact"
         )
 
 
 def save(
     folder: Path, step: int, state: dict[str, Any], *, keep: int, best_step: int | None = None
 ) -> int:
-    """Save a state as the checkpoint of a step, in place of an earlier one of that step.
+    """Save a state as the checkpoint of a step, replacing an earlier one of that step.
 
-    Then remove all but the newest ``keep`` and that of ``best_step``.
+    Then remove all checkpoints but the newest ``keep`` and that of ``best_step``.
 
     Returns:
         The size of the state's file in bytes.
 
     Raises:
-        RebiasError: there is not room enough on the disk; nothing was written.
-        OSError: the disk refused; the checkpoints before are as they were.
+        RebiasError: there is not enough room on the disk; nothing was written.
+        OSError: the disk failed; earlier checkpoints are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # What a killed save has left; the folder has one owner, so nobody is at work on it.
+    # Left by a save that was killed; only one process at a time writes to this folder.
     for left_over in folder.glob(".step-*"):
         shutil.rmtree(left_over)
     _check_space(folder, state)
@@ -150,7 +150,7 @@ def save(
 
 
 def _sealed(record: dict[str, Any]) -> bytes:
-    """Return the text of a record with its own SHA-256; every byte of it is determined."""
+    """Return the text of a record with its own SHA-256, as the only valid sequence of bytes."""
     seal = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return json.dumps({**record, "sha256": seal}, indent=1).encode()
 
@@ -175,17 +175,17 @@ def load(folder: Path, step: int) -> dict[str, Any]:
     path = folder / f"step-{step:09d}"
     expected = _record(path, step)["files"][_STATE]
     try:
-        # The size first: a file that grew without bound is not read.
+        # Check the size first, so that a huge file is not read.
         if (size := (path / _STATE).stat().st_size) != expected["bytes"]:
             raise DataError(f"{path}/{_STATE}: has {size} bytes instead of {expected['bytes']}")
         content = (path / _STATE).read_bytes()
-        # Before torch.load, which accepts flipped bits silently.
+        # Check the hash before torch.load, which accepts flipped bits silently.
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
             raise DataError(f"{path}/{_STATE}: its content does not match its SHA-256")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a whole checkpoint ({reason})") from None
+        raise DataError(f"{path}: not an intact checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("step") != step:
         raise DataError(f"{path}: not the checkpoint of step {step}")
     return state
@@ -196,7 +196,7 @@ def _record(path: Path, step: int) -> dict[str, Any]:
         text = (path / _RECORD).read_bytes()
         record = json.loads(text)
         if record["format"] != FORMAT:
-            raise DataError(f"{path}: format {record['format']!r} is not read, only {FORMAT}")
+            raise DataError(f"{path}: has format {record['format']!r}; only {FORMAT} is read")
         del record["sha256"]
         if _sealed(record) != text:
             raise DataError(f"{path}/{_RECORD}: its content does not match its SHA-256")
@@ -208,17 +208,17 @@ def _record(path: Path, step: int) -> dict[str, Any]:
             and isinstance(file["bytes"], int)
             and (best is None or isinstance(best, int))
         ):
-            raise TypeError("a value of another type")
+            raise TypeError("a value has a wrong type")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not a whole checkpoint ({error})") from None
+        raise DataError(f"{path}: not an intact checkpoint ({error})") from None
     return dict(record)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest intact state, and a line for each damaged one that was passed over.
 
-    The state is None where no checkpoint was ever written. For the owner of the run alone: a
-    checkpoint whose replacement was killed half-way gets its name back.
+    The state is None if there are no checkpoints. Call this only with the lock on the run: it
+    renames a checkpoint back if :func:`save` was killed while it replaced that checkpoint.
 
     Raises:
         DataError: there are checkpoints, but none is intact.
@@ -244,8 +244,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def set_aside(folder: Path, step: int) -> None:
     """Rename the checkpoints beyond a step, which were passed over as damaged.
 
-    As checkpoints they would count among the newest, and intact ones would be removed for them.
-    For the owner of the run alone.
+    Otherwise :func:`save` would count them among the newest and remove intact ones instead. Call
+    this only with the lock on the run.
 
     Raises:
         OSError: a folder cannot be renamed.
@@ -254,7 +254,7 @@ def set_aside(folder: Path, step: int) -> None:
         if beyond > step:
             damaged = folder / f"step-{beyond:09d}"
             aside = folder / f"{DAMAGED}{damaged.name}"
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            shutil.rmtree(aside, ignore_errors=True)  # set aside before
             damaged.rename(aside)
     sync_folder(folder)
 
@@ -264,7 +264,7 @@ def choose(folder: Path, choice: str) -> int:
 
     Raises:
         ConfigError: there is none yet.
-        DataError: the newest checkpoint, which knows the best, is damaged.
+        DataError: the newest checkpoint, which names the best, is damaged.
     """
     newest = max(steps(folder), default=None)
     step = newest
@@ -276,5 +276,5 @@ def choose(folder: Path, choice: str) -> int:
 
 
 def load_choice(folder: Path, choice: str) -> dict[str, Any]:
-    """Return the state of the ``best`` or the ``last`` checkpoint."""
+    """Return the state of the ``best`` or the ``last`` checkpoint; errors as in the two above."""
     return load(folder, choose(folder, choice))

@@ -1,4 +1,4 @@
-"""When a run is saved, and how it leaves when it was asked to: all ranks together."""
+"""When a run is saved, and how all its ranks leave together when one was asked to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Keeper:
 
     Args:
         settings: when to save.
-        at: where the run stands.
+        at: the state of the run.
         saver: writes the checkpoints; used on rank 0.
         telemetry: the records, which must reach the disk before a checkpoint does.
         ranks: this rank and its connection to the others.
@@ -33,20 +33,20 @@ class Keeper:
         ranks: Session,
     ) -> None:
         self.status: Status = "failed"
-        """How the run ended, as far as is known."""
+        """The run's status in state.json if it ended now."""
         self._settings, self._at, self._saver = settings, at, saver
         self._telemetry, self._ranks = telemetry, ranks
         self._saved_step, self._saved_at = at.step, time.monotonic()
 
     def save_if_due(self) -> None:
-        """Begin to save if so many steps or minutes have passed, by rank 0's own clock."""
+        """Begin to save if enough steps or, by rank 0's clock, enough minutes have passed."""
         step, every = self._at.step, self._settings.every_steps
         late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
         if step > self._saved_step and (late or (every and step % every == 0)):
             self.begin_to_save()
 
     def begin_to_save(self) -> None:
-        """Save on rank 0, with the records up to here; the writing goes on beside training.
+        """Save on rank 0, after the records up to here; the writing goes on beside training.
 
         A disk error on rank 0 is raised on all ranks in :meth:`leave_if_asked`.
         """
@@ -66,7 +66,7 @@ class Keeper:
         """Save and leave if any rank was asked to; a collective.
 
         Args:
-            fault: what this rank has met; it is raised on all ranks.
+            fault: an error of this rank; it is raised on all ranks.
         """
         if self._asked_to_leave(fault):
             self.begin_to_save()
@@ -74,9 +74,10 @@ class Keeper:
             self._leave()
 
     def leave_unsaved_if_asked(self) -> None:
-        """Leave if any rank was asked to, with everything saved already; a collective.
+        """Leave without saving if any rank was asked to; a collective.
 
-        The networks may by now be those of the best checkpoint, so they must not be saved.
+        For the final evaluation: everything is saved by then, and the networks may be those of the
+        best checkpoint, which must not be saved as the newest.
         """
         if self._asked_to_leave():
             self._leave()
@@ -88,12 +89,12 @@ class Keeper:
     def _leave(self) -> NoReturn:
         self.status = "interrupted"
         raise InterruptedRun(
-            f"interrupted; saved at step {self._at.step}, and the same command "
-            f"with --name {self._at.config.name} goes on from there"
+            f"interrupted; saved at step {self._at.step}; to continue, use the same command "
+            f"with --name {self._at.config.name}"
         )
 
     def close(self) -> None:
-        """Wait for what is being saved, and record how the run ended."""
+        """Wait until the checkpoint is written, and record how the run ended."""
         self._saver.wait()
         at = self._at
         self._telemetry.state(self.status, step=at.step, epoch=at.epoch, force=True)

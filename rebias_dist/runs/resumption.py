@@ -1,4 +1,4 @@
-"""What there is to go on from: found by rank 0 on the disk, and told to all."""
+"""Resuming a run: rank 0 looks for the newest checkpoint on the disk and tells the other ranks."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ _log = logging.getLogger("rebias_dist")
 
 @dataclass
 class Resumption:
-    """How a run stands on the disk."""
+    """The state of a run on the disk."""
 
     step: int | None = None
-    """Of the newest intact checkpoint; None for a run that has none yet."""
+    """Step of the newest intact checkpoint; None for a run without one."""
     finished: dict[str, Any] | None = None
-    """Its results, if there is nothing left to do."""
+    """The run's results if it is finished."""
     left_out: list[int] = field(default_factory=list)
-    """Steps that are not taken any more, for they failed after a rollback, too."""
+    """Steps that are skipped because they failed again after a rollback."""
     changes: dict[str, str] = field(default_factory=dict)
-    """What differs from the checkpoint, as overridden: 'key: old → new', by key."""
+    """Overridden differences from the checkpoint: 'key: old → new', by key."""
     damaged: list[str] = field(default_factory=list)
     """Checkpoints that were passed over, and why."""
     attempts: Attempts | None = None
-    """On rank 0."""
+    """On rank 0; None on the others."""
 
     def warnings(self) -> list[str]:
-        """Return what a user should know of how the run goes on."""
-        return [
-            *(
-                f"passed over a damaged checkpoint: {line}; its folder is {checkpoint.DAMAGED}… now"
-                for line in self.damaged
-            ),
-            *(f"changed in mid-run, as --resume-override says: {c}" for c in self.changes.values()),
+        """Return the warnings for the user: damaged checkpoints and overridden changes."""
+        lines = [
+            f"passed over a damaged checkpoint: {line}; its folder is now {checkpoint.DAMAGED}…"
+            for line in self.damaged
         ]
+        lines += [f"changed in mid-run by --resume-override: {c}" for c in self.changes.values()]
+        return lines
 
     def stop_or_roll_back(
         self, text: str, step: int, faults: FaultsConfig, consensus: Consensus
@@ -77,22 +76,23 @@ def resume_run(
 ) -> Resumption:
     """Open the folder of a run and restore its newest intact checkpoint; a collective.
 
-    What is on the disk is for rank 0 to say: another node may still see an earlier state of it.
+    Only rank 0 looks at the disk, because another node may still see an earlier state of it.
 
     Args:
         config: with a name.
         run: receives the state.
         folder: of the run.
-        consensus: of the ranks.
+        consensus: the ranks.
         resume: ``auto``, ``never`` or ``must``.
-        overrides: keys that may have changed.
+        overrides: keys of the configuration that may have changed.
         total_steps: of the whole run.
         held: receives, on rank 0, the lock on the folder and the record of this attempt.
 
     Raises:
-        ConfigError: the run may not be resumed so.
-        DataError: no checkpoint is intact.
-        CrashLoopError: restarts do not bring the run any further.
+        ConfigError: ``resume`` forbids it, the configuration has changed, or another process has
+            the lock.
+        DataError: there are checkpoints, but none is intact.
+        CrashLoopError: too many attempts in a row crashed after the same checkpoint.
     """
     found = Resumption()
     state: dict[str, Any] | None = None
@@ -109,7 +109,7 @@ def resume_run(
                 if found.step >= total_steps and folder.has_results:
                     found.finished = results.read(folder.results_file)
             if found.finished is None:
-                # Of a run that goes on with more steps: they would pass for those of its new end.
+                # A finished run may go on with more epochs; its old results would be taken for new.
                 folder.results_file.unlink(missing_ok=True)
                 found.attempts = Attempts(folder.path)
                 found.left_out = found.attempts.left_out

@@ -1,16 +1,14 @@
-"""The folder of one run: what lies where, and that one process at a time writes to it."""
+"""The folder of one run: its files, and the lock that lets one process at a time write to it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.files import write_synced
+from data_shards.files import HeldError, hold, write_synced
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
@@ -18,7 +16,7 @@ from rebias_dist.errors import ConfigError
 
 class RunFolder:
     """``runs/<name>/``: config.yaml, checkpoints/, tensorboard/, logs/, metrics.jsonl, state.json,
-    results.json and the lock of who is at work on it.
+    attempts.json, results.json, and the lock, which names the process that trains.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -29,11 +27,15 @@ class RunFolder:
 
     @property
     def has_results(self) -> bool:
-        """Return whether the run has its final figures."""
+        """Return whether the run has results.json, its final figures."""
         return self.results_file.exists()
 
     def read_config(self) -> Config:
-        """Return the configuration that the run was created with."""
+        """Return the configuration that the run was created with.
+
+        Raises:
+            ConfigError: it is missing or not valid.
+        """
         try:
             text = self.config_file.read_text(encoding="utf-8")
         except OSError as error:
@@ -46,17 +48,17 @@ class RunFolder:
         return validate(values, str(self.config_file))
 
     def write_config(self, config: Config) -> None:
-        """Write down the configuration of the run."""
+        """Write the configuration of the run to config.yaml."""
         write_synced(self.config_file, to_yaml(config).encode())
 
 
 def fresh_name(config: Config) -> str:
-    """Return a name for a run that was given none: its method and the time."""
+    """Return a name for a run without one: its method, the local time and the process id."""
     return f"{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> BinaryIO:
-    """Create the folder of a named run, or open an existing one whose configuration agrees.
+    """Create the folder of a named run, or open an existing one with the same configuration.
 
     Args:
         config: with a name.
@@ -64,11 +66,11 @@ def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> Bi
         overrides: keys of the configuration that may differ from those of an existing run.
 
     Returns:
-        The lock on the folder, held until it is closed or the process ends, however it ends.
+        The lock on the folder. It is held until it is closed or the process ends in any way.
 
     Raises:
-        ConfigError: the run exists and may not, or the reverse, another one has its name, or
-            another process is at work on it.
+        ConfigError: the run exists and may not, does not exist and must, has another
+            configuration, cannot be written, or another process has the lock.
     """
     assert config.name is not None
     run = RunFolder(Path(config.runs_dir) / config.name)
@@ -76,7 +78,7 @@ def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> Bi
     if resume == "must" and not exists:
         raise ConfigError(f"name: no run {config.name!r} in {config.runs_dir} to resume")
     if resume == "never" and exists:
-        raise ConfigError(f"name: the run {run.path} exists; choose another name, or let it resume")
+        raise ConfigError(f"name: the run {run.path} exists; choose another name, or resume it")
     if exists:
         changed = differences(run.read_config().identity(), config.identity())
         refuse_changes(run.path, {line.partition(": ")[0]: line for line in changed}, overrides)
@@ -91,7 +93,7 @@ def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> Bi
 
 
 def refuse_changes(run: Path, changes: Mapping[str, str], overrides: Collection[str]) -> None:
-    """Refuse what has changed since a run was created and is not overridden, key by key.
+    """Refuse changes since a run was created, except those of overridden keys.
 
     Args:
         run: folder of the run.
@@ -99,28 +101,21 @@ def refuse_changes(run: Path, changes: Mapping[str, str], overrides: Collection[
         overrides: keys that may differ.
 
     Raises:
-        ConfigError: names each difference.
+        ConfigError: a key has changed; the message names each one.
     """
     refused = {key: line for key, line in changes.items() if key not in overrides}
     if refused:
         flags = " ".join(f"--resume-override {key}" for key in refused)
         raise ConfigError(
             f"name: the run {run} was created with another configuration or other data "
-            f"({'; '.join(refused.values())}); choose another name, or go on with {flags}"
+            f"({'; '.join(refused.values())}); choose another name, or continue with {flags}"
         )
 
 
 def _lock(path: Path) -> BinaryIO:
-    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = lock.read(200).decode(errors="replace").strip() or "another process"
-        lock.close()
+        return hold(path, "process")
+    except HeldError as holder:
         raise ConfigError(
             f"name: {holder} is at work on the run {path.parent}; stop it, or choose another name"
         ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}".encode())
-    lock.flush()
-    return lock

@@ -1,4 +1,4 @@
-"""Saving beside training: a copy is taken at once, and written while training goes on."""
+"""Saving beside training: the state is copied at once, and written while training goes on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger("rebias_dist")
 class Saver:
     """Writes checkpoints into a folder, one at a time, in a thread; for rank 0 alone.
 
-    A fault of the writer is not raised where training stands by then, for one rank must not
-    leave alone: :meth:`fault` hands it to whoever agrees with the other ranks.
+    An error of the thread is not raised in training, because rank 0 must not leave alone. It is
+    returned by :meth:`fault`, and the caller tells the other ranks.
 
     Args:
         folder: of the run's checkpoints.
-        keep: newest checkpoints that are kept, besides the best.
+        keep: number of newest checkpoints that are kept, besides the best.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -33,15 +33,15 @@ class Saver:
         self._fault: RebiasError | None = None
 
     def begin(self, step: int, state: dict[str, Any], best_step: int | None) -> float:
-        """Copy a state and start to write it; return the seconds for which training stood still.
+        """Copy a state and start to write it; return the seconds that training had to wait.
 
-        If the checkpoint before is still being written, that is waited for, and counts.
+        They include the wait for the previous checkpoint if that is still being written.
         """
         begin = time.perf_counter()
         self.wait()
         try:
             copy = checkpoint.copied(state)
-        except (MemoryError, RuntimeError) as error:  # CUDA's lack of memory is the latter
+        except (MemoryError, RuntimeError) as error:  # CUDA raises the latter without memory
             self._note(error)
             return time.perf_counter() - begin
         stall = time.perf_counter() - begin
@@ -52,8 +52,11 @@ class Saver:
         begin = time.perf_counter()
         size = checkpoint.save(self._folder, step, state, keep=self._keep, best_step=best)
         log.info(
-            "checkpoint of step %d: %.1f MB, training stood still for %.2f s, written in %.2f s",
-            *(step, size / 1e6, stall, time.perf_counter() - begin),
+            "checkpoint of step %d: %.1f MB, training waited for %.2f s, written in %.2f s",
+            step,
+            size / 1e6,
+            stall,
+            time.perf_counter() - begin,
         )
 
     def _note(self, error: Exception) -> None:
@@ -63,7 +66,7 @@ class Saver:
         self._fault = error
 
     def wait(self) -> None:
-        """Wait until nothing is being written any more; a fault is kept for :meth:`fault`."""
+        """Wait until the checkpoint is written; an error is kept for :meth:`fault`."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             try:
@@ -72,12 +75,12 @@ class Saver:
                 self._note(error)
 
     def fault(self) -> RebiasError | None:
-        """Return what went wrong with the checkpoints so far, without waiting."""
+        """Return the error of a checkpoint that could not be saved, or None; does not wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
         return self._fault
 
     def close(self) -> None:
-        """Wait for what is being written and let the thread go."""
+        """Wait until the checkpoint is written, and end the thread."""
         self.wait()
         self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""Where a run stands: all that decides its future, saved and restored as one."""
+"""The state of a run: everything that its further course depends on, saved and restored as one."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
-from rebias_dist.step.radii import Radii, radii_of
 
 
 class Snapshot:
     """The position and state of a run.
 
-    Randomness needs no state of a generator: all of it is keyed by the seed, the step or epoch,
-    and by what it is for. These keys are saved.
+    No generator's state is saved, because all randomness is keyed by the seed, the step or epoch,
+    and its purpose. These keys are saved.
 
     Args:
-        players: the networks with what their updates need.
+        players: the networks with their optimizers.
         data: the splits.
         shape: (C, H, W) of the networks' input.
         config: the resolved configuration.
-        steps_per_epoch: optimizer steps of an epoch, in which the position is counted.
+        steps_per_epoch: optimizer steps of an epoch.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Snapshot:
         self.step = 0
         """Optimizer steps taken, pretraining included."""
         self.epoch = 0
-        """Epochs that are over, with their evaluation."""
+        """Epochs that are done, including their evaluation."""
         self.radii: Radii | None = None
         self.radii_epoch = -1
         """The epoch for which the radii were measured."""
         self.best: dict[str, float] | None = None
-        """The best figure on the monitored split so far, and its step."""
+        """The best ``figure`` on the monitored split so far, and its ``step``."""
 
     # ---------------------------------------------------------------- to and from disk
 
     def state(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values, which load without unpickling."""
+        """Return the state as tensors and plain values, which torch loads without unpickling."""
         radii = None if self.radii is None else {"f": self.radii.f, "g": list(self.radii.g)}
         return {
             "step": self.step,
@@ -68,7 +68,7 @@ class Snapshot:
             "best": self.best,
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
-            # So that the weights can be used where the training data are not.
+            # With it the weights can be used without the training data.
             "input": self._input,
             "data": self.data.digests(),
             "config": to_yaml(self.config),
@@ -81,10 +81,10 @@ class Snapshot:
         }
 
     def changes(self, state: dict[str, Any]) -> dict[str, str]:
-        """Return what differs from the run that a state was saved in, by key: 'key: old → new'.
+        """Return what has changed since a state was saved: 'key: old → new', by key.
 
-        The keys are those of the configuration that decide the weights, and ``manifest.<split>``
-        for the data.
+        The keys are the fields of the configuration that the weights depend on, and
+        ``manifest.<split>`` for the data.
         """
         then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
         lines = differences(then, self.config.identity())
@@ -95,16 +95,16 @@ class Snapshot:
         return {line.partition(": ")[0]: line for line in lines}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state, whose :meth:`changes` the caller has judged.
+        """Continue from a saved state; the caller has checked its :meth:`changes`.
 
         Raises:
-            ConfigError: it is of other networks, or of other steps than this run takes.
+            ConfigError: it has other networks, or epochs of another number of steps.
         """
         then = state["randomness"]["steps_per_epoch"]
         if then != self.steps_per_epoch:
             raise ConfigError(
-                f"name: {self.config.name} stands at step {state['step']}, counted in epochs of "
-                f"{then} steps; now an epoch has {self.steps_per_epoch}, so it cannot go on there; "
+                f"name: {self.config.name} is at step {state['step']}, counted in epochs of "
+                f"{then} steps; now an epoch has {self.steps_per_epoch}, so it cannot continue; "
                 "start another run"
             )
         self.restore_networks(state)
@@ -115,7 +115,11 @@ class Snapshot:
         self.best = state["best"]
 
     def restore_networks(self, state: dict[str, Any]) -> None:
-        """Load the networks' weights alone."""
+        """Load only the networks' weights.
+
+        Raises:
+            ConfigError: a network is missing or has other parameters.
+        """
         for name, player in self.players.items():
             if name not in state["players"]:
                 raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
@@ -124,7 +128,7 @@ class Snapshot:
     # ---------------------------------------------------------------- on the way
 
     def note(self, figure: float) -> bool:
-        """Note a figure of the monitored split; return whether it is the best so far."""
+        """Take a figure of the monitored split; return whether it is the best so far."""
         improved = self.best is None or figure > self.best["figure"]
         if improved:
             self.best = {"figure": figure, "step": self.step}
@@ -136,7 +140,7 @@ class Snapshot:
         return None if self.best is None else int(self.best["step"])
 
     def constants(self) -> dict[str, float]:
-        """Return the scalars that do not come from a step: learning rates and radii."""
+        """Return the learning rates and radii, as scalars by tag."""
         values = {
             f"{name}/lr": float(player.optimizer.param_groups[0]["lr"])
             for name, player in self.players.items()

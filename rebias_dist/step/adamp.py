@@ -1,8 +1,8 @@
-"""AdamP in few passes over memory, deciding on the device.
+"""AdamP in few passes over memory, and without waiting for the device.
 
 The package adamp defines the optimizer (Heo et al., "AdamP", ICLR 2021, algorithm 2); this
-class takes the same steps to rounding. The package works tensor by tensor, each operation a pass
-of its own, and the host asks for the verdicts of each tensor.
+class takes the same steps to rounding. The package works tensor by tensor, with a pass over
+memory for each operation, and the host waits for a decision about each tensor.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             g = p.grad
             assert g is not None
             gradients.append(_laid_out_like(p, g))
-            if p not in self._changes:  # kept: fresh memory costs more than what is done in it
+            if p not in self._changes:  # kept, because fresh memory costs more than the work in it
                 self._changes[p] = torch.empty_like(p)
             changes.append(self._changes[p])
             self.state[p]["step"] += 1
-        # Adam on zeros: what it would add to the weights, in one pass.
+        # Adam on zeros gives the change that it would make to the weights, in one pass.
         torch._foreach_zero_(changes)
         adam(
             changes,
@@ -84,7 +84,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],
-            # Counted up before it is used.
+            # adam() adds 1 before it uses the count.
             list(torch.full((len(changes),), float(taken), device=changes[0].device).unbind()),
             fused=True,
             amsgrad=False,
@@ -111,7 +111,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
 
 
 def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
-    """The value with the strides of ``p``: the fused kernel walks memory, not indices."""
+    """Return the value with the strides of ``p``: the fused kernel walks memory, not indices."""
     same = all(
         mine == other or size == 1
         for mine, other, size in zip(value.stride(), p.stride(), p.shape, strict=True)
@@ -122,11 +122,15 @@ def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
 def _factors(
     matrices: list[tuple[Tensor, Tensor, Tensor]], decay: float, group: dict[str, Any]
 ) -> list[Tensor]:
-    """What the channels of each tensor are multiplied by before its change is added.
+    """Return the factors by which the channels of each tensor are multiplied.
 
-    Decay, and the projection: to take from the change its part along w is to add to w a
-    multiple of itself. Takes weights, gradient and change of each tensor; computes the
-    verdicts on all channels of all tensors at once.
+    The change is added afterwards. The factors combine weight decay and projection: to remove
+    from the change its part along w is to add a multiple of w to w.
+
+    Args:
+        matrices: weights, gradient and change of each tensor; all tensors are decided at once.
+        decay: learning rate times weight decay.
+        group: the optimizer's settings.
     """
     eps, delta, ratio = group["eps"], group["delta"], group["wd_ratio"]
     parts = []
@@ -141,14 +145,14 @@ def _factors(
         parts.append(torch.stack([along, moved, *norms]))
     along, moved, g_norm, p_norm = torch.cat(parts, dim=1)
 
-    # By way of the host's pinned memory, so that the host does not wait for the copy.
+    # A copy from pinned memory does not make the host wait.
     lengths = torch.tensor([[len(p), p.numel()] for p, _, _ in matrices])
     if along.is_cuda:
         lengths = lengths.pin_memory().to(along.device, non_blocking=True)
     channels, sizes = lengths.T.contiguous()
 
     def reduced(values: Tensor, how: str) -> Tensor:
-        # Unsafe: it trusts the lengths instead of having the host look at them.
+        # unsafe=True: the host does not wait to check the lengths.
         return torch.segment_reduce(values, how, lengths=channels, unsafe=True)
 
     def of_channels(values: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """BatchNorm buffers that do not depend on the layout.
 
-Statistics are taken per micro-batch. The running buffers change once per update of a
-network: to the mean, over all M micro-batches of the step, of what each would have made of
-the buffers as they were before the update. Whoever computes the micro-batches, that mean
-is the same. Passes that carry no gradients leave the buffers alone.
+Statistics are taken per micro-batch. The running buffers change once per update of a network.
+Each micro-batch turns the buffers from before the update into new ones, and their mean over all
+M micro-batches of the step becomes the next state. That mean does not depend on which rank
+computes which micro-batch. Passes without gradients leave the buffers alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RunningStatistics:
 
     @contextmanager
     def protected(self, collect: bool = False) -> Iterator[None]:
-        """Run a forward pass on copies of the buffers; ``collect`` adds what it made of them.
+        """Run a forward pass on copies of the buffers; ``collect`` keeps the result for the update.
 
         The layers see copies because writing a buffer between a forward and its backward
         would invalidate the graph, which has saved it.
@@ -82,7 +82,7 @@ class RunningStatistics:
         self.discard()
 
     def discard(self) -> None:
-        """Forget what was collected: the update was not taken."""
+        """Forget what was collected, because the update was skipped."""
         self._sum = None
 
 

@@ -1,7 +1,7 @@
-"""Networks behind torch.compile: other kernels for the training passes, and the same promises.
+"""torch.compile for the training passes, with the same exactness.
 
 A compiled network is a second way to call the same module. Its weights, buffers and names stay
-those of the module, which checkpoints, evaluation and export use as it is.
+those of the module, and checkpoints, evaluation and export use the module itself.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from rebias_dist.errors import ConfigError
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.precision import Precision
 
-# Of one class, as far as torch counts: more networks than anyone trains, in either mode.
+# torch counts recompilations by class. This allows more networks, with gradients and without, than
+# anyone trains.
 _VARIANTS = 64
 
 
 def compiled(network: nn.Module) -> nn.Module:
     """Return a compiled way to call a network, for inputs of one shape; nothing is compiled yet."""
-    # Otherwise a graph that is first met inside DDP is cut at its buckets, and the numbers would
-    # depend on whether there are other ranks and on which pass came first after a restart.
+    # Otherwise torch cuts a graph at DDP's buckets if it sees the graph inside DDP first. The
+    # numbers would depend on the number of ranks and on the first pass after a restart.
     config.optimize_ddp = False
-    # Beyond its limit torch goes on without compiling, which would change the numbers in mid-run.
+    # Beyond its limit torch stops compiling, which would change the numbers in mid-run.
     config.recompile_limit = _VARIANTS
-    # Dropout as torch draws it, from the generators that keyed() seeds.
+    # fallback_random: dropout is drawn from torch's generators, which keyed() seeds.
     made = torch.compile(network, dynamic=False, options={"fallback_random": True})
     return cast(nn.Module, made)
 
@@ -36,7 +37,7 @@ def compiled(network: nn.Module) -> nn.Module:
 def check_compilation(
     name: str, network: nn.Module, batch: tuple[int, int, int, int], precision: Precision
 ) -> None:
-    """Compile a network in a trial pass, so that what is missing is known before the training.
+    """Compile a network in a trial pass, so that a missing compiler is found before training.
 
     Args:
         name: of the network, for the message.

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rebias_dist.config.schema import Config
 from rebias_dist.data.loader import TrainLoader
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import median_distance
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
-from rebias_dist.step.radii import Radii
 from rebias_dist.step.randomness import key
 
-# The pass that measures is no update: this keeps its dropout masks apart from theirs.
+# The measuring pass is no update. This number keeps its dropout masks apart from the updates'.
 _UPDATE = -1
 
 

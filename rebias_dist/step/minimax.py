@@ -1,16 +1,17 @@
 """One step of the game: every g updates, then f, on the same global batch.
 
-    g-update   min_g  terms(g) / N + g_coupling · HSIC(g, sg[f])        n_g_update times
-    f-update   min_f  terms(f) / N + f_coupling · Σ_g HSIC(f, sg[g])    with the updated g
+    g-update   min_g  terms(g) / N + coupled(g, sg[f])    n_g_update times
+    f-update   min_f  terms(f) / N + coupled(f, sg[g])    with the updated g
 
-(ReBias, eq. 5; ``sg`` stops gradients: an update never touches the other network.) The
-terms are sums over samples and may be accumulated micro-batch by micro-batch. HSIC is a
-statistic of the whole global batch and may not. Two ways to its exact gradient:
+(ReBias, eq. 5; ``sg`` stops gradients: an update never touches the other network.) The terms are
+sums over samples and may be accumulated micro-batch by micro-batch. The coupled terms, such as
+HSIC, are functions of the whole global batch and may not. There are two ways to their exact
+gradients:
 
 * One micro-batch a rank: its graph is kept from forward to backward, and f's one forward
-  serves both updates, for f does not change in between.
+  serves both updates, because f does not change in between.
 * More: gradient caching. A first pass without gradients collects the features of all
-  micro-batches; HSIC on them gives the gradient of each feature; a second pass runs each
+  micro-batches; the coupled terms give the gradient of each feature; a second pass runs each
   micro-batch again and back-propagates ``terms / N + <features, cached gradient>``.
 
 Randomness inside the networks is keyed by what is computed, so that both passes of an
@@ -29,11 +30,11 @@ from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.methods.base import Method, Output, wide
-from rebias_dist.objectives import Features, gather_features, hsic
+from rebias_dist.methods.base import Method, Output, Term, wide
+from rebias_dist.methods.radii import Radii
+from rebias_dist.objectives import Features, gather_features
 from rebias_dist.phases import phase
 from rebias_dist.step.player import Player
-from rebias_dist.step.radii import Radii
 from rebias_dist.step.randomness import keyed
 
 Terms = Callable[[int, Output], dict[str, Tensor]]
@@ -42,14 +43,14 @@ Terms = Callable[[int, Output], dict[str, Tensor]]
 
 @dataclass
 class Metrics:
-    """What a step found, kept on the device until someone asks."""
+    """The metrics of a step; they stay on the device until they are read."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Sums over this rank's samples."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """Values that are global already, alike on all ranks."""
     objectives: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    """Which of them, with which weights, make up the loss of each network."""
+    """The loss of each network, as weights and names of the values that it adds up."""
 
     def add(self, name: str, samples: Tensor) -> None:
         """Add per-sample values to a sum."""
@@ -120,7 +121,7 @@ class Minimax:
         ]
         self.one_micro_batch = micro_batches == self.world_size
         self._features: dict[str, Tensor] = {}
-        """This rank's features in the current step: where NaN comes from, if it does."""
+        """This rank's features in the current step, to name the source of a NaN."""
 
     # ---------------------------------------------------------------- passes
 
@@ -176,14 +177,14 @@ class Minimax:
         """Update one network.
 
         Args:
-            player: whose network, in its update number ``update`` of the step.
+            player: the network to update.
             batches: this rank's micro-batches.
             step: global step.
             update: counts the updates of this network within the step.
             terms: the part of the objective that is a sum over samples.
-            metrics: receives what was found.
-            first: outputs of an earlier pass of this update, if there was one.
-            coupling: the weighted HSIC term, if the objective has one, on ``own``.
+            metrics: receives the metrics of this update.
+            first: outputs of an earlier pass of this update, or None.
+            coupling: the weighted sum of the coupled terms, on ``own``, or None.
             own: the player's features on the global batch.
         """
         # DDP averages the ranks' gradients, while our losses are parts of one sum whose true
@@ -228,13 +229,13 @@ class Minimax:
         Args:
             batches: this rank's micro-batches, in the order of their index.
             step: global step, counted through pretraining.
-            radii: the kernel radii; None where the method uses no HSIC.
+            radii: the kernel radii; None where the method has no coupled terms.
         """
         metrics = Metrics()
         self._features = {}
         f_first: list[Output] | None = None
         f_features: Features | None = None
-        if self.f is not None and self.method.uses_radius:
+        if self.f is not None and self.method.is_coupled:
             # f's features serve its own update and that of every g: f changes last.
             f_first, f_features = self._coupled_pass(self.f, batches, step, 0)
 
@@ -260,20 +261,16 @@ class Minimax:
         radii: Radii | None,
         metrics: Metrics,
     ) -> None:
-        g, weight = self.gs[index], self.method.g_coupling
-        objective: list[tuple[float, str]] = []
+        g = self.gs[index]
         first, own, coupling = None, None, None
-        if weight:
+        objective: list[tuple[float, str]] = []
+        if self.method.g_is_coupled:
             assert f_features is not None
             assert radii is not None
-            sigma_g, sigma_f = radii.g[index], radii.f
-            if self.method.config.swap_inner_bandwidth:
-                sigma_g, sigma_f = sigma_f, sigma_g
             first, own = self._coupled_pass(g, batches, step, update)
-            value = self._hsic(own, f_features.detach(), sigma_g, sigma_f)
-            metrics.values[f"{g.name}/hsic"] = value.detach()
-            objective = [(weight, f"{g.name}/hsic")]
-            coupling = weight * value
+            with phase("objective"):
+                found = self.method.g_coupled(index, own, f_features.detach(), radii)
+            coupling, objective = _sum_up(g, found, metrics)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             return self.method.g_terms(output, batches[place].labels)
@@ -293,25 +290,23 @@ class Minimax:
         radii: Radii | None,
         metrics: Metrics,
     ) -> None:
-        method, weight = self.method, self.method.f_coupling
-        objective: list[tuple[float, str]] = []
+        method = self.method
         coupling: Tensor | None = None
+        objective: list[tuple[float, str]] = []
         opponents: list[list[Output]] = []
-        if weight or method.f_needs_g:
+        if method.f_is_coupled or method.f_needs_g:
             updates = 0 if method.facts.fixed_g else method.config.n_g_update
             opponents = [self.first_pass(g, batches, step, updates) for g in self.gs]
-        if weight:
+        if method.f_is_coupled:
             assert own is not None
             assert radii is not None
-            coupling = torch.zeros((), dtype=torch.float64, device=batches[0].images.device)
-            for g, outputs, sigma_g in zip(self.gs, opponents, radii.g, strict=True):
-                features = torch.cat([output.features for output in outputs])
-                self._features[g.name] = features
-                others = self._gather(features)
-                value = self._hsic(own, others, radii.f, sigma_g)
-                metrics.values[f"f/hsic_{g.name}"] = value.detach()
-                objective.append((weight, f"f/hsic_{g.name}"))
-                coupling = coupling + weight * value
+            others = []
+            for g, outputs in zip(self.gs, opponents, strict=True):
+                self._features[g.name] = torch.cat([output.features for output in outputs])
+                others.append(self._gather(self._features[g.name]))
+            with phase("objective"):
+                found = method.f_coupled(own, others, radii)
+            coupling, objective = _sum_up(f, found, metrics)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             gs = [outputs[place] for outputs in opponents]
@@ -319,11 +314,6 @@ class Minimax:
 
         self._update(f, batches, step, 0, terms, metrics, first=first, coupling=coupling, own=own)
         metrics.objectives["f"] = objective + _own_terms(f, metrics)
-
-    def _hsic(self, x: Features, y: Features, sigma_x: float, sigma_y: float) -> Tensor:
-        # check=False: a NaN reaches the gradients of all ranks, which then decide together.
-        with phase("objective"):
-            return hsic(x, y, sigma_x, sigma_y, estimator=self.method.config.hsic, check=False)
 
     def pretrain(
         self, batches: list[MicroBatch], step: int, *, train_f: bool, train_g: bool
@@ -347,3 +337,12 @@ class Minimax:
 def _own_terms(player: Player, metrics: Metrics) -> list[tuple[float, str]]:
     own = (name for name in metrics.sums if name.startswith(f"{player.name}/"))
     return [(1.0, name) for name in own if not name.endswith("/accuracy")]
+
+
+def _sum_up(
+    player: Player, terms: list[Term], metrics: Metrics
+) -> tuple[Tensor, list[tuple[float, str]]]:
+    """Note the coupled terms of a player; return their weighted sum, and its weights by name."""
+    metrics.values |= {f"{player.name}/{term.name}": term.value.detach() for term in terms}
+    total = sum((term.weight * term.value for term in terms[1:]), terms[0].weight * terms[0].value)
+    return total, [(term.weight, f"{player.name}/{term.name}") for term in terms]

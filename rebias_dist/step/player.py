@@ -1,4 +1,4 @@
-"""One network of the game with all that an update of it needs."""
+"""A network of the game, with everything that its updates need."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class Player:
         optimizer: settings of the optimizer, which the network does not share.
         precision: the types of the forward pass.
         unused: some parameters get no gradient (g without its cross-entropy).
-        skips: updates with a gradient that is not finite which are skipped in a row, before one
-            raises.
+        skips: how many updates in a row may be skipped for a gradient that is not finite.
         compile: run the passes of the updates through torch.compile.
     """
 
@@ -81,12 +80,13 @@ class Player:
     def forward(self, images: Tensor, *, gradient: bool) -> Output:
         """Run one micro-batch; only passes with ``gradient`` reach the BatchNorm buffers.
 
-        Passes without go around DDP, which counts a forward as the start of a reduction.
+        Passes without gradients call the module itself: DDP would count them as the start of a
+        reduction.
         """
         module = self._replica if gradient else self._module
         with (
-            # Compiled for gradients and without, a network rounds differently: both passes of
-            # gradient caching run the one for gradients.
+            # A compiled network rounds differently with gradients and without. Both passes of
+            # gradient caching must agree, so both use the version with gradients.
             torch.set_grad_enabled(gradient or self._compiled),
             self.statistics.protected(collect=gradient),
             self.precision.autocast(),
@@ -96,7 +96,7 @@ class Player:
 
     @contextmanager
     def without_reduction(self, without: bool) -> Iterator[None]:
-        """Keep the gradients of this forward and backward local: not the last micro-batch."""
+        """Keep the gradients of this forward and backward local, if ``without`` says so."""
         self._reduces = isinstance(self._replica, DistributedDataParallel) and not without
         with ExitStack() as stack:
             for module in (self._replica, self.heads_replica):
@@ -115,10 +115,10 @@ class Player:
     def take_step(self, micro_batches: int) -> Tensor:
         """Update the weights and then the BatchNorm buffers; return the gradients' norm.
 
-        All ranks hold the same reduced gradients, bit for bit, so that each of them comes to
-        the same decision: a non-finite gradient skips the update in fp16, where a smaller
-        scale cures it; otherwise, as often in a row as was allowed. BatchNorm buffers then
-        stay as they were.
+        All ranks hold the same reduced gradients, bit for bit, so all of them decide alike. A
+        gradient that is not finite skips the update: in fp16 with a smaller scale for the next
+        one, otherwise at most as often in a row as ``skips`` allows. A skipped update leaves the
+        BatchNorm buffers as they were.
 
         Raises:
             NonFiniteError: alike on all ranks.
@@ -130,7 +130,7 @@ class Player:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         finite = bool(torch.isfinite(norm))
-        # Where the scale does not magnify any more, it is not what made the gradient overflow.
+        # With a scale of 1 or less, the scaling is not the cause of the overflow.
         scaling = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
         self.skipped = 0 if finite else self.skipped + (not scaling)
         if self.skipped > self._skips:
@@ -142,7 +142,7 @@ class Player:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # Not earlier: a buffer that changes between forward and backward breaks the graph.
+        # Only now: changing a buffer between forward and backward breaks the graph.
         if finite:
             self.statistics.commit(micro_batches)
         else:
@@ -155,7 +155,7 @@ class Player:
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the future of this network depends on."""
+        """Return everything on which the further training of this network depends."""
         return {
             "network": self.network.state_dict(),
             "heads": None if self.heads is None else self.heads.state_dict(),
@@ -165,7 +165,7 @@ class Player:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, but for the network itself."""
+        """Restore what :meth:`state_dict` returned, except for the network itself."""
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -174,9 +174,9 @@ class Player:
 
 
 def _begin_communication_last(gradient: Tensor) -> None:
-    # The engine runs its callbacks in their order when all gradients are there. DDP's, which
-    # waits for the reductions that are still on their way, comes last: it is queued when the last
-    # gradient is there, and this one when the first is.
+    # When all gradients are computed, autograd runs its callbacks in the order in which they were
+    # queued. This one is queued at the first gradient, and DDP's, which waits for the pending
+    # reductions, at the last. So the time of that wait counts as communication.
     torch.autograd.Variable._execution_engine.queue_callback(lambda: switch("communication"))
 
 
@@ -186,10 +186,10 @@ def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Modu
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        # Ranks agree on the buffers by their own rule (runtime/batchnorm.py).
+        # step/batchnorm.py keeps the buffers alike on all ranks.
         forward_sync_buffers=False,
         find_unused_parameters=unused,
-        gradient_as_bucket_view=True,  # no copy into what is reduced, nor memory for it
+        gradient_as_bucket_view=True,  # saves a copy of the gradients and its memory
     )
 
 

@@ -1,7 +1,8 @@
-"""How numbers are held: the parameters' type, autocast, and the gradient scaler of fp16."""
+"""Precision: the type of the parameters, autocast, and the gradient scaler of fp16."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -39,9 +40,7 @@ class Precision:
 
 def make_deterministic() -> None:
     """Restrict torch, cuDNN and cuBLAS to deterministic algorithms."""
-    import os
-
-    # cuBLAS reads it when its handle is created, which is later than this.
+    # cuBLAS reads this variable when it creates its handle, which happens later.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

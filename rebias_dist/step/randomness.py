@@ -18,7 +18,7 @@ def key(*parts: int | str) -> int:
 @contextmanager
 def keyed(device: torch.device, *parts: int | str) -> Iterator[None]:
     """Seed torch's generators (CPU and ``device``) by ``parts`` and restore them afterwards."""
-    # Not torch.manual_seed: without CUDA it records a stack trace each time, for later.
+    # torch.manual_seed is avoided: without CUDA it records a stack trace at each call.
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index])

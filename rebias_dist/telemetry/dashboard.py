@@ -1,4 +1,4 @@
-"""TensorBoard, made for this game: layout, texts, histograms."""
+"""The TensorBoard layout for f and g, the run's texts, and histograms of the weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rebias_dist.phases import PHASES
 from rebias_dist.telemetry.writers import Telemetry
 
 HISTOGRAMS = 10
-"""How often a run has its weights as histograms, at most."""
-_MANY = 12  # classes, above which a table of data has only the smallest and the largest
+"""A run records histograms of its weights about so many times."""
+_MANY = 12  # with more classes, the table of data shows only the smallest and the largest count
 
 
 def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """Return the layout of the tab "Custom scalars": what is to be seen side by side.
+    """Return the layout of TensorBoard's tab "Custom scalars", for ``add_custom_scalars``.
 
     Args:
         networks: ``f``, ``g0`` … as far as the method has them.
-        splits: those that are evaluated during training.
+        splits: names of the splits that are evaluated during training.
     """
     gs = [name for name in networks if name != "f"]
     coupled = [f"f/hsic_{g}" for g in gs] + [f"{g}/hsic" for g in gs]
@@ -51,7 +51,7 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
         "time by phase (%)": [f"time/{phase}" for phase in PHASES],
         "images/s": ["speed/images_per_s", "speed/images_per_s_rank"],
     }
-    # TensorBoard takes a tag for the beginning of a regular expression.
+    # TensorBoard matches a tag as a regular expression from its start; '$' makes it exact.
     return {
         category: {
             title: ["Multiline", [f"{tag}$" for tag in tags]]
@@ -70,7 +70,16 @@ def introduce(
     facts: Mapping[str, str],
     world_size: int,
 ) -> None:
-    """Record the layout, and as texts the configuration, the environment and the data."""
+    """Record the layout, and the configuration, environment and data as texts.
+
+    Args:
+        telemetry: the run's records.
+        config: of the run.
+        data: the splits.
+        networks: ``f``, ``g0`` … as far as the method has them.
+        facts: further rows of the table "environment".
+        world_size: number of ranks.
+    """
     telemetry.layout(layout(networks, list(data.monitored)))
     telemetry.text("config", 0, f"```yaml\n{to_yaml(config)}```")
     environment = {
@@ -90,7 +99,7 @@ def introduce(
 
 
 def data_summary(data: Data) -> str:
-    """Return a table of the splits as Markdown."""
+    """Return a Markdown table of the splits."""
     lines = [
         "| split | data set | images | shards | images of a class | bias | clusters | digest |",
         "|---|---|---|---|---|---|---|---|",
@@ -117,10 +126,10 @@ def data_summary(data: Data) -> str:
 def show_weights(
     telemetry: Telemetry, step: int, networks: Mapping[str, nn.Module], epoch: int, epochs: int
 ) -> None:
-    """Record the weights as histograms after the last and a few other epochs.
+    """Record histograms of the weights after the last epoch and after some others.
 
     Args:
-        telemetry: where to.
+        telemetry: the run's records.
         step: optimizer steps done.
         networks: by name.
         epoch: epochs done.

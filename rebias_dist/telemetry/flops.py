@@ -1,10 +1,9 @@
 """Floating-point operations of a step, and how many a device can do in a second.
 
-Counted are *model FLOPs* (Chowdhery et al. 2022, PaLM, appendix B): what the step of the game
-needs, whoever computes it in whatever layout. What gradient caching computes a second time is
-work of the layout and not counted. A multiplication and an addition are two operations.
-Convolutions and matrix products of the networks count; normalisation, activations, losses, HSIC
-and the optimizer do not.
+*Model FLOPs* are counted (Chowdhery et al. 2022, PaLM, appendix B): the operations that the step
+needs in any layout. The second forward pass of gradient caching depends on the layout and is not
+counted. A multiplication and an addition are two operations. Only convolutions and matrix
+products of the networks count, not normalisation, activations, losses, HSIC or the optimizer.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from rebias_dist.step.randomness import keyed
 
 log = logging.getLogger("rebias_dist")
 
-_IMAGES = 2  # of one, BatchNorm could see a single value
+_IMAGES = 2  # with one image, BatchNorm could see a single value and refuse it
 
 
 class NetworkFlops(NamedTuple):
-    """Operations of one network on one image."""
+    """Operations of one network for one image."""
 
     forward: float
     backward: float
-    """With the gradients of the weights; none of the images."""
+    """Includes the gradients of the weights, but not that of the image."""
 
     @property
     def training(self) -> float:
-        """Return the operations of a forward and its backward."""
+        """Return the operations of a forward and a backward pass."""
         return self.forward + self.backward
 
 
 def count_flops(network: nn.Module, shape: tuple[int, int, int]) -> NetworkFlops:
-    """Count the operations of a network on one image, by one forward and one backward.
+    """Count the operations of a network for one image, by one forward and one backward pass.
 
-    They run on the meta device, with stand-ins for the weights and buffers: nothing is computed,
-    and neither the network nor any random state changes.
+    The passes run on the meta device, with stand-ins for the weights and buffers. So nothing is
+    computed, and neither the network nor any random state changes.
 
     Args:
         network: returns ``(logits, features)``.
@@ -69,13 +68,13 @@ def count_flops(network: nn.Module, shape: tuple[int, int, int]) -> NetworkFlops
 
 
 class Work:
-    """Model FLOPs of a run's steps; None where a network cannot be counted.
+    """Model FLOPs of a run's steps; None if the operations of a network cannot be counted.
 
     Args:
         method: the objectives.
         networks: ``f``, ``g0``, ``g1`` … as far as the method has them.
         shape: of an image: channels, height, width.
-        samples: N, of a step.
+        samples: number of samples of a step, N.
     """
 
     def __init__(
@@ -91,23 +90,23 @@ class Work:
         """Operations by network."""
         try:
             self.per_image = {name: count_flops(net, shape) for name, net in networks.items()}
-        # A network of the user's may need real numbers, or do whatever a counter cannot follow,
-        # and no run should end for a figure that it does not depend on.
+        # The user's network may need real numbers, or do something that the counter cannot follow.
+        # The run does not need this figure, so it goes on without it.
         except Exception as error:
             log.info("FLOPs are not counted: %s", str(error).partition("\n")[0])
 
     def of(self, epoch: Epoch) -> float | None:
-        """Return the model FLOPs of a step of an epoch, in all."""
+        """Return the model FLOPs of a step of an epoch, over all ranks."""
         if epoch.playing:
             return self.game()
         return self.pretraining(train_f=epoch.train_f, train_g=epoch.train_g)
 
     def game(self) -> float | None:
-        """Return the model FLOPs of a step of the game, in all.
+        """Return the model FLOPs of a step of the game, over all ranks.
 
-        f takes one forward and one backward, which serve the updates of every g as well. Each g
-        takes one of both for each of its updates, and one forward more where f needs the updated
-        g. A g that is fixed takes the forward alone.
+        f has one forward and one backward pass, also used by the updates of every g. Each g has
+        one of both for each of its updates, and one more forward pass if f needs the updated g. A
+        fixed g has only that forward pass.
         """
         if self.per_image is None:
             return None
@@ -118,12 +117,17 @@ class Work:
                 continue
             if not method.facts.fixed_g:
                 total += method.config.n_g_update * cost.training
-            if "f" in self.per_image and (method.f_coupling or method.f_needs_g):
+            if "f" in self.per_image and (method.f_is_coupled or method.f_needs_g):
                 total += cost.forward
         return total * self._samples
 
     def pretraining(self, *, train_f: bool, train_g: bool) -> float | None:
-        """Return the model FLOPs of a step that trains f, every g, or both by themselves."""
+        """Return the model FLOPs of a pretraining step, over all ranks.
+
+        Args:
+            train_f: f is trained.
+            train_g: every g is trained.
+        """
         if self.per_image is None:
             return None
         trained = (c for n, c in self.per_image.items() if (train_f if n == "f" else train_g))
@@ -132,9 +136,9 @@ class Work:
 
 # Dense operations per second, in 10¹², with float32 accumulation, as NVIDIA's data sheets of the
 # V100, T4, A10, A100, L4, L40S, H100 and H200 are commonly quoted; they were not compared with the
-# sheets themselves. Where these state the rate for sparse matrices, half of it. By the words of the
-# name that torch reports, without maker and memory: part of a card (MIG) and cards not named here
-# have no peak.
+# sheets themselves. Where a sheet has the rate for sparse matrices, this is half of it. The keys
+# are the words of the name that torch reports, without the maker and the memory. Other cards, and
+# parts of a card (MIG), have no known peak.
 _PEAKS: dict[frozenset[str], dict[str, float]] = {
     frozenset({"V100", "SXM2"}): {"float32": 15.7, "fp16": 125},
     frozenset({"V100", "PCIE"}): {"float32": 14, "fp16": 112},
@@ -151,11 +155,11 @@ _PEAKS: dict[frozenset[str], dict[str, float]] = {
 
 
 def peak_of(name: str, kind: str) -> float | None:
-    """Return the operations per second that a GPU can do, or None if that is not known.
+    """Return the operations per second that a GPU can do, or None if unknown.
 
     Args:
-        name: as ``torch.cuda.get_device_name`` has it.
-        kind: ``float32``, ``tf32`` (where a card has none: its float32), ``bf16`` or ``fp16``.
+        name: as ``torch.cuda.get_device_name`` returns it.
+        kind: ``float32``, ``tf32`` (float32 on a card without TF32), ``bf16`` or ``fp16``.
     """
     words = frozenset(
         word
@@ -170,8 +174,8 @@ def peak_of(name: str, kind: str) -> float | None:
 def device_peak(precision: Precision) -> float | None:
     """Return the operations per second that this rank's device can do, or None if unknown.
 
-    A CPU has no peak that could be looked up, and in float64 a GPU depends on what cuDNN picks.
-    In float32 it is that of TF32 where convolutions may use it, which is torch's default.
+    It is unknown for a CPU, and in float64 on a GPU, where it depends on cuDNN's choices. In
+    float32 it is the TF32 peak if convolutions may use TF32, which is torch's default.
     """
     if precision.device.type != "cuda":
         return None

@@ -1,22 +1,22 @@
-"""How fast training goes, where its time goes, and what it takes of the machine.
+"""The speed of training, the time of its phases, and the memory that it uses.
 
 =============================  =============================================================
-``speed/images_per_s``         images a second, in all
+``speed/images_per_s``         images a second, over all ranks
 ``speed/images_per_s_rank``    the same per rank
-``speed/tflops``               10¹² model FLOPs a second, in all, as ``flops.py`` counts them
-``speed/mfu``                  model FLOPs utilisation: these, in percent of what the ranks' GPUs
-                               can do; only where that is known
+``speed/tflops``               10¹² model FLOPs a second, over all ranks; see ``flops.py``
+``speed/mfu``                  model FLOPs utilisation: ``speed/tflops`` in percent of the peak of
+                               the ranks' GPUs; only if that is known
 ``time/<phase>``               percent of the time, mean over the ranks; the phases add up to 100
-``time/data_wait_most``        the same of the rank that waits longest for data: the others wait
-                               for it in ``communication``
+``time/data_wait_most``        ``data_wait`` of the rank that waits longest for data; the others
+                               wait for this rank in ``communication``
 ``memory/peak_rss_mib``        resident memory of a rank's process at its peak, the largest
 ``memory/peak_cuda_mib``       memory that torch has allocated on a GPU at its peak, the largest
 =============================  =============================================================
 
-The phases: ``data_wait`` (for the loader, and the copy to the device), ``forward``, ``objective``
-(losses, with HSIC), ``backward``, ``communication`` (as far as no other work hides it, and with
-the wait for slower ranks), ``optimizer`` (with clipping and BatchNorm's buffers) and ``other``.
-Speed and time speak of what happened since the last reading.
+The phases: ``data_wait`` (waiting for the loader, and the copy to the device), ``forward``,
+``objective`` (losses and HSIC), ``backward``, ``communication`` (where it does not overlap with
+other work; includes the wait for slower ranks), ``optimizer`` (with clipping and BatchNorm's
+buffers) and ``other``. Speed and time are those since the last reading.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter read.
+    """What a meter measured since its last reading.
 
     Attributes:
-        seconds: since the last reading.
-        images: trained on in these, in all.
-        flops: model FLOPs done in these, in all; None if they are not counted.
+        seconds: length of that time.
+        images: images trained on, over all ranks.
+        flops: model FLOPs done, over all ranks; None if they are not counted.
         peak: FLOPs a second that the device of a rank can do, None if unknown.
-        by_rank: float64 ``[W, columns]``: seconds of each phase and memory in MiB of each rank.
-            It is this rank's row and zeros until it is summed over the ranks.
+        by_rank: float64 ``[W, columns]``: for each rank the seconds of each phase and its memory
+            in MiB. Only this rank's row is filled until the ranks sum it up.
     """
 
     seconds: float
@@ -73,24 +73,24 @@ class Reading:
         values |= {f"time/{name}": share for name, share in zip(PHASES, means, strict=True)}
         values["time/data_wait_most"] = float(shares[:, PHASES.index("data_wait")].max())
         for name, most in zip(("rss", "cuda"), table[:, len(PHASES) :].amax(0), strict=True):
-            if most > 0:  # 0 where there is no such memory, or where it cannot be read
+            if most > 0:  # 0: there is no such memory, or it cannot be read
                 values[f"memory/peak_{name}_mib"] = float(most)
         return values
 
 
 class Meter:
-    """Measures from reading to reading; within a step it neither waits nor communicates.
+    """Measures speed, phases and memory; it never waits or communicates within a step.
 
     Args:
-        global_batch: images of a step, in all.
+        global_batch: images of a step, over all ranks.
         rank: this rank.
-        world_size: W.
-        precision: in which it computes, and its device.
+        world_size: number of ranks, W.
+        precision: of the networks, with this rank's device.
     """
 
     def __init__(self, global_batch: int, rank: int, world_size: int, precision: Precision) -> None:
         self.flops_per_step: float | None = None
-        """Model FLOPs of the coming steps, in all; None: they are not counted."""
+        """Model FLOPs of each coming step, over all ranks; None: they are not counted."""
         self._global_batch = global_batch
         self._device = precision.device
         self._rank = rank
@@ -106,12 +106,12 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[Meter]:
-        """Measure the phases of what runs inside."""
+        """Measure the phases of the code inside the block."""
         with timed_by(self._clock):
             yield self
 
     def start(self) -> None:
-        """Leave out what happened since the last reading: it was no training."""
+        """Discard the time since the last reading, which was not spent on training."""
         self._clock.read()
         self._reset()
 
@@ -121,7 +121,7 @@ class Meter:
         self._flops += self.flops_per_step or 0.0
 
     def read(self) -> Reading:
-        """Return what was measured since the last reading, and start anew."""
+        """Return what was measured since the last reading, and start again."""
         phases = self._clock.read()
         by_rank = torch.zeros(self._world_size, len(_COLUMNS), dtype=torch.float64)
         own = [*(phases[name] for name in PHASES), peak_rss(), self._peak_cuda()]
@@ -143,8 +143,8 @@ class Meter:
 
 
 def peak_rss() -> float:
-    """Return this process's resident memory at its peak in MiB; 0 where Linux does not say it."""
-    # Not getrusage: a process inherits the peak of the one that started it.
+    """Return the peak resident memory of this process in MiB; 0 where /proc does not have it."""
+    # Not getrusage, because a process inherits the peak of the one that started it.
     if not _STATUS.exists():
         return 0.0
     lines = _STATUS.read_text().splitlines()
@@ -152,7 +152,7 @@ def peak_rss() -> float:
 
 
 def describe_speed(values: Mapping[str, float]) -> str:
-    """Return the scalars of a reading as the end of a progress line."""
+    """Return the scalars of a reading as text for the progress line."""
     parts = [f"{name.replace('_', ' ')} {values[f'time/{name}']:.0f} %" for name in PHASES]
     if "speed/tflops" in values:
         parts.append(f"{values['speed/tflops']:.3g} TFLOP/s")

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_VISIBLE_SIDE = 64  # pixels that a sample of a grid has at least, where it can be enlarged
-_GAP = 2  # pixels between the samples of a grid
-_MANY_CELLS = 400  # a matrix with more cells shows colours alone: numbers would not be readable
-_LABELS = 40  # an axis with more entries names only every n-th
+_VISIBLE_SIDE = 64  # smaller images are enlarged in a grid until they have so many pixels a side
+_GAP = 2  # pixels between the images of a grid
+_MANY_CELLS = 400  # with more cells numbers would not be readable, so only colours are shown
+_LABELS = 40  # with more entries only every n-th of an axis has a name
 
 
 def confusion_image(
@@ -24,8 +24,8 @@ def confusion_image(
 ) -> NDArray[np.uint8]:
     """Draw a matrix of counts or accuracies with its values in the cells.
 
-    The colours run from the least to the largest value for counts and from 0 to 1 for
-    accuracies, on the map cividis, which reads the same with and without colour blindness.
+    The colours run from 0 to the largest count, or from 0 to 1 for accuracies. The colour map is
+    cividis, which looks the same with and without colour blindness.
 
     Args:
         matrix: ``[C, K]``; integers are counts, floating-point numbers accuracies in [0, 1].
@@ -33,21 +33,22 @@ def confusion_image(
         row_labels: C names.
         column_labels: K names.
         title: shown above.
-        row_axis: what the rows are.
-        column_axis: what the columns are.
+        row_axis: name of the vertical axis.
+        column_axis: name of the horizontal axis.
 
     Returns:
         uint8 ``[3, height, width]``.
 
     Raises:
-        ValueError: the number of names does not fit the matrix.
+        ValueError: the number of names differs from the shape of the matrix.
     """
     if matrix.shape != (len(row_labels), len(column_labels)):
         raise ValueError(
             f"matrix of shape {matrix.shape} has {len(row_labels)} row labels and "
             f"{len(column_labels)} column labels; give one label a row and a column"
         )
-    # Not pyplot: it keeps figures in global state and looks for a display.
+    # Imported here because matplotlib takes a second, and only rank 0 draws. Not pyplot, which
+    # keeps figures in global state and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,8 +58,8 @@ def confusion_image(
     with_values = matrix.size <= _MANY_CELLS
     cell = 0.55 if with_values else 0.2  # inches
     width, height = (float(np.clip(n * cell, 2.4, 14)) for n in (columns, rows))
-    # Margins by rule of thumb, in inches: matplotlib's own layout engines take as long as all
-    # the rest, and a run draws a dozen of these at its end.
+    # The margins, in inches, are rules of thumb: matplotlib's layout engines take as long as the
+    # whole rest, and a run draws a dozen of these at its end.
     slanted = max(map(len, column_labels), default=0) > 3
     left = 0.7 + 0.08 * max(map(len, row_labels), default=0)
     below = 0.6 + (0.06 * max(map(len, column_labels)) if slanted else 0)
@@ -82,7 +83,7 @@ def confusion_image(
     if with_values:
         for (row, column), value in np.ndenumerate(matrix):
             if np.isfinite(value):
-                # cividis is dark in its lower half.
+                # The lower half of cividis is dark.
                 ink = "white" if value < top / 2 else "black"
                 text = f"{value:d}" if are_counts else f"{value:.2f}"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
@@ -92,9 +93,9 @@ def confusion_image(
 
 
 def sample_grid(images: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:
-    """Lay images out row by row on a grid; small ones are enlarged by a whole factor.
+    """Lay images out row by row on a grid; small ones are enlarged by an integer factor.
 
-    Every pixel becomes a square (nearest neighbour), so that what is shown is what the
+    Every pixel becomes a square (nearest neighbour), so that the grid shows exactly what the
     network sees.
 
     Args:
@@ -109,7 +110,7 @@ def sample_grid(images: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8
     """
     n, channels, height, width = images.shape
     if n == 0:
-        raise ValueError("0 images make no grid; give at least 1")
+        raise ValueError("a grid needs at least 1 image")
     factor = max(1, -(-_VISIBLE_SIDE // max(height, width)))
     height, width = height * factor, width * factor
     columns = min(columns, n)

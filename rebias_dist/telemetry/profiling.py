@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-_WAIT, _WARM_UP = 2, 1  # steps: the first ones allocate and compile, and are like no other
+_WAIT, _WARM_UP = 2, 1  # steps before the recording: the first steps allocate and compile
 
 
 @contextmanager
 def profiled(steps: int, folder: Path, rank: int) -> Iterator[Callable[[], None]]:
-    """Yield what is to be called after each step.
+    """Profile some steps; yield the function to call after each step.
 
     Args:
-        steps: to record, after the first three; 0: none.
-        folder: where ``rank<k>.json.gz`` is written when they are done.
-        rank: of this process; each has a trace of its own.
+        steps: number of steps to record, after the first three; 0: none.
+        folder: ``rank<k>.json.gz`` is written there after the last of them.
+        rank: of this process; each has its own trace.
     """
     if steps == 0:
         yield lambda: None

@@ -1,4 +1,4 @@
-"""What is recorded of a run, step by step: scalars, speed, warnings, traces, progress."""
+"""Records a run step by step: scalars, speed, warnings, traces and progress."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _log = logging.getLogger("rebias_dist")
 
 
 class Recorder:
-    """The records of a run on this rank; opening them is a collective.
+    """The records of a run on this rank; making it is a collective.
 
     Args:
         config: of the run, with a name.
         folder: of the run.
-        layout: the plan of the run.
+        plan: of the run.
         classes: number of classes.
         consensus: the ranks.
-        precision: of the networks, and their device.
-        start_step: optimizer steps that were done before, when a run resumes.
-        held: receives what stays open for the whole run.
+        precision: of the networks, with their device.
+        start_step: optimizer steps done before, when a run resumes.
+        held: receives the contexts that stay open for the whole run.
     """
 
     def __init__(
         self,
         config: Config,
         folder: Path,
-        layout: Plan,
+        plan: Plan,
         classes: int,
         *,
         consensus: Consensus,
@@ -48,14 +48,14 @@ class Recorder:
         start_step: int,
         held: ExitStack,
     ) -> None:
-        self._layout = layout
+        self._plan = plan
         self._every = config.log.every_steps
         with consensus.together():
             self.telemetry = Telemetry(
                 folder,
                 rank=consensus.rank,
-                total_steps=layout.total_steps,
-                global_batch=layout.N,
+                total_steps=plan.total_steps,
+                global_batch=plan.N,
                 start_step=start_step,
                 identity={
                     "name": config.name,
@@ -65,7 +65,7 @@ class Recorder:
                     "host": platform.node(),
                 },
             )
-        self.meter = Meter(layout.N, consensus.rank, consensus.world_size, precision)
+        self.meter = Meter(plan.N, consensus.rank, consensus.world_size, precision)
         self.watch = Watch(config, classes, self.telemetry.warning)
         trace = profiled(config.log.profile, folder / "profile", consensus.rank)
         self._trace_step = held.enter_context(trace)
@@ -80,23 +80,24 @@ class Recorder:
         constants: Callable[[], Mapping[str, float]],
         skipped: Collection[str],
     ) -> None:
-        """Record a step that was taken; a collective at the steps that are logged.
+        """Record a step; a collective at the steps that are logged.
 
         Args:
-            step: optimizer steps taken.
+            step: optimizer steps taken, including this one.
             epoch: the current epoch.
-            metrics: what the step found.
-            constants: returns the scalars that do not come from the step.
+            metrics: of the step.
+            constants: returns further scalars, such as learning rates.
             skipped: networks whose update was skipped.
         """
         self.meter.step()
         self._trace_step()
         for name in skipped:
-            text = "step %d: the gradient of %s is not finite, its update was skipped"
-            _log.warning(text, step, name)
-        if step % self._every == 0 or step == self._layout.total_steps:
+            _log.warning(
+                "step %d: the gradient of %s is not finite, its update was skipped", step, name
+            )
+        if step % self._every == 0 or step == self._plan.total_steps:
             reading = self.meter.read()
-            values = metrics.reduce(self._layout.N, reading.by_rank)
+            values = metrics.reduce(self._plan.N, reading.by_rank)
             values |= {**constants(), **reading.scalars()}
             self.telemetry.scalars(step, values, epoch=epoch)
             self.watch.step(step, values)

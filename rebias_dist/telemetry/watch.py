@@ -1,7 +1,7 @@
-"""Known ways in which this game goes wrong, noticed while it is played.
+"""Warnings of known problems of training f against g, while a run trains.
 
-Each is told once when it shows, and again only after it was gone: in the log, and in
-TensorBoard's texts under ``warnings/``.
+Each is given once when the problem appears, and again only if it had disappeared. It goes to the
+log and to TensorBoard's texts under ``warnings/``.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any
 from rebias_dist.config.schema import Config
 
 Warn = Callable[[str, int, str], None]
-"""Takes the kind of a failure, the step, and what is to be said."""
+"""Takes the kind of a problem, the step, and the text of the warning."""
 
 NEAR = 0.01
-"""How near to 0 or 1 the entries of a kernel are that tells nothing."""
+"""A kernel is uninformative if its entries are nearer than this to 0 or to 1."""
 COLLAPSED = 0.01
-"""Part of its first value below which a radius has collapsed."""
+"""A radius has collapsed if it is below this part of its first value."""
 CLIPPED_STEPS = 50
-"""Recorded steps in a row, all of them clipped, that are too many."""
+"""So many recorded steps in a row with a clipped gradient are too many."""
 LEAST_GAP = 0.1
-"""Difference of g's accuracies on aligned and conflicting images below which it is not biased."""
-_FEWEST = 10  # conflicting images, below which their accuracy says too little
-_SIGMAS = 2  # standard deviations above chance, or above the noise, that count as more
+"""g is biased if its accuracy on aligned images exceeds that on conflicting ones by this."""
+_FEWEST = 10  # with fewer conflicting images their accuracy is too uncertain
+_SIGMAS = 2  # standard deviations above chance, or above the noise, that count as a difference
 
 
 class Watch:
-    """Looks at what a run records.
+    """Looks for problems in the figures that a run records.
 
     Args:
         config: of the run.
         classes: number of classes.
-        warn: is called with each failure that shows.
+        warn: called with each new problem.
     """
 
     def __init__(self, config: Config, classes: int, warn: Warn) -> None:
@@ -45,7 +45,7 @@ class Watch:
         self._first_radius: dict[str, float] = {}
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Look at the scalars that were recorded at a step."""
+        """Check the scalars that were recorded at a step."""
         found: dict[str, str] = {}
         for network in self._networks():
             if self._config.optimizer.clip_norm is not None:
@@ -54,7 +54,7 @@ class Watch:
         self._tell(step, found, ("clipping", "radius"))
 
     def evaluated(self, step: int, splits: Mapping[str, Any]) -> None:
-        """Look at an evaluation of networks that have played."""
+        """Check an evaluation, by split, of networks that have been trained together."""
         name = self._config.evaluate.monitor
         if self._config.data.selection != "none":
             name = "selection"
@@ -65,7 +65,7 @@ class Watch:
         self._tell(step, found, ("chance", "bias", "kernel", "hsic"))
 
     def _tell(self, step: int, found: Mapping[str, str], looked_for: tuple[str, ...]) -> None:
-        """Warn of what is new, and forget what is gone of the kinds that were looked for."""
+        """Warn of new problems; forget the others of the kinds that were looked for."""
         for kind, text in found.items():
             if kind not in self._shown:
                 self._warn(kind, step, text)
@@ -88,8 +88,8 @@ class Watch:
             yield (
                 f"clipping_{network}",
                 f"the gradient of {network} was clipped in each of the last {CLIPPED_STEPS} "
-                f"recorded steps (its norm is {norm:.3g}, optimizer.clip_norm {limit:g}): its size "
-                "is lost; raise clip_norm",
+                f"recorded steps (its norm is {norm:.3g}, optimizer.clip_norm is {limit:g}), so "
+                "its size has no effect; raise clip_norm",
             )
 
     def _radius(self, network: str, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -101,7 +101,7 @@ class Watch:
             yield (
                 f"radius_{network}",
                 f"the kernel radius of {network} has shrunk from {first:.3g} to {sigma:.3g}: its "
-                "features collapse to a point; lower optimizer.lr or method.lambda_f",
+                "features are collapsing to a point; lower optimizer.lr or method.lambda_f",
             )
 
     # ---------------------------------------------------------------- at an evaluation
@@ -130,9 +130,9 @@ class Watch:
             if value is not None and noise is not None and value < _SIGMAS * noise:
                 yield (
                     f"hsic_g{index}",
-                    f"HSIC of f and g{index} ({value:.2g}) is not told from zero (its spread for "
-                    f"independent features is {noise:.2g}): from here on f learns from g{index} by "
-                    "chance alone; a larger global_batch has less noise",
+                    f"HSIC of f and g{index} ({value:.2g}) cannot be told from zero (its standard "
+                    f"deviation for independent features is {noise:.2g}), so f learns only noise "
+                    f"from g{index}; a larger global_batch has less noise",
                 )
 
     def _of_accuracies(self, split: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -143,9 +143,9 @@ class Watch:
 
         for network, found in networks.items():
             accuracy, aligned = found["accuracy"], found["aligned"]
-            # On a split whose bias is independent of the class, whoever knows the bias alone is
-            # right as often as by chance; that it has learned shows on the aligned images.
-            knows_bias = aligned is not None and not at_chance(aligned, _aligned_of(found))
+            # If a split's bias is independent of the class, a network that has learned only the
+            # bias is at chance on the whole split, but not on its aligned images.
+            knows_bias = aligned is not None and not at_chance(aligned, _aligned_images(found))
             if at_chance(accuracy, figures["samples"]) and not knows_bias:
                 yield (
                     f"chance_{network}",
@@ -159,13 +159,13 @@ class Watch:
         self, split: str, network: str, found: Mapping[str, Any], f: Mapping[str, Any] | None
     ) -> Iterator[tuple[str, str]]:
         aligned, conflicting = found["aligned"], found["conflicting"]
-        both = sum(map(sum, found["bias_count"])) - _aligned_of(found)
+        conflicts = sum(map(sum, found["bias_count"])) - _aligned_images(found)
         if aligned is not None and conflicting is not None:
-            if both >= _FEWEST and aligned - conflicting < LEAST_GAP:
+            if conflicts >= _FEWEST and aligned - conflicting < LEAST_GAP:
                 yield (
                     f"bias_{network}",
-                    f"{network} is not biased on {split}: it is right on {aligned:.3f} of the "
-                    f"images whose bias is their class's and on {conflicting:.3f} of the others; "
+                    f"{network} is not biased on {split}: its accuracy is {aligned:.3f} on images "
+                    f"whose bias is that of their class and {conflicting:.3f} on the others; "
                     "give it a smaller receptive field, or train it longer",
                 )
         elif f is not None and found["accuracy"] >= f["accuracy"]:
@@ -176,6 +176,6 @@ class Watch:
             )
 
 
-def _aligned_of(found: Mapping[str, Any]) -> int:
-    """Return the number of images whose bias is their class's."""
+def _aligned_images(found: Mapping[str, Any]) -> int:
+    """Return the number of images whose bias is that of their class."""
     return sum(row[label] for label, row in enumerate(found["bias_count"]) if label < len(row))

@@ -1,9 +1,9 @@
-"""What a run writes while it goes on: metrics, TensorBoard, state, log files, progress.
+"""The records that a run writes: metrics, TensorBoard, state, log files, progress.
 
 ====================  ==================================================================
 ``metrics.jsonl``     one JSON object a line: step, epoch, time and the scalars
 ``tensorboard/``      the same scalars under the same tags and steps; images, texts, hparams
-``state.json``        how the run stands now, replaced as a whole about once a second
+``state.json``        the run's present state, replaced as a whole about once a second
 ``logs/rank<k>.log``  the log of rank k, the only file that ranks other than 0 write
 ====================  ==================================================================
 """
@@ -41,7 +41,7 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def _leader_writes(method: Method) -> Method:
-    """Make a method do nothing on other ranks than 0, and keep its OSError as the fault."""
+    """Let a method act only on rank 0; an OSError becomes ``fault`` and ends all writing."""
 
     @functools.wraps(method)
     def guarded(self: Telemetry, *args: Any, **kwargs: Any) -> None:
@@ -60,23 +60,27 @@ def _unwritable(folder: Path, error: OSError) -> RebiasError:
 
 
 class Telemetry:
-    """What a run writes while it goes on; all of it on rank 0, but for the log files.
+    """Writes the records of a run: log files on every rank, all others on rank 0 alone.
 
-    The logger ``rebias_dist`` writes to ``logs/rank<k>.log`` and on rank 0 to stderr as well,
-    until ``close``. If a file cannot be written (a full disk), ``fault`` says so from then on and
-    nothing more is written: rank 0 must not leave alone, so the trainer tells the others.
+    The logger ``rebias_dist`` writes to ``logs/rank<k>.log``, and on rank 0 also to stderr, until
+    ``close``. If a file cannot be written, such as on a full disk, ``fault`` holds the error and
+    nothing more is written. It is not raised, because rank 0 must not leave alone: the trainer
+    tells the other ranks.
 
-    When a run resumes, what was recorded after ``start_step`` belongs to steps that are lost
-    and that will be taken again. It is dropped, so that each step is recorded once; with
-    ``start_step`` 0 that is everything.
+    When a run resumes, records after ``start_step`` belong to lost steps, which will be taken
+    again. They are dropped, so that each step is recorded once; with ``start_step`` 0 all records
+    are dropped.
 
     Args:
-        run_folder: folder of the run; it is made if need be.
+        run_folder: folder of the run; made if it is missing.
         rank: this process's rank.
         total_steps: optimizer steps of the whole run.
         global_batch: images of an optimizer step, over all ranks.
-        start_step: optimizer steps that were done before, when a run resumes.
+        start_step: optimizer steps done before, when a run resumes.
         identity: constant entries of state.json (name, method, pid ...), plain JSON data.
+
+    Raises:
+        RebiasError: a file cannot be written.
     """
 
     def __init__(
@@ -107,13 +111,13 @@ class Telemetry:
             raise _unwritable(run_folder, error) from None
 
     def _open(self, start_step: int) -> None:
-        # Only rank 0 needs it, and importing it takes a second.
+        # Imported here because it takes a second and only rank 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         first_lost_step = start_step + 1 if start_step else 0
         metrics_path = self._folder / "metrics.jsonl"
         _drop_lost_steps(metrics_path, first_lost_step)
-        # Line buffering: each line is handed to the system at once and whole.
+        # With line buffering each line is written at once and as a whole.
         self._metrics = metrics_path.open("a", buffering=1, encoding="utf-8")
         self._writer: Any = SummaryWriter(
             str(self._folder / "tensorboard"),
@@ -129,13 +133,13 @@ class Telemetry:
     def scalars(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
         """Record scalars under their tags, in metrics.jsonl and in TensorBoard.
 
-        A value that is NaN or infinite is null in metrics.jsonl, because JSON has no such
-        numbers, and a warning in the log; TensorBoard has it as it is.
+        A NaN or infinite value is logged as a warning. It is null in metrics.jsonl, because JSON
+        has no such numbers; TensorBoard gets it unchanged.
         """
         now = time.time()
         record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
         for tag, number in values.items():
-            record[tag] = value = float(number)  # of a tensor or numpy scalar, too
+            record[tag] = value = float(number)  # it may be a tensor or a NumPy scalar
             if not math.isfinite(value):
                 _log.warning("%s is %s at step %d", tag, value, step)
             self._writer.add_scalar(tag, value, step, walltime=now)
@@ -144,13 +148,13 @@ class Telemetry:
 
     @_leader_writes
     def progress(self, step: int, *, epoch: int, text: str, details: str = "") -> None:
-        """Note that ``step`` steps are done; call it after every one, the display is throttled.
+        """Show that ``step`` steps are done; call it after every step, the display is throttled.
 
         Args:
             step: optimizer steps done.
             epoch: the current epoch.
-            text: what else to show, the losses for instance.
-            details: what may be cut off where the line is too long.
+            text: further text, such as the losses.
+            details: text at the end, which may be cut off if the line is too long.
         """
         self._rate.update(step, time.monotonic())
         line = describe(epoch, text, self._images_per_s(), self._eta(step), details)
@@ -160,13 +164,13 @@ class Telemetry:
     def state(
         self, status: Status, *, step: int, epoch: int, force: bool = False, **more: Any
     ) -> None:
-        """Replace state.json, once a second at most unless the status changes or ``force``.
+        """Replace state.json, at most once a second unless the status changes or ``force``.
 
-        ``images_per_s`` and ``eta_seconds`` speak of training alone: the time that is spent
-        in any status but ``running`` is left out. They are null as long as they are unknown.
+        ``images_per_s`` and ``eta_seconds`` are those of training: time in any status but
+        ``running`` is left out. They are null as long as they are unknown.
 
         Args:
-            status: what the run does.
+            status: what the run is doing.
             step: optimizer steps done.
             epoch: the current epoch.
             force: write now.
@@ -189,8 +193,8 @@ class Telemetry:
             "images_per_s": self._images_per_s(),
             "updated": time.time(),
         }
-        # Replaced, so that a reader never sees half of it; not synced to the disk, because
-        # after a power cut nothing in it holds any more.
+        # Replaced, so that a reader never sees half of it. Not synced to the disk, because after a
+        # power failure its content would be out of date anyway.
         temporary = self._state_path.with_name("state.json.tmp")
         temporary.write_text(json.dumps(_plain(state), allow_nan=False, indent=1) + "\n")
         temporary.replace(self._state_path)
@@ -214,14 +218,14 @@ class Telemetry:
         """Show scalars side by side in TensorBoard's tab "Custom scalars".
 
         Args:
-            layout: by category and title of a chart ``["Multiline", tags]``, each tag the
-                beginning of a regular expression.
+            layout: ``["Multiline", tags]`` by category and title of the chart; TensorBoard matches
+                each tag as a regular expression from its start.
         """
         self._writer.add_custom_scalars(layout)
 
     @_leader_writes
     def histogram(self, tag: str, step: int, values: torch.Tensor) -> None:
-        """Show the distribution of finite values in TensorBoard; others are left out."""
+        """Show the distribution of the finite values in TensorBoard."""
         finite = values[values.isfinite()]
         if finite.numel():
             self._writer.add_histogram(tag, finite, step)
@@ -242,14 +246,14 @@ class Telemetry:
             tag: a name without slashes.
             step: optimizer steps done.
             rows: ``[n, d]``, the points; those that are not finite are left out.
-            columns: what is known of a point.
-            about: the values of these columns for each point.
+            columns: names of the points' labels.
+            about: the labels of each point, one for each column.
             images: ``[n, 3, side, side]`` in 0..1, one for each point.
         """
         finite = rows.isfinite().all(1)
         if not finite.any():
             return
-        # Of an end that was interrupted after this; TensorBoard would print a warning.
+        # Left by an attempt that was interrupted later; TensorBoard would print a warning.
         shutil.rmtree(self._folder / "tensorboard" / f"{step:05d}" / tag, ignore_errors=True)
         kept = [list(row) for row, keep in zip(about, finite.tolist(), strict=True) if keep]
         self._writer.add_embedding(
@@ -257,7 +261,7 @@ class Telemetry:
         )
 
     def warning(self, kind: str, step: int, text: str) -> None:
-        """Warn in the log, and as a text in TensorBoard under ``warnings/<kind>``."""
+        """Warn in the log and in TensorBoard, as the text ``warnings/<kind>``."""
         if self.leader:
             _log.warning("step %d: %s", step, text)
         self.text(f"warnings/{kind}", step, text)
@@ -274,11 +278,11 @@ class Telemetry:
             config: the fields of the configuration by their dotted names.
             metrics: the results by name.
         """
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard.summary import hparams  # here for the same reason as in _open
 
         tagged = {f"hparam/{name}": value for name, value in metrics.items()}
-        # SummaryWriter.add_hparams would open a further event file in a folder of its own,
-        # which TensorBoard takes for a second run.
+        # SummaryWriter.add_hparams would write to a folder of its own, which TensorBoard shows as
+        # a second run.
         summaries = hparams(dict(config), tagged)  # type: ignore[no-untyped-call]
         for summary in summaries:
             self._writer.file_writer.add_summary(summary)
@@ -287,22 +291,22 @@ class Telemetry:
 
     @_leader_writes
     def flush(self) -> None:
-        """Bring all scalars to the disk; call it before a checkpoint is saved.
+        """Write all scalars to the disk; call it before a checkpoint is saved.
 
-        Otherwise a run that is killed and resumes from that checkpoint would have a gap in
-        its records: TensorBoard's events may wait in memory for some seconds.
+        TensorBoard's events wait in memory for some seconds. A run that is killed then and resumes
+        from that checkpoint would have a gap in its records.
         """
         self._writer.flush()
         os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
-        """Write out what is pending and let files, terminal and logger go."""
+        """Write what is pending, close the files, and detach from terminal and logger."""
         if self._closed:
             return
         self._closed = True
         if self.leader:
             self._progress.close()
-            with contextlib.suppress(OSError):  # after a fault, which has been told
+            with contextlib.suppress(OSError):  # after a fault, which is reported already
                 self._writer.close()
                 self._metrics.close()
         self._detach_log()
@@ -316,7 +320,7 @@ class Telemetry:
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON data with null in place of numbers that JSON does not have."""
+    """Return JSON data with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -327,7 +331,7 @@ def _plain(value: Any) -> Any:
 
 
 def _drop_lost_steps(path: Path, first_lost_step: int) -> None:
-    """Drop the lines of metrics.jsonl from ``first_lost_step`` on, and those that are damaged."""
+    """Drop the lines of metrics.jsonl from ``first_lost_step`` on, and damaged lines."""
     if path.exists():
         write_synced(path, b"".join(_kept_lines(path, first_lost_step)))
 
@@ -336,7 +340,7 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                # A node that dies or a full disk may leave the last line torn.
+                # After a crash of the node or on a full disk the last line may be incomplete.
                 step = json.loads(line)["step"]
             except (ValueError, KeyError, TypeError):
                 step = None
@@ -347,7 +351,7 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
 
 
 def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
-    """Send the logger ``rebias_dist`` to a file and perhaps stderr; return how to undo it."""
+    """Send the logger ``rebias_dist`` to a file and perhaps stderr; return what undoes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if on_terminal:
@@ -357,7 +361,7 @@ def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
         _log.addHandler(handler)
     level, propagate = _log.level, _log.propagate
     _log.setLevel(logging.INFO)
-    # Libraries that give the root logger a handler would show every message twice.
+    # If a library gives the root logger a handler, every message would be shown twice.
     _log.propagate = False
 
     def detach() -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests import ROOT
 
 SCRIPTS = {
-    "rebias-train": "rebias_dist.train",
+    "rebias-train": "rebias_dist.commands.train",
     "rebias-evaluate": "rebias_dist.commands.evaluate",
-    "rebias-sweep": "launch.sweep.grid",
+    "rebias-sweep": "launch.commands.sweep",
     "rebias-report": "rebias_dist.commands.report",
     "rebias-export": "rebias_dist.commands.export",
     "rebias-shards": "data_shards.__main__",
@@ -32,7 +32,7 @@ def completions(line: str, cwd: Path) -> set[str]:
     }
     code = f"import sys; sys.argv = [{script!r}]; from {SCRIPTS[script]} import cli; cli()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, timeout=120
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     return {word.strip() for word in answer.read_text().split("\n") if word.strip()}

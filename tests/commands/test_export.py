@@ -76,7 +76,7 @@ def test_the_code_of_the_card_runs_without_this_package(runs, exported, tmp_path
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     code += "\nimport sys; assert 'rebias_dist' not in sys.modules\n"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_the_card_has_the_figures_of_the_weights_that_were_exported(runs, export
     export.export_run(runs / "oracle", tmp_path / "last")
     assert "ORACLE" not in (tmp_path / "last/README.md").read_text()
     export.export_run(runs / "oracle", tmp_path / "best", "best")
-    assert "an oracle's, not an estimate" in (tmp_path / "best/README.md").read_text()
+    assert "those of an oracle and do not estimate" in (tmp_path / "best/README.md").read_text()
 
 
 def test_figures_of_other_weights_are_on_no_card(runs, tmp_path):
@@ -109,7 +109,7 @@ def test_figures_of_other_weights_are_on_no_card(runs, tmp_path):
     metrics = {**run.metrics, "checkpoints": {**run.metrics["checkpoints"], "last": last}}
     stale = LoadedRun(**{**vars(run), "metrics": metrics})
     card = model_card(stale, export.describe(run), "last", 0.0)
-    assert f"None: the run's results are of step {run.step + 1}" in card
+    assert f"None: the run's results are those of step {run.step + 1}" in card
     assert "| 120 | f |" not in card
     assert "| 120 | f |" in model_card(run, export.describe(run), "last", 0.0)
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(runs, tmp_path):
     shutil.rmtree(unfinished / "checkpoints")
     for run, out, named in (
         (runs / "biased", "out", "trains no f"),
-        (runs / "a", "taken", "is there already"),
+        (runs / "a", "taken", "exists already"),
         (tmp_path, "out", "no run here"),
         (unfinished, "out", "no best checkpoint yet"),
     ):
@@ -183,7 +183,7 @@ def test_a_network_that_cannot_be_traced_is_one_line_and_leaves_nothing(tmp_path
 
     run = load(runs / "a")
     own = LoadedRun(**{**vars(run), "f": Branching()})
-    with pytest.raises(RebiasError, match=r"torch\.export refuses it") as error:
+    with pytest.raises(RebiasError, match=r"torch\.export cannot export it") as error:
         export.write_network(own, tmp_path)
     assert "\n" not in str(error.value)
 
@@ -194,7 +194,7 @@ def test_help_needs_no_torch():
         "try: cli(['--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'safetensors' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=1000)
     assert done.returncode == 0, done.stderr
 
 

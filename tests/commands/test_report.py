@@ -368,7 +368,7 @@ def test_a_folder_that_does_not_exist_is_wrong_use(tmp_path):
 
 @pytest.mark.parametrize("heavy", ["torch", "pandas", "matplotlib"])
 def test_help_needs_nothing_heavy(heavy):
-    modules = "rebias_dist, rebias_dist.commands.report, launch.sweep.grid"
+    modules = "rebias_dist, rebias_dist.commands.report, launch.commands.sweep"
     code = f"import sys, {modules}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -28,7 +28,7 @@ from rebias_dist.config.files import (
 )
 from rebias_dist.config.schema import Config, Section
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods import METHODS
+from rebias_dist.methods.registry import METHODS
 from tests import ROOT
 
 SHIPPED = [name for name, _ in list_configs()]

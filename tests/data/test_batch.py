@@ -63,7 +63,7 @@ def test_what_is_received_is_what_was_sent(sizes, slots, workers):
 def test_memory_that_was_filled_again_is_noticed():
     sender, receiver = Sender(4, 2), Receiver()
     parcels = [sender.parcel(filled(sender, (2, 3, 4, 4), torch.uint8, n)) for n in range(3)]
-    with pytest.raises(RuntimeError, match="worker 4 has overwritten images before their use"):
+    with pytest.raises(RuntimeError, match="worker 4 overwrote images before they were read"):
         receiver.open(parcels[0], pinned=False)
     assert receiver.open(parcels[1], pinned=False).index == 1
 

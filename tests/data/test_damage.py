@@ -110,7 +110,7 @@ def test_stop_names_shard_and_key(split, workers):
 
 def test_more_than_a_few_damaged_samples_are_not_skipped(split):
     damage(split, range(270))
-    with pytest.raises(DataError, match="no whole sample is left to take its place") as caught:
+    with pytest.raises(DataError, match="no undamaged sample is left to replace it") as caught:
         merged(ShardDataset(split), 1, 0, on_damaged="skip")
     assert not isinstance(caught.value, DamagedSample)
 

@@ -105,7 +105,7 @@ def test_two_processes_at_once(cache, mnist_folder):
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    answers = {process.communicate(timeout=60)[0].strip() for process in processes}
+    answers = {process.communicate(timeout=1000)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert answers == {str(path) for path in cache.iterdir()}
     (answer,) = answers

@@ -132,7 +132,7 @@ def test_truncated_shard_is_named(split):
     dataset = ShardDataset(split)
     path = split / "train-000006.tar"
     os.truncate(path, 5000)
-    with pytest.raises(DataError, match=r"train-000006.tar: has 5000 bytes, its manifest says"):
+    with pytest.raises(DataError, match=r"train-000006.tar: has 5000 bytes, but its manifest says"):
         dataset.check_files()
     with pytest.raises(DataError, match=r"train-000006.tar: sample .*: the shard is truncated"):
         dataset.image(len(dataset) - 1)

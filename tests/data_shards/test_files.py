@@ -2,9 +2,18 @@
 
 import os
 
+import pytest
+
 from data_shards.audit import overlaps
 from data_shards.audit.overlaps import write_overlaps
-from data_shards.files import remove_stale, temporary_file, write_synced
+from data_shards.files import (
+    HeldError,
+    hold,
+    lock,
+    remove_stale,
+    temporary_file,
+    write_synced,
+)
 from tests.data_shards.converted import converted, listing
 
 
@@ -59,3 +68,21 @@ def test_a_split_that_appears_meanwhile_is_compared(tmp_path, monkeypatch):
     ]
     lines = (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()
     assert lines == [finding.to_json() for finding in found]
+
+
+def test_a_held_file_names_its_holder_until_it_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("what a longer name of a former holder has left here" * 3)
+    with hold(path, "launcher"):
+        with pytest.raises(HeldError, match=f"^launcher {os.getpid()} on "):
+            hold(path, "process")
+        assert path.read_text() == f"launcher {os.getpid()} on {os.uname().nodename}"
+    path.write_text("")
+    with path.open("rb") as file:
+        assert lock(file, wait=False)
+        with pytest.raises(HeldError, match=r"^another process$"):
+            hold(path, "process")
+    hold(path, "process").close()
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="link"):
+        hold(tmp_path / "link", "process")

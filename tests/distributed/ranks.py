@@ -37,7 +37,7 @@ def _rank_main(
         raise SystemExit(1) from None
 
 
-def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120):
+def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 1000):
     """Call ``function(*arguments)`` on ranks 0..world-1; return their results in rank order.
 
     ``function`` must be importable (defined at the top of a module) and its results must

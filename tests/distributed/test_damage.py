@@ -65,7 +65,7 @@ def shards(tmp_path_factory, few_digits):
 def test_skipped_alike_on_any_number_of_ranks_and_after_resuming(shards, tmp_path):
     root, keys = shards
     found = {
-        world: run_ranks(world, _train, str(root), str(tmp_path), "skip", steps, timeout=240)
+        world: run_ranks(world, _train, str(root), str(tmp_path), "skip", steps, timeout=1000)
         for world, steps in ((1, [STEPS]), (2, [STEPS]), (3, [4, STEPS]))
     }
     runs = {}
@@ -93,7 +93,7 @@ def test_skipped_alike_on_any_number_of_ranks_and_after_resuming(shards, tmp_pat
 
 def test_all_ranks_stop_with_shard_and_key(shards, tmp_path):
     root, keys = shards
-    ranks = run_ranks(3, _train, str(root), str(tmp_path), "stop", [STEPS], timeout=240)
+    ranks = run_ranks(3, _train, str(root), str(tmp_path), "stop", [STEPS], timeout=1000)
     assert {rank["code"] for rank in ranks} == {3}
     (text,) = {rank["error"] for rank in ranks}
     match = re.search(r"DataError: rank \d: (\S+): sample (\S+): altered", text)

@@ -63,7 +63,7 @@ def layouts(tmp_path_factory, few_digits):
     """Train all methods on 1, 2, 3 and 4 ranks; return the runs' folder and what ranks found."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = str(folder), str(few_digits)
-    return folder, {w: run_ranks(w, _train_all, *arguments, timeout=300) for w in (1, 2, 3, 4)}
+    return folder, {w: run_ranks(w, _train_all, *arguments, timeout=1000) for w in (1, 2, 3, 4)}
 
 
 def _metrics(folder: Path, name: str) -> list[dict]:

@@ -17,8 +17,8 @@ def _steps(metered: bool, own: list[float] | None) -> tuple[list[dict], int, lis
 
     import torch.distributed as dist
 
+    from rebias_dist.methods.radii import Radii
     from rebias_dist.phases import HostClock, timed_by
-    from rebias_dist.step.radii import Radii
     from tests.telemetry.test_meter import game_of
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -98,5 +98,5 @@ def _waiting_for_the_other(folder: str) -> list[str]:
 def test_waiting_for_slower_ranks_is_communication_and_not_backward():
     """Were it not told while it lasts, the slow rank would wait for ever."""
     with tempfile.TemporaryDirectory() as folder:
-        for switches in run_ranks(2, _waiting_for_the_other, folder, timeout=60):
+        for switches in run_ranks(2, _waiting_for_the_other, folder, timeout=1000):
             assert switches == ["backward", "other", "backward", "communication", "other"]

@@ -55,7 +55,7 @@ def _weights(network) -> dict[str, list]:
 def _step_with_overflow() -> dict:
     import torch.distributed as dist
 
-    from rebias_dist.step.radii import Radii
+    from rebias_dist.methods.radii import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     game = _game("fp16")
@@ -87,7 +87,7 @@ def _non_finite_in(precision: str) -> str:
     import torch.distributed as dist
 
     from rebias_dist.errors import NonFiniteError
-    from rebias_dist.step.radii import Radii
+    from rebias_dist.methods.radii import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     game = _game(precision)
@@ -110,8 +110,8 @@ def _one_step(precision: str) -> dict[str, list[float]]:
     """One step from equal state: figures, gradients of the parameters, and the new weights."""
     import torch.distributed as dist
 
+    from rebias_dist.methods.radii import Radii
     from rebias_dist.step.player import Player
-    from rebias_dist.step.radii import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     # Adam divides by the gradient's size: its first step turns rounding into signs.

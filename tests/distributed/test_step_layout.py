@@ -56,9 +56,9 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
     import torch.distributed as dist
 
     from rebias_dist.data.batch import MicroBatch
+    from rebias_dist.methods.radii import Radii
     from rebias_dist.step.minimax import Minimax
     from rebias_dist.step.player import Player
-    from rebias_dist.step.radii import Radii
 
     rank, world = dist.get_rank(), dist.get_world_size()
     method_object, players = _players(method, optimizer)
@@ -113,7 +113,7 @@ def _run_all() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def layouts():
-    return {world: run_ranks(world, _run_all, timeout=280)[0] for world in (1, 2, 3, 4)}
+    return {world: run_ranks(world, _run_all, timeout=1000)[0] for world in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])

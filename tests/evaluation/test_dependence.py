@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rebias_dist.evaluation.dependence import dependence
-from rebias_dist.step.radii import Radii
+from rebias_dist.methods.radii import Radii
 
 
 def features(n: int, dependent: bool) -> dict[str, torch.Tensor]:

@@ -141,7 +141,7 @@ def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(
     full = Started(command, tmp_path).end()
     assert full.code == 1, full.out
     assert len(full.errors) == 1, full.out
-    assert "MB are missing; the checkpoints before are whole" in full.errors[0]
+    assert "MB are missing; earlier checkpoints are intact" in full.errors[0]
     # Not even the small files fit any more.
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "more.bin").write_bytes(bytes(2**20))

@@ -103,7 +103,7 @@ def _skipping(values: dict) -> tuple[list[int], str]:
 def test_skip_leaves_the_network_and_goes_on_jointly(small_run, tmp_path):
     values = {**settings(small_run), "checkpoint": {"every_steps": 1, "keep": 30}}
     values["faults"] = {"non_finite": "skip", "non_finite_limit": 3}
-    found = run_ranks(2, _skipping, values, timeout=240)
+    found = run_ranks(2, _skipping, values, timeout=1000)
     assert found[0][0] == found[1][0] == list(range(24))
     assert found[0][1] == found[1][1]
     assert found[0][1].startswith("step 3: the gradient of f is not finite")

@@ -25,7 +25,7 @@ from tests.faults.processes import (
 )
 from tests.faults.test_resume_exactly import fingerprint, losses, settings
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(3600)
 _YEAR = 365 * 24 * 3600.0
 
 
@@ -70,7 +70,7 @@ def test_a_fault_of_one_rank_ends_all(config, tmp_path, action, named):
     assert any(named in line for line in ended.errors), ended.out
     assert all("step 5" in line for line in ended.errors), ended.out
     traces = ended.out.count('rebias_dist/train.py", line')
-    assert traces == (2 if action in ("raise", "memory") else 0), ended.out  # main and _train
+    assert traces == (3 if action in ("raise", "memory") else 0), ended.out  # main, run, step
     state = json.loads((tmp_path / "runs/a/state.json").read_text())
     assert (state["status"], state["step"]) == ("failed", 5)
     if action == "nan":
@@ -226,7 +226,7 @@ def test_a_rank_without_a_world(config, tmp_path, rank):
     given = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": rank}
     command = [sys.executable, "-m", "rebias_dist.train", "--config", config]
     done = subprocess.run(
-        command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=240
+        command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=1000
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "WORLD_SIZE" in done.stderr

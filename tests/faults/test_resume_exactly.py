@@ -156,7 +156,7 @@ def test_one_rank_stopped_here_and_there(small_run):
 
 def test_two_ranks_stopped_here_and_there(small_run):
     points = [("between g and f", 5), ("before rename", 8), ("after the optimizer", 17)]
-    assert run_ranks(2, _on_ranks, settings(small_run), points, timeout=240) == [True, True]
+    assert run_ranks(2, _on_ranks, settings(small_run), points, timeout=1000) == [True, True]
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_two_ranks_then_one_then_three(small_run, tmp_path):
     train({**values, "name": "whole"}, whole)
     seen: dict[int, list[int]] = {}
     for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS + 1, True)):
-        for log in run_ranks(world, _some_steps, values, stop, last, timeout=240):
+        for log in run_ranks(world, _some_steps, values, stop, last, timeout=1000):
             for step, ids in log.items():
                 seen.setdefault(step, []).extend(ids)
     assert {k: sorted(ids) for k, ids in seen.items()} == {k: sorted(v) for k, v in whole.items()}

@@ -1,4 +1,4 @@
-"""The launcher as a process of its own, and what is found below it."""
+"""The launcher as a separate process, and the processes below it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.faults.processes import DEADLINE, Started, outliving
 
 
 def started(*words: str, cwd: Path, before: Sequence[str] = (), **environment: str) -> Started:
-    """Start ``python -m launch`` with these words, by way of a command ``before`` it."""
+    """Start ``python -m launch`` with these words; ``before`` is a command that starts it."""
     environment.setdefault("PYTHONPATH", str(ROOT))
     return Started([*before, sys.executable, "-m", "launch", *words], cwd, **environment)
 
 
 def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of the launcher that ends by itself."""
+    """Run a command of the launcher to its end."""
     return subprocess.run(
         [sys.executable, "-m", "launch", *words],
         cwd=cwd,
@@ -34,12 +34,12 @@ def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def agents(run: Started) -> list[int]:
-    """The torchrun of a launcher."""
+    """Return the torchrun of a launcher."""
     return [pid for pid, line in outliving(run.mark).items() if "-m launch.local.agent " in line]
 
 
 def ranks(run: Started) -> list[int]:
-    """The ranks of a launcher, in their order."""
+    """Return the processes of a launcher's ranks, in the order of the ranks."""
     found = []
     for pid, line in outliving(run.mark).items():
         if "-m launch.local.rank " not in line or "-m launch.local.agent " in line:
@@ -53,7 +53,7 @@ def ranks(run: Started) -> list[int]:
 
 
 def state(folder: Path) -> dict:
-    """What a run has last said of itself; empty before it did."""
+    """Return the last state that a run wrote; empty before the first."""
     try:
         return json.loads((folder / "state.json").read_text())
     except FileNotFoundError:
@@ -61,13 +61,13 @@ def state(folder: Path) -> dict:
 
 
 def events(folder: Path) -> list[dict]:
-    """What its launcher has noted."""
+    """Return the events that the launcher of a run has logged."""
     lines = (folder / "logs" / "launcher.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def wait_until(true: Callable[[], object], what: str, run: Started | None = None) -> None:
-    """Wait for something to come true."""
+    """Wait until a condition holds."""
     end = time.monotonic() + DEADLINE
     while not true():
         assert time.monotonic() < end, f"{what}: never\n{run.said() if run else ''}"
@@ -76,7 +76,7 @@ def wait_until(true: Callable[[], object], what: str, run: Started | None = None
 
 
 def wait_for_step(run: Started, folder: Path, beyond: int) -> None:
-    """Wait until a run is at work and has done more than ``beyond`` steps."""
+    """Wait until a run is running and has done more than ``beyond`` steps."""
 
     def there() -> bool:
         found = state(folder)

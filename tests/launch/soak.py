@@ -1,10 +1,10 @@
-"""Minutes of supervised training with kills at random moments: what do they cost?
+"""Minutes of supervised training with kills at random moments, and the cost of the kills.
 
     python -m tests.launch.soak --minutes 5 --kills 3 --out docs/reliability.md
 
-Kills one of rank 0, rank 1 and torchrun with SIGKILL at each moment, and reports how long it took
-to detect it, to take the next step, and to be back at the step at which it happened; and which
-share of the time was not lost.
+At each moment it kills rank 0, rank 1 or torchrun with SIGKILL. It reports the time until the kill
+was detected, until the next step, and until the run was back at the step of the kill; and the share
+of time that was not lost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SETTLE = 20.0  # seconds of undisturbed training at both ends, and between two 
 
 @dataclass
 class Kill:
-    """One kill, and what followed; times in seconds after it."""
+    """One kill and its effects; times in seconds after it."""
 
     target: str
     at: float
@@ -49,7 +49,7 @@ class Kill:
     lost_steps: int = 0
 
 
-def _wait(true: Callable[[], Any], run: Started, seconds: float = 300) -> None:
+def _wait(true: Callable[[], Any], run: Started, seconds: float = 1000) -> None:
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end or run.process.poll() is not None:
@@ -68,7 +68,7 @@ def _moments(chance: random.Random, seconds: float, kills: int) -> list[float]:
 
 
 def _kill(run: Started, folder: Path, target: str, begin: float) -> Kill:
-    """Kill a process and follow what happens until the run is where it was."""
+    """Kill a process and wait until the run is back at the step of the kill."""
     pid = agents(run)[0] if target == "torchrun" else ranks(run)[int(target[-1])]
     known = len(events(folder))
     step = state(folder)["step"]
@@ -98,7 +98,7 @@ def _kill(run: Started, folder: Path, target: str, begin: float) -> Kill:
 
 
 def soak(folder: Path, minutes: float, kills: int, seed: int) -> tuple[list[Kill], dict[str, Any]]:
-    """Train for so long with so many kills; return them, and figures of the whole."""
+    """Train for some minutes with some kills; return the kills and figures of the whole run."""
     chance = random.Random(seed)
     words = ["local", "biased_mnist/demo", "--ranks", "2", "--name", "soak"]
     fields = {"epochs": 100_000, "evaluate.every_epochs": 100_000}
@@ -121,7 +121,7 @@ def soak(folder: Path, minutes: float, kills: int, seed: int) -> tuple[list[Kill
     if [step for step, _ in taken] != list(range(1, len(taken) + 1)):
         raise SystemExit("error: steps are missing or were recorded twice")
     gaps = [(b[1] - a[1]) for a, b in itertools.pairwise(taken)]
-    # Where an attempt begins, the gap holds the detection, the restart and the repeated steps.
+    # The gap at the begin of an attempt includes detection, restart and repeated steps.
     begins = {event["checkpoint"] for event in events(runs) if event["event"] == "start"}
     lost = [gap for (step, _), gap in zip(taken, gaps, strict=False) if step in begins]
     usual = statistics.mean(
@@ -184,8 +184,8 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments")
-    parser.add_argument("--out", type=Path, help="file of the report; printed in any case")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the moments")
+    parser.add_argument("--out", type=Path, help="file for the report, which is also printed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kills, whole = soak(Path(folder), options.minutes, options.kills, options.seed)

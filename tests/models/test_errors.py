@@ -87,7 +87,7 @@ def test_features_by_layer() -> None:
         ("no_such_package.nets:tiny", "no_such_package"),
         (f"{NETS}:huge", "huge"),
         (f"{NETS}:", "of type module; name the function"),
-        (f"{NETS}:NOT_A_FACTORY", "no factory but of type int"),
+        (f"{NETS}:NOT_A_FACTORY", "not callable but of type int"),
         (f"{NETS}:no_classes", "takes no num_classes"),
         (f"{NETS}:not_a_module", "of type Tensor"),
         ("json:dumps", "cannot be built"),
@@ -101,7 +101,7 @@ def test_user_factories_that_do_not_fit(path: str, words: str) -> None:
     ("path", "feature", "words"),
     [
         ("tiny", None, "not (logits, features)"),
-        ("Pair", "conv", "must return logits alone"),
+        ("Pair", "conv", "must return only logits"),
         ("Windows", "window", "do not have one row for each of 3 images"),
         ("Windows", "unused", "never calls layer 'unused'"),
         ("Windows", "several", "returns list"),

@@ -302,5 +302,5 @@ def test_a_state_that_lacks_parameters_is_refused() -> None:
     network = build("simple_convnet", num_classes=10)
     state = network.state_dict()
     del state["fc.bias"]
-    with pytest.raises(ConfigError, match=r"lacks fc\.bias; it is"):
+    with pytest.raises(ConfigError, match=r"lacks fc\.bias; it was"):
         load_state(network, state, where="f")

@@ -1,6 +1,6 @@
-"""Network namespaces as hosts: each has an address of its own on one switch, and can be cut off.
+"""Network namespaces as hosts: each has its own address on one switch, and can be cut off.
 
-All of it lies in namespaces, the switch too: the machine's own network is not touched.
+The switch lies in a namespace too, so the machine's own network does not change.
 """
 
 import os
@@ -9,7 +9,7 @@ import subprocess
 
 
 def why_not() -> str | None:
-    """Return why there can be no namespaces here, None if there can."""
+    """Return why namespaces cannot be made here, or None if they can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "network namespaces need root and the program ip"
     name = f"rebias-{os.getpid()}-probe"
@@ -26,14 +26,14 @@ def _ip(*words: str) -> None:
 
 
 class Hosts:
-    """So many hosts, from ``start`` to ``stop``; host k has the address 10.77.0.(k + 1)."""
+    """Several hosts, from ``start`` to ``stop``; host k has the address 10.77.0.(k + 1)."""
 
     def __init__(self, count: int) -> None:
         self._names = [f"rebias-{os.getpid()}-{host}" for host in range(count)]
         self._switch = f"rebias-{os.getpid()}-switch"
 
     def start(self) -> None:
-        """Make the switch and plug the hosts in."""
+        """Make the switch and connect the hosts to it."""
         _ip("netns", "add", self._switch)
         self._inside(self._switch, "link", "add", "switch", "type", "bridge")
         self._inside(self._switch, "link", "set", "switch", "up")
@@ -57,20 +57,20 @@ class Hosts:
         return f"10.77.0.{host + 1}"
 
     def cut(self, host: int) -> None:
-        """Pull a host's plug: no packet comes or goes, and nobody is told."""
+        """Disconnect a host without notice: no packet reaches it or leaves it."""
         self._inside(self._switch, "link", "set", f"port{host}", "nomaster")
 
     def plug(self, host: int) -> None:
-        """Put the plug in."""
+        """Connect a host to the switch."""
         self._inside(self._switch, "link", "set", f"port{host}", "master", "switch")
         self._inside(self._switch, "link", "set", f"port{host}", "up")
 
     def on(self, host: int) -> list[str]:
-        """Return the words before a command that make it run on a host."""
+        """Return the words that make the command after them run on a host."""
         return ["ip", "netns", "exec", self._names[host]]
 
     def stop(self) -> None:
-        """Remove it all; nothing may run there any more."""
+        """Remove the hosts and the switch; fail if a process still runs there."""
         left = []
         for name in (*self._names, self._switch):
             listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Four hosts with addresses of their own train together; one is cut off; the run goes on."""
+"""Four hosts with their own addresses train together; one is cut off; the run resumes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.slurm.runs import (
     wait_for_step,
 )
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)
 HOSTS = 4
 
 
@@ -51,7 +51,7 @@ def start(hosts: Hosts, file: Path, runs: Path, attempt: int) -> list[subprocess
                 subprocess.Popen(
                     [*hosts.on(host), *torchrun, *train],
                     cwd=ROOT,
-                    # The host's name leads to the machine's own address.
+                    # By default gloo would use the address of the machine's host name.
                     env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -75,7 +75,7 @@ def test_a_host_that_is_cut_off_ends_the_run_and_the_run_resumes(hosts, tmp_path
     try:
         wait_for_step(runs / "r", 3)
         hosts.cut(2)
-        # All of them end by themselves, the one that is alone as well.
+        # All hosts end without a signal, including the one that is cut off.
         wait_until(lambda: all(p.poll() is not None for p in processes), "all have ended", 150)
     finally:
         for process in processes:

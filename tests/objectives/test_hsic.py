@@ -201,9 +201,9 @@ def test_second_derivatives_are_refused():
     x, y = dependent(8, 2, 2)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(hsic(x, y, 1.0, 1.0), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="hsic has first derivatives only"):
+    with pytest.raises(RuntimeError, match="have first derivatives only"):
         torch.autograd.grad(gradient.square().sum(), x)
-    with pytest.raises(RuntimeError, match="hsic has first derivatives only"):
+    with pytest.raises(RuntimeError, match="have first derivatives only"):
         gradient.sum().backward()
 
 
@@ -252,11 +252,11 @@ def test_refusals():
         with pytest.raises(ConfigError, match=message):
             hsic(*arguments, **options)
     for left, right, message in (
-        (x, y[:7], "same rows"),
+        (x, y[:7], "same number of rows"),
         (x[0], y, "rows \\(n, d\\), got shape \\(2,\\)"),
         (x.long(), y, "floating point, got torch.int64"),
-        (gather_features(x), y[:7], "counts say that rank 0 holds 8 rows, its tensor has 7"),
-        (gather_features(x), gather_features(y[:7]), "same rows"),
+        (gather_features(x), y[:7], "counts say that rank 0 has 8 rows, but its tensor has 7"),
+        (gather_features(x), gather_features(y[:7]), "same number of rows"),
         (gather_features(x), gather_features(y, group=LOCAL), "different groups"),
     ):
         with pytest.raises(ValueError, match=message):

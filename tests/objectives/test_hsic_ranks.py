@@ -188,4 +188,4 @@ def test_refusals_are_the_same_on_all_ranks():
     assert {kind for kind, _ in shape} == {"ValueError"}
     assert "rank 0" in shape[1][1]
     assert [kind for kind, _ in counts] == ["NonFiniteError", "ValueError", "NonFiniteError"]
-    assert "rank 1 holds 4 rows, its tensor has 3" in counts[1][1]
+    assert "rank 1 has 4 rows, but its tensor has 3" in counts[1][1]

@@ -219,7 +219,7 @@ def test_all_ranks_refuse_alike():
     assert first == second
     for outcome, part in zip(
         first,
-        ["batch 1 has", "got [1, 2]", "got [1, 0]", "collapsed", "two rows", "one width and dtype"],
+        ["batch 1 has", "got [1, 2]", "got [1, 0]", "collapsed", "two rows", "same width"],
         strict=True,
     ):
         assert part in outcome

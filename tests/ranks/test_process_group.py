@@ -227,7 +227,7 @@ def started(environments: list[dict[str, str]], settings: list[dict[str, str]]) 
         for environment, of_one in zip(environments, settings, strict=True)
     ]
     try:
-        return [process.communicate(timeout=200)[0].strip() for process in processes]
+        return [process.communicate(timeout=1000)[0].strip() for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -52,7 +52,7 @@ def page(few_digits, tmp_path_factory) -> Path:
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=280
+        command, env=environment, capture_output=True, text=True, check=False, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     return folder / "out" / "results.html"
@@ -66,7 +66,7 @@ def cells(page, caption: str) -> list[list[str]]:
 
 
 @needs_chromium
-@pytest.mark.timeout(900)  # whole runs and a browser, on a machine that may be busy
+@pytest.mark.timeout(3600)  # whole runs and a browser, on a machine that may be busy
 @pytest.mark.parametrize(
     ("scheme", "javascript"), [("light", True), ("dark", False)], ids=["light", "dark without js"]
 )

@@ -1,8 +1,8 @@
-"""A SLURM of three virtual nodes on this machine, with daemons, ports and keys of its own.
+"""A SLURM of three virtual nodes on this machine, with its own daemons, ports and keys.
 
-n0 and n1 have four CPUs each, n2 has three; how many the machine has does not matter. Nothing of
-an installed SLURM is used but its programs: configuration, munge socket and state are in a folder
-of the test. It needs root, because munge and slurmd do.
+n0 and n1 have four CPUs each, n2 has three, however many the machine has. Only the programs of an
+installed SLURM are used: configuration, munge socket and state are in a folder of the test. It
+needs root, because munge and slurmd do.
 """
 
 import os
@@ -21,7 +21,7 @@ ClusterName=rebias-test
 SlurmctldHost={host}
 SlurmctldPort={control}
 AuthType=auth/munge
-# A requeued job waits until its old credential has expired: two minutes, if nothing is said here.
+# A requeued job waits until its old credential has expired, which takes two minutes by default.
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 SlurmUser=root
@@ -56,7 +56,7 @@ NODES = ("n0", "n1", "n2")
 
 
 def why_not() -> str | None:
-    """Return why there can be no SLURM here, None if there can; install it if need be."""
+    """Return why SLURM cannot run here, or None if it can; install it if it is missing."""
     if os.geteuid() != 0:
         return "SLURM's daemons need root"
     if all(shutil.which(program) for program in _PROGRAMS):
@@ -73,7 +73,7 @@ def why_not() -> str | None:
     return None
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 1000) -> None:
     """Wait until a condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 240)
 
 
 class Cluster:
-    """The daemons, from ``start`` to ``stop``."""
+    """The daemons of a cluster, from ``start`` to ``stop``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -136,7 +136,7 @@ class Cluster:
             )
 
     def lose_node(self, node: str) -> None:
-        """Kill a node's slurmd and all that it has started, as a power cut would."""
+        """Kill a node's slurmd and all its processes, as a power cut would."""
         for pid in self.processes():
             command = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             if f"SLURMD_NODENAME={node}".encode() in command:
@@ -149,23 +149,23 @@ class Cluster:
     def run(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
         """Run a command with this SLURM and return what it prints."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=240, cwd=cwd
+            command, env=self.environment, capture_output=True, text=True, timeout=1000, cwd=cwd
         )
         assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """Return the state of a job, also for some minutes after its end."""
+        """Return the state of a job; SLURM knows it until some minutes after the end."""
         shown = self.run("scontrol", "show", "job", "--oneliner", job, check=False)
         return shown.partition("JobState=")[2].split(" ")[0] or "GONE"
 
     def show(self, job: str) -> str:
-        """Return all that SLURM says of a job."""
+        """Return what SLURM shows of a job."""
         return self.run("scontrol", "show", "job", "--oneliner", job)
 
-    def wait(self, job: str, seconds: float = 500) -> str:
+    def wait(self, job: str, seconds: float = 1000) -> str:
         """Wait until a job has ended and return its state."""
-        # What the controller says in between is no end: nothing at all, while it is busy, too.
+        # Only these states are an end. A busy controller may even give no answer.
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         last = ""
 
@@ -210,8 +210,8 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    # Below the ports of outgoing connections, so that none of them is taken before the daemon is
-    # there; and away from those that jobs use.
+    # Ports below those of outgoing connections, so that none is taken before the daemon starts,
+    # and outside the range that jobs use.
     ports: list[int] = []
     for port in range(30_000 + os.getpid() % 1000 * 2, 32_700):
         with socket.socket() as probe:

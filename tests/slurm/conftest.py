@@ -1,4 +1,4 @@
-"""One SLURM for the session, started on first use."""
+"""One SLURM for the whole session, started at its first use."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.slurm.cluster import Cluster, why_not
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """A SLURM of our own; the test is skipped where there can be none."""
+    """Yield a SLURM for the tests; skip the test where SLURM cannot run."""
     reason = why_not()
     if reason:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Small runs through 'rebias-launch slurm', and what they leave."""
+"""Small runs through 'rebias-launch slurm', and the files that they leave."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ STEPS = 8
 
 
 def configuration(small_run: dict[str, Any], seconds: float = 0.0, **more: Any) -> dict[str, Any]:
-    """A run of eight steps, whose f sleeps for so long in each forward pass."""
+    """Return a run of eight steps; f sleeps for ``seconds`` in each forward pass."""
     f = {"kernel_size": 3, "width": 0.25, "seconds": seconds}
     return {
         **{key: value for key, value in small_run.items() if key != "runs_dir"},
@@ -56,12 +56,12 @@ def state(run: Path) -> dict[str, Any]:
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    """Wait until a run has made so many steps."""
+    """Wait until a run has made ``step`` steps."""
     wait_until(lambda: state(run).get("step", 0) >= step, f"{run.name} is at step {step}", 280)
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:
-    """Return the losses of each step; no step may be recorded twice."""
+    """Return the losses of each step; fail if a step was recorded twice."""
     found: dict[int, dict[str, float]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -74,7 +74,7 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    """Return all tensors of a run's checkpoint by their place in it."""
+    """Return all tensors of a run's checkpoint by their path in it."""
     path = run / f"checkpoints/step-{step:09d}/state.pt"
     found: dict[str, torch.Tensor] = {}
 
@@ -94,7 +94,7 @@ def weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
 
 
 def assert_same_end(run: Path, undisturbed: Path) -> None:
-    """Two runs must have ended with the same bits, having recorded the same losses."""
+    """Assert that two runs have the same final weights, bit by bit, and the same losses."""
     assert losses(run) == losses(undisturbed)
     mine, other = weights(run), weights(undisturbed)
     assert mine.keys() == other.keys()
@@ -111,7 +111,7 @@ def alone(config: dict[str, Any], folder: Path, name: str) -> Path:
         [*command, f"--runs-dir={folder / 'runs'}"],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

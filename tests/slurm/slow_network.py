@@ -1,4 +1,4 @@
-"""SimpleConvNet that takes its time, so that a run lasts long enough to be disturbed."""
+"""A slow SimpleConvNet, so that a run lasts long enough to be disturbed."""
 
 import time
 from typing import Any
@@ -20,5 +20,5 @@ class SlowConvNet(SimpleConvNet):
 
 
 def build(num_classes: int, seconds: float = 0.0, **options: Any) -> SlowConvNet:
-    """The factory that a configuration names."""
+    """Return the network; the configuration names this function."""
     return SlowConvNet(seconds, num_classes=num_classes, **options)

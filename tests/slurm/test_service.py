@@ -1,4 +1,4 @@
-"""list, stop and resume of a run on a real SLURM."""
+"""The commands list, stop and resume for a run on a real SLURM."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from tests.slurm.runs import ROOT, STEPS, configuration, launch, state, wait_for_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 def test_a_job_is_listed_stopped_and_resumed(cluster, tmp_path, small_run):
@@ -48,11 +48,11 @@ def test_a_run_has_one_owner_here_or_in_the_queue(cluster, tmp_path, small_run):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     assert f"job {job}" in refused.stderr
-    # The training itself knows nothing of the queue; stop then finds both.
+    # The training itself does not ask the queue, so it starts; stop then finds both.
     training = subprocess.Popen(
         [sys.executable, "-m", "rebias_dist.train", f"--config={file}", *place],
         env=cluster.environment,
@@ -71,7 +71,7 @@ def test_a_run_has_one_owner_here_or_in_the_queue(cluster, tmp_path, small_run):
 
 
 def resumed(said: str) -> str:
-    """The job of what has been submitted again, held as it was the first time."""
+    """Return the job that resume submitted; it is held, as the first one was."""
     job = said.partition("submitted job ")[2].partition(",")[0]
     assert job.isdigit(), said
     return job

@@ -1,4 +1,4 @@
-"""Runs on a real SLURM: the same figures by either script, and nothing lost when disturbed."""
+"""Runs on a real SLURM: both scripts give the same figures, and disturbances lose nothing."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ from tests.slurm.runs import (
     wait_for_step,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, folder, few_digits):
-    """The run on two nodes by each script, both at the same time, and by one process."""
+    """Return the run on two nodes by each script, both at the same time, and by one process."""
     config = configuration(
         {
             "global_batch": 48,
@@ -46,7 +46,7 @@ def undisturbed(cluster, folder, few_digits):
             "data": {"source": str(few_digits), "image_size": 8, "rho": 0.8},
         }
     )
-    # Before the others, so that the shards lie in the cache.
+    # This run comes first, so that the others find the shards in the cache.
     runs = {"alone": alone(config, folder, "alone")}
     jobs = {}
     for by in ("torchrun", "srun"):
@@ -79,7 +79,7 @@ def test_two_nodes_train_as_one_process(undisturbed, by):
 
 @pytest.mark.slow
 def test_torchruns_that_find_each_other_by_c10d(cluster, folder, undisturbed):
-    """The lines of the README."""
+    """The command lines of the README work."""
     file = folder / "c10d.yaml"
     file.write_text(yaml.safe_dump(undisturbed["config"]))
     python = f"{sys.executable} -m torch.distributed.run --nnodes=$SLURM_NNODES --nproc_per_node=1"
@@ -96,7 +96,7 @@ def test_torchruns_that_find_each_other_by_c10d(cluster, folder, undisturbed):
 
 
 def test_the_warning_ahead_of_the_time_limit_saves_and_requeues(cluster, folder, undisturbed):
-    # What --signal sends, to the same processes, but at a step of our choice.
+    # The same signal as from --signal, to the same processes, but at a chosen step.
     config = slow(undisturbed["config"], 0.3)
     jobs = {
         by: launch(cluster, folder, f"warned-{by}", config, "--nodes=2", f"--by={by}")
@@ -125,7 +125,7 @@ def test_a_cancelled_run_can_be_resumed(cluster, folder, undisturbed):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     assert refused.returncode == 2
     assert f"job {job} is at work on the run" in refused.stderr
@@ -205,7 +205,7 @@ def test_a_real_time_limit(cluster, folder, undisturbed):
 
 @pytest.mark.slow
 def test_the_warning_comes_again_after_a_requeue(cluster, folder, undisturbed):
-    # Sixteen seconds a step: there have to be two warnings at least.
+    # A step takes sixteen seconds, so at least two warnings are needed.
     config = slow(undisturbed["config"], 4.0)
     words = ["--nodes=2", "--by=srun", "--time=2", "--warning=60"]
     job, run = launch(cluster, folder, "limited-twice", config, *words)

@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import hsic
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 
 CPU = torch.device("cpu")
 N, M, CLASSES = 24, 4, 5

@@ -25,14 +25,14 @@ def torchrun(ranks: int, *arguments: str, cwd: Path, module: str | None = "rebia
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={ranks}", *(["-m", module] if module else []), *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1000
     )
 
 
 def train(*arguments: str, cwd: Path):
     """Run the training command in a single process."""
     command = [sys.executable, "-m", "rebias_dist.train", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1000)
 
 
 def _documented() -> str:
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_network_is_refused(config_file, tmp_path):
     changed = (run / "config.yaml").read_text().replace("kernel_size: 3", "kernel_size: 5")
     (run / "config.yaml").write_text(changed)
     command = [sys.executable, "-m", "rebias_dist.commands.evaluate", str(run)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "extracter.0.weight" in done.stderr
@@ -384,7 +384,7 @@ def test_a_run_survives_a_move_of_its_shards_and_notices_other_ones(shards, smal
 
     def evaluate(*arguments: str):
         return subprocess.run(
-            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=1000
         )
 
     assert "no shards here" in evaluate().stderr

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 from rebias_dist.telemetry.flops import Work, count_flops, device_peak, peak_of
 
 SIDE, CLASSES, N = 6, 3, 8

@@ -6,11 +6,11 @@ import torch
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.phases import PHASES
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
-from rebias_dist.step.radii import Radii
 from rebias_dist.telemetry.meter import Meter, Reading, describe_speed, peak_rss
 
 N, CLASSES, STEPS = 16, 4, 3

@@ -56,7 +56,7 @@ def board(few_digits, tmp_path_factory) -> Iterator[tuple[str, Path]]:
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 1000
     while True:
         assert server.poll() is None, log.read_text()
         try:
@@ -88,7 +88,7 @@ def shown(page, tab: str, wanted: list[str], address: str, picture: Path) -> Non
     """Open a tab and keep a picture once all that is wanted is there (regular expressions)."""
     page.goto("about:blank")
     page.goto(f"{address}/#{tab}")
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 1000
     while True:
         text = " ".join(frame.evaluate(_TEXT) for frame in page.frames)
         missing = [pattern for pattern in wanted if not re.search(pattern, text)]

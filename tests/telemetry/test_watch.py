@@ -84,7 +84,7 @@ def test_clipping_in_every_step():
         free = step == CLIPPED_STEPS - 2
         told.watch.step(step, {"f/grad_norm": 0.5 if free else 5.0, "g0/grad_norm": 0.5})
     assert told.all == [("clipping_f", 2 * CLIPPED_STEPS - 2)]
-    assert "clip_norm 1" in told.texts[0]
+    assert "clip_norm is 1" in told.texts[0]
     unlimited = Told(optimizer={})
     for step in range(3 * CLIPPED_STEPS):
         unlimited.watch.step(step, {"f/grad_norm": 5.0})

@@ -162,7 +162,7 @@ def test_what_is_no_file_is_refused_without_blocking(tmp_path):
         bound.bind(str(folder / "socket.jpg"))
         command = [sys.executable, "-m", "data_shards", "check", folder, folder.parent / "out"]
         done = subprocess.run(
-            [*command, "--json"], capture_output=True, text=True, timeout=60, check=False
+            [*command, "--json"], capture_output=True, text=True, timeout=1000, check=False
         )
     assert done.returncode == 1, done.stderr
     findings = [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,10 +4,12 @@ import os
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from data_shards.__main__ import cli
 from data_shards.audit.inspect import contact_sheet
+from data_shards.audit.verify import verify_split
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import load_split
 from data_shards.format.samples import read_image, walk_facts
@@ -48,6 +50,22 @@ def test_figures(split, capsys):
     assert found["shard_samples"] == {"min": 3, "median": 7, "max": 7}
     sizes = sorted(path.stat().st_size for path in split.glob("*.tar"))
     assert found["shard_bytes"] == {"min": sizes[0], "median": sizes[1], "max": sizes[2]}
+
+
+def test_stock_webdataset_reads_the_same_images_and_facts(split):
+    manifest, index = load_split(split)
+    paths = [str(split / shard.name) for shard in manifest.shards]
+    stock = list(webdataset.WebDataset(paths, shardshuffle=False, empty_check=False))
+    facts = list(walk_facts(split, manifest, index))
+    assert len(stock) == len(index) == 17
+    for sample, row, ours in zip(stock, index, facts, strict=True):
+        assert sample["__key__"] == ours.key == row["key"].decode()
+        assert sample[ours.extension] == read_image(split, manifest, row)
+        assert int(sample["cls"]) == row["label"]
+        told = json.loads(sample["json"])
+        assert (told["source"], told["size"]) == (ours.source, list(ours.size))
+        assert told["flags"] == list(ours.flags)
+    assert list(verify_split(split)) == []
 
 
 def test_text_names_every_class_and_all_that_was_left_out(split, capsys):

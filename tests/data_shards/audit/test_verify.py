@@ -1,5 +1,4 @@
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -7,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import webdataset
 
 from data_shards.__main__ import cli
 from data_shards.audit.verify import verify_split
@@ -48,12 +48,10 @@ def _members(path):
 
 def _write(path, members):
     """A tar as the writer makes it."""
-    stream = io.BytesIO()
-    for name, content in members:
-        stream.write(header(name, len(content)) + content + bytes(-len(content) % 512))
-    stream.write(bytes(1024))
-    stream.write(bytes(-stream.tell() % 10240))
-    path.write_bytes(stream.getvalue())
+    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+        for name, content in members:
+            key, _, extension = name.partition(".")
+            tar.write({"__key__": key, extension: content})
 
 
 def _seal(folder):

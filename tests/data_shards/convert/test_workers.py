@@ -1,4 +1,5 @@
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -24,6 +25,11 @@ def _obey(order):
         os._exit(0)
     if order == "hang":
         time.sleep(600)
+    if order == "pause":
+        time.sleep(0.9)
+        return 0
+    if order == "spin":  # in C, where Python neither switches threads nor looks for signals
+        sum(itertools.repeat(1))
     if order == "hungry":
         return len(bytearray(600 * MB))
     if order == "raise":
@@ -66,8 +72,9 @@ def test_the_fault_is_found_and_the_rest_goes_on():
     assert results == expected
 
 
-def test_a_hanging_item_is_ended_and_named():
-    orders = [1, "hang", 2, 3]
+@pytest.mark.parametrize("how", ["hang", "spin"])
+def test_a_hanging_item_is_ended_and_named(how):
+    orders = [1, how, 2, 3]
     results = list(map_surviving(_obey, orders, workers=1, chunk=4, seconds=0.5))
     assert results == [1, Crash("timeout", -1), 4, 9]
 
@@ -84,6 +91,14 @@ def test_a_kill_from_outside_blames_no_item(tmp_path):
 def test_a_crash_names_the_marked_part():
     results = list(map_surviving(_in_parts, [[1, 2], [1, 2, "kill", 3], [4]], workers=1))
     assert results == [2, Crash("crashed", 2), 1]
+
+
+def test_a_mark_restarts_the_clock():
+    orders = [["pause"] * 4, [1, "hang"]]
+    assert list(map_surviving(_in_parts, orders, workers=1, seconds=3.0)) == [
+        4,
+        Crash("timeout", 1),
+    ]
 
 
 def test_an_exception_ends_the_map():
@@ -116,14 +131,20 @@ def _note_and_hang(path):
     time.sleep(600)
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path):
+def _note_and_spin(path):
+    path.write_text(str(os.getpid()))
+    _obey("spin")
+
+
+@pytest.mark.parametrize("function", ["_note_and_hang", "_note_and_spin"])
+def test_workers_end_when_their_parent_is_killed(tmp_path, function):
     note = tmp_path / "pid"
     script = (
         "from pathlib import Path\n"
         "from data_shards.convert.workers import map_surviving\n"
-        "from tests.data_shards.convert.test_workers import _note_and_hang\n"
+        f"from tests.data_shards.convert.test_workers import {function}\n"
         "if __name__ == '__main__':\n"
-        f"    list(map_surviving(_note_and_hang, [Path({str(note)!r})], workers=1))\n"
+        f"    list(map_surviving({function}, [Path({str(note)!r})], workers=1))\n"
     )
     (tmp_path / "script.py").write_text(script)
     root = ROOT

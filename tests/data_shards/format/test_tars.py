@@ -4,14 +4,15 @@ import hashlib
 import io
 import tarfile
 import tracemalloc
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
+import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.errors import DataShardsError
-from data_shards.format.tars import TarStream, header
+from data_shards.format.tars import TarStream, header, read_header
 
 
 class _BadDisk(io.FileIO):
@@ -74,17 +75,31 @@ def test_the_memory_of_a_large_sample_is_given_back(tmp_path):
     assert held < 20 * 2**20
 
 
-@given(name=st.text(min_size=1, max_size=30), size=st.integers(0, 8**11 - 1))
-def test_headers_are_those_of_tarfile(name, size):
+@given(name=st.text(min_size=1, max_size=30), size=st.integers(0, 8**11 - 1), data=st.data())
+def test_a_header_is_read_back_and_a_changed_one_noticed(name, size, data):
     name = name.replace("\0", "0").encode(errors="replace").decode()
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = size, 0, 0o444
-    info.uname = info.gname = "bigdata"
-    if len(name.encode()) <= 100:
-        assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+    block = bytearray(header(name, size))
+    assert len(block) == 512
+    assert read_header(bytes(block)) == (name, size, True)
+    block[data.draw(st.integers(0, 511))] ^= data.draw(st.integers(1, 255))
+    with suppress(tarfile.HeaderError):
+        assert not read_header(bytes(block))[2]
 
 
 @pytest.mark.parametrize(("name", "size"), [("é" * 51, 1), ("a", 8**11)])
 def test_what_fits_no_header_is_refused(name, size):
-    with pytest.raises(ValueError, match="too long for a tar"):
+    with pytest.raises(ValueError, match=r"too long|overflow"):
         header(name, size)
+
+
+def test_the_bytes_are_those_of_webdatasets_writer(tmp_path):
+    samples = {"a" * 90: {"jpg": b"1" * 511, "cls": b""}, "b/1": {"png": b"2" * 2**20, "cls": b"7"}}
+    with (tmp_path / "a.tar").open("w+b") as file, closing(TarStream(file)) as tar:
+        for key, contents in samples.items():
+            tar.add(key, contents)
+        tar.finish()
+    stock = io.BytesIO()
+    with webdataset.TarWriter(stock, encoder=False, mtime=0) as writer:
+        for key, contents in samples.items():
+            writer.write({"__key__": key, **contents})
+    assert (tmp_path / "a.tar").read_bytes() == stock.getvalue()

@@ -237,7 +237,7 @@ def _process(folder, listed, *arguments, **options):
 
 
 def _wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 1000
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

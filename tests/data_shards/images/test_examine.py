@@ -1,5 +1,6 @@
 import hashlib
 import io
+import itertools
 import os
 import random
 import stat
@@ -44,7 +45,7 @@ def test_zoo(exhibit):
 
 
 def _pixels(content):
-    """All pixels by a decoder that does not mind warnings."""
+    """All pixels by a decoder that ignores warnings."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
@@ -61,7 +62,7 @@ def test_a_harmless_oddity_leaves_the_pixels_alone():
 def test_any_one_missing_byte_of_the_coded_data_is_seen_or_harmless(name):
     """A cut with an end marker behind it is damage, wherever it is, by scans as well."""
     content = whole()[name]
-    scan = next(s for s in jpeg.parse(content).segments if s.marker == 0xDA)
+    scan = next(s for s in jpeg.parse(content) if s.marker == 0xDA)
     draw = random.Random(1)
     for _ in range(60):
         cut = content[: draw.randrange(scan.coded, len(content) - 40)] + b"\xff\xd9"
@@ -117,7 +118,7 @@ def test_the_hash_of_a_png_sees_its_palette():
     assert len(hashes) == 2
 
 
-def scan_of(data: bytes) -> tuple[bytes, jpeg.Structure]:
+def scan_of(data: bytes) -> tuple[bytes, list[jpeg.Segment]]:
     """Return a file whose only scan holds ``data``, and what its markers say."""
     start = b"\xff\xd8\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x01"
     content = start + data + b"\xff\xd9"
@@ -127,8 +128,8 @@ def scan_of(data: bytes) -> tuple[bytes, jpeg.Structure]:
 @given(st.lists(st.sampled_from([b"a", b"\x00", b"\xff\x00", b"\xff\xd0"]), max_size=30))
 def test_padding_of_a_scan_is_what_a_loop_says(parts):
     data = b"a" + b"".join(parts)
-    content, structure = scan_of(data)
-    plain, _ = jpeg.without_oddities(content, structure)
+    content, segments = scan_of(data)
+    plain, _ = jpeg.without_oddities(content, segments)
     end = len(data)
     while data[end - 1] == 0 and data[end - 2] != 0xFF:
         end -= 1
@@ -139,7 +140,7 @@ def test_padding_of_a_scan_is_what_a_loop_says(parts):
 @given(st.lists(st.sampled_from([b"\x00", b"\xff", b"\xd0", b"\xc4", b"a"]), max_size=40))
 def test_coded_data_end_where_a_loop_says(parts):
     data = b"a" + b"".join(parts)
-    content, structure = scan_of(data)
+    content, segments = scan_of(data)
     coded = len(content) - len(data) - 2
     end = coded
     while end < len(content):
@@ -150,26 +151,26 @@ def test_coded_data_end_where_a_loop_says(parts):
         if run > end and follows not in (b"", b"\x00") and not 0xD0 <= follows[0] <= 0xD7:
             break
         end = max(run, end + 1)
-    assert (structure.segments[0].coded, structure.segments[0].end) == (coded, end)
+    assert (segments[0].coded, segments[0].end) == (coded, end)
 
 
 def test_a_hole_of_zeros_takes_no_time_that_grows_with_its_square():
-    content, structure = scan_of(b"a" + bytes(2**20) + b"a")
-    assert jpeg.without_oddities(content, structure)[0] == content
+    content, segments = scan_of(b"a" + bytes(2**20) + b"a")
+    assert jpeg.without_oddities(content, segments)[0] == content
 
 
-def test_structure_agrees_with_the_decoder():
+def test_segments_agree_with_the_decoder():
     for name, content in whole().items():
         if name.endswith("png"):
             continue
-        structure = jpeg.parse(content)
-        assert structure.end == len(content)
-        assert structure.gaps == []
-        assert not jpeg.lacks_scans(structure)
+        segments = jpeg.parse(content)
+        assert jpeg.end_of_image(segments) == len(content)
+        header = jpeg.read_header(content, segments)
+        assert not jpeg.lacks_scans(content, header, segments)
         height, width, *_ = simplejpeg.decode_jpeg_header(content)
-        assert (structure.width, structure.height) == (width, height)
-        assert structure.segments[0].start == 2
-        for one, following in zip(structure.segments, structure.segments[1:], strict=False):
+        assert header.size == (width, height)
+        assert segments[0].start == 2
+        for one, following in itertools.pairwise(segments):
             assert one.end == following.start
 
 

@@ -1,4 +1,4 @@
-"""Random damage: nothing crashes or hangs, memory is bounded, nothing damaged gets in."""
+"""Random damage: nothing crashes or hangs, memory is bounded, no damaged image is kept."""
 
 import io
 from collections import Counter
@@ -53,8 +53,8 @@ def _wrongly_kept(mutant, found):
         return "" if not ODDITIES & set(found.reasons) else "an oddity without a warning"
     if not ODDITIES & set(found.reasons):
         return "strict decoding fails, nothing is said"
-    # The full decoder warns of a harmless oddity. It must be the only thing that is wrong,
-    # and the pixels those that a decoder makes that does not mind.
+    # The full decoder warns about a harmless oddity. Without it, the file must decode
+    # strictly, to the pixels of a decoder that ignores warnings.
     plain, _ = jpeg.without_oddities(content, jpeg.parse(content))
     if not _strictly_decodes(plain):
         return "strict decoding fails behind the oddity"

@@ -1,7 +1,7 @@
-"""Images in every state: whole, odd and damaged, from real photographs and generated ones.
+"""Whole, odd and damaged images, from real photographs and generated ones.
 
-:func:`zoo` has one of each kind with what must be said of it; :func:`mutants` damages whole
-images at random, but the same for the same seed.
+:func:`zoo` has one image of each kind with the result expected of its examination.
+:func:`mutants` damages whole images at random; the same seed gives the same damage.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from data_shards.images import jpeg
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A file, and what must be said of it. ``verdict``, ``reasons`` and ``flags`` are exact."""
+    """A file and the exact ``verdict``, ``reasons`` and ``flags`` of its examination."""
 
     name: str
     content: bytes
@@ -58,7 +58,7 @@ def _segment(marker: int, payload: bytes) -> bytes:
 
 
 def _place(content: bytes, marker: int) -> jpeg.Segment:
-    return next(s for s in jpeg.parse(content).segments if s.marker == marker)
+    return next(s for s in jpeg.parse(content) if s.marker == marker)
 
 
 def _insert(content: bytes, marker: int, extra: bytes) -> bytes:
@@ -72,7 +72,7 @@ def _patch(content: bytes, position: int, new: bytes) -> bytes:
 
 def _resized(content: bytes, width: int, height: int) -> bytes:
     """Return a JPEG whose header claims another size."""
-    frame = next(s for s in jpeg.parse(content).segments if s.marker in (0xC0, 0xC1, 0xC2))
+    frame = next(s for s in jpeg.parse(content) if s.marker in (0xC0, 0xC1, 0xC2))
     return _patch(content, frame.body + 1, struct.pack(">HH", height, width))
 
 
@@ -126,13 +126,13 @@ def _grey_tail(image: Image.Image, part: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@cache  # it holds the time of its making
+@cache  # it contains the time of its creation
 def _icc() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def whole() -> dict[str, bytes]:
-    """Return whole images of many kinds, without anything odd about them, by name."""
+    """Return whole images of many kinds, without oddities, by name."""
     photo = _photograph(0, 200, 150)
     other = _photograph(13, 133, 97)
     exif = Image.Exif()
@@ -260,7 +260,7 @@ def _damaged_jpegs() -> Iterator[Exhibit]:
         yield Exhibit(f"{kind}-noise.jpg", noisy, "corrupt", damaged)
         hole = _patch(content, middle, bytes(4096))
         yield Exhibit(f"{kind}-hole.jpg", hole, "corrupt", damaged)
-        # A harmless warning comes first, and the decoder tells of the first alone.
+        # A harmless warning comes first, and the decoder reports only the first.
         behind = _insert(content[: size // 2] + eoi, 0xDB, b"ab")
         yield Exhibit(f"{kind}-oddity-hides-damage.jpg", behind, "corrupt", damaged)
     other = _save(_photograph(5, 320, 240), "JPEG", quality=90)
@@ -269,7 +269,7 @@ def _damaged_jpegs() -> Iterator[Exhibit]:
     end = _place(plain, 0xD9).start
     rest = plain[:end] + b"\x5a" * 12 + plain[end:]
     yield Exhibit("bytes-behind-data.jpg", rest, "corrupt", damaged)
-    scans = [s for s in jpeg.parse(progressive).segments if s.marker == 0xDA]
+    scans = [s for s in jpeg.parse(progressive) if s.marker == 0xDA]
     lost = ("missing-scan",)
     yield Exhibit("last-scan-cut.jpg", progressive[: scans[-2].end] + eoi, "corrupt", lost)
     middle_cut = progressive[: scans[3].start] + progressive[scans[3].end :]
@@ -310,11 +310,15 @@ def _damaged_pngs() -> Iterator[Exhibit]:
     yield Exhibit("stream-cut.png", png(size, 8, 2, packed[:-100]), "corrupt", damaged)
     wrong_sum = packed[:-1] + bytes([packed[-1] ^ 1])
     yield Exhibit("stream-sum.png", png(size, 8, 2, wrong_sum), "corrupt", damaged)
+    # Pillow decodes it and leaves the missing pixels black.
+    few = png((8, 9), 1, 0, zlib.compress(bytes(2)), interlace=1)
+    yield Exhibit("interlaced-short.png", few, "corrupt", damaged)
     filtered = b"\x09" + rows[1:]
     bad_filter = png(size, 8, 2, zlib.compress(filtered))
     yield Exhibit("bad-filter.png", bad_filter, "corrupt", header)
     yield Exhibit("no-palette.png", png((8, 8), 8, 3, zlib.compress(bytes(72))), "corrupt", header)
-    yield Exhibit("bad-depth.png", png((8, 8), 3, 2, b""), "corrupt", header)
+    yield Exhibit("bad-depth.png", png((8, 8), 3, 2, b""), "corrupt", damaged)
+    yield Exhibit("bad-interlace.png", png(size, 8, 2, packed, interlace=2), "corrupt", header)
     yield Exhibit("signature-alone.png", plain[:8], "corrupt", truncated)
     bomb = zlib.compress(bytes(300 * 2**20), 1)
     yield Exhibit("stream-bomb.png", png((64, 64), 8, 0, bomb), "corrupt", damaged)
@@ -365,7 +369,7 @@ def _no_images() -> Iterator[Exhibit]:
 
 @cache
 def zoo() -> tuple[Exhibit, ...]:
-    """Return one image of every kind of section; names are unique."""
+    """Return images of every kind; names are unique."""
     exhibits = [Exhibit(name, content, "ok") for name, content in whole().items()]
     for part in (_flagged, _suspect, _damaged_jpegs, _damaged_pngs, _refused, _no_images):
         exhibits += part()
@@ -376,7 +380,7 @@ def zoo() -> tuple[Exhibit, ...]:
 def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes.
 
-    Not ``ru_maxrss``, which a started process takes over from the one that started it.
+    This is not ``ru_maxrss``, which a process inherits from the one that started it.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
@@ -393,7 +397,7 @@ class Mutant:
 
 @cache
 def parents() -> dict[str, bytes]:
-    """Return small whole images to be damaged, by name."""
+    """Return small whole images to damage, by name."""
     photos = [_photograph(number, 96, 72) for number in range(10, 16)]
     made = {}
     for number, photo in enumerate(photos):

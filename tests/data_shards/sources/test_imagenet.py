@@ -265,7 +265,7 @@ def test_missing_classes_shift_no_label_and_are_told(tmp_path):
     assert "imagenet9 train: 10 images, but 54,600 are published" in told
     assert "41 of 42 class folders have no images: n01641577, " in told
     assert "these classes have none: dog, cat, frog, turtle, bird and 3 more" in told
-    assert "synsets that are no part of imagenet9: 1" in told
+    assert "synsets that are not in imagenet9: 1" in told
     assert not listing.findings
 
 
@@ -333,8 +333,8 @@ def test_what_is_not_taken_is_told(tmp_path):
         "a.tar": ("fifo",),
         "kittens": ("unknown-class",),
     }
-    ignored = next(line for line in listing.warnings if "no images by their names" in line)
-    assert ignored.startswith("4 files are no images by their names: train/.cache, ")
+    ignored = next(line for line in listing.warnings if "not images by their names" in line)
+    assert ignored.startswith("4 files are not images by their names: train/.cache, ")
 
 
 def test_a_linked_source_is_followed(forms, tmp_path):
@@ -480,11 +480,11 @@ def test_labels_of_flat_images(forms, tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "is no file of labels"),
-        (b"a,b\n", "is no file of labels"),
+        (b"", "is not a file of labels"),
+        (b"a,b\n", "is not a file of labels"),
         (b"name,wnid\nx\n", ":2: no image and wnid"),
         (b"name,wnid\nx,n1\nx,n2\n", ":3: two labels for one image"),
-        (b"\xff\xfe\x00", "is no table of labels"),
+        (b"\xff\xfe\x00", "is not a table of labels"),
         (b'name,wnid\n"x', ":2: no image and wnid"),
     ],
 )
@@ -533,7 +533,7 @@ def test_unclear_sources_are_refused_with_the_cure(forms, tmp_path):
         _list("imagenet9", tmp_path / "empty")
     only_train = trees.write_folder(tmp_path / "t" / "train", train).parent
     for source in (only_train, *forms["archive"]["train"]):
-        with pytest.raises(UsageError, match=r"no image of split val of imagenet9; .* say train"):
+        with pytest.raises(UsageError, match=r"no image of split val of imagenet9; .* of train"):
             _list("imagenet9", source, split="val")
     cut = tmp_path / "ILSVRC2012_img_train.tar"
     whole = forms["archive"]["train"][0].read_bytes()

@@ -1,4 +1,4 @@
-"""What is shown of runs: live, dead and damaged ones."""
+"""Commands that show runs: live, dead and damaged ones."""
 
 import fcntl
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.processes import lock_holder
-from launch.record.folders import find_runs, look_at
+from launch.record.locks import lock_holder
+from launch.record.runs import find_runs, look_at, run_folder
 from rebias_dist.errors import ConfigError
 from tests.launch.launched import ROOT, launch, wait_until
 
@@ -22,7 +22,7 @@ COMMANDS = ("local", "slurm", "list", "status", "logs", "stop", "resume", "tenso
 
 
 def make_run(runs: Path, name: str, **values: object) -> Path:
-    """Make the folder of a run that is not at work; its state says what is given."""
+    """Make the folder of a run without a process; its state has the given values."""
     folder = runs / name
     (folder / "logs").mkdir(parents=True)
     (folder / "config.yaml").write_text("{}\n")
@@ -42,7 +42,7 @@ def status_of(folder: Path) -> str:
     return found.status
 
 
-def test_only_a_held_lock_is_life(tmp_path):
+def test_a_run_is_alive_only_while_its_lock_is_held(tmp_path):
     folder = make_run(tmp_path, "a")
     assert status_of(folder) == "dead"
     holder = subprocess.Popen(
@@ -61,13 +61,13 @@ def test_only_a_held_lock_is_life(tmp_path):
         (found,) = look_at([folder])
         assert (found.status, found.trainer_pid) == ("running", holder.pid)
         assert found.images_per_s == 12.5
-        # What an earlier attempt left behind says nothing of this one.
+        # The state that an earlier attempt left does not describe this one.
         for left_over in ("failed", "interrupted", "finished"):
             text = (folder / "state.json").read_text()
             (folder / "state.json").write_text(text.replace('"running"', f'"{left_over}"'))
             assert status_of(folder) == "starting"
             (folder / "state.json").write_text(text)
-        # Asking disturbs nobody: the lock can be taken at any moment of it.
+        # Looking at the run does not disturb a process that takes the lock.
         holder.kill()
         holder.wait()
         with (folder / "lock").open("r+") as file:
@@ -112,7 +112,7 @@ def test_damaged_states(tmp_path, content):
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Be a user whom the permissions of files hold back, as root is not."""
+    """Be a user to whom the permissions of files apply, unlike root."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -123,7 +123,7 @@ def without_privileges() -> Iterator[None]:
 
 
 def test_a_folder_that_may_not_be_entered_hides_no_other_run(tmp_path, monkeypatch):
-    # Relative paths, for the folders above belong to this user alone.
+    # The paths are relative, because only this user may enter the folders above.
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
     runs = Path("runs")
@@ -153,7 +153,7 @@ def test_values_that_no_run_writes_are_unknown(tmp_path):
     assert found.total_steps == 10
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     folder = make_run(tmp_path / "runs", "a")
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
@@ -202,7 +202,7 @@ def test_a_table_of_two_hundred_runs(tmp_path):
     assert launch("list", "--active", cwd=tmp_path).stdout == "no runs in runs\n"
 
 
-def test_logs_from_the_end_without_what_a_terminal_would_obey(tmp_path):
+def test_logs_from_the_end_without_control_characters(tmp_path):
     folder = make_run(tmp_path / "runs", "a", status="finished")
     lines = [f"line {number} \x1b]0;title\x07 {'é' * 50}" for number in range(3000)]
     (folder / "logs/rank0.log").write_text("\n".join(lines) + "\n")
@@ -223,8 +223,6 @@ def test_logs_from_the_end_without_what_a_terminal_would_obey(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "a;b", "$(x)", "a\n", "é"])
 def test_names(tmp_path, name):
-    from launch.record.folders import run_folder
-
     with pytest.raises(ConfigError, match="cannot name a run"):
         run_folder(str(tmp_path), name)
 
@@ -255,7 +253,7 @@ def test_views_do_without_torch(tmp_path):
 
 
 def test_tensorboard_on_loopback(tmp_path):
-    """It answers under the address that is printed, and listens nowhere else."""
+    """TensorBoard answers at the printed address, and listens nowhere else."""
     import re
     import urllib.request
 

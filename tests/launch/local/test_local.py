@@ -26,7 +26,7 @@ from tests.launch.launched import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def short(small_run, tmp_path):
 
 @pytest.fixture
 def long(small_run, tmp_path):
-    """A run that does not end by itself while it is looked at, as a file."""
+    """A run that does not end during the test, as a file."""
     values = {**small_run, "epochs": 100_000, "evaluate": {"every_epochs": 100_000}}
     return write_config(tmp_path / "long.yaml", {**values, "checkpoint": {"every_steps": 5}})
 
@@ -67,7 +67,7 @@ def test_six_kills_at_different_moments_leave_the_same_bits(short, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2700)
+@pytest.mark.timeout(3600)
 def test_twenty_restarts_in_a_row(short, tmp_path):
     points = (*TRAINING, *WRITING)
     plans = [
@@ -95,7 +95,7 @@ def test_a_stopped_rank_and_a_killed_torchrun_lead_to_a_restart(long, tmp_path):
     os.kill(agents(run)[0], signal.SIGKILL)
     wait_until(lambda: "torchrun ended by SIGKILL" in run.said(), "detection", run)
     wait_for_step(run, folder, state(folder)["step"] + 1)
-    # Told twice, as a scheduler may; both mean the same request.
+    # A scheduler may send both signals; they are one request.
     for number in (signal.SIGUSR2, signal.SIGTERM):
         run.process.send_signal(number)
     ended = run.end()
@@ -123,7 +123,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     folder = tmp_path / "runs/a"
     run = started("local", long, "--ranks", "2", "--name", "a", cwd=tmp_path)
     wait_for_step(run, folder, 6)
-    # One owner: a second launcher is told who the first is; so is resume, and so are jobs.
+    # A run has one owner: a second launcher, resume and a job are refused, and name the first.
     record = (folder / "launcher/record.json").read_bytes()
     job = ("slurm", long, "--name", "a", "--cpu")
     for words in (("local", long, "--name", "a"), ("resume", "a"), job):
@@ -146,7 +146,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     assert "not at work (dead)" in launch("stop", "a", cwd=tmp_path).stdout
 
     before = state(folder)["step"]
-    # From another folder, without the file that it was started with.
+    # The run resumes from another folder, without the file that it was started with.
     (tmp_path / "long.yaml").unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -218,7 +218,7 @@ def test_a_refused_launch_does_not_change_how_a_run_by_hand_is_resumed(small_run
     assert "finished already" in resumed.stderr
 
 
-def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
+def test_exit_codes_when_no_restart_can_help(small_run, short, tmp_path):
     runs = tmp_path / "runs"
     lost = write_config(tmp_path / "lost.yaml", {**small_run, "data": {"root": "nowhere"}})
     refused = launch("local", lost, "--name", "a", cwd=tmp_path)
@@ -233,7 +233,7 @@ def test_exit_codes_of_what_no_restart_can_help(small_run, short, tmp_path):
     assert (given_up.code, given_up.left) == (3, []), given_up.out
     assert len([e for e in events(runs / "b") if e["event"] == "start"]) == 1
 
-    # Whatever ends every attempt before it has saved anything.
+    # Every attempt ends before it has saved anything.
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(
         "import os\nif 'RANK' in os.environ:\n    os._exit(1)\n"

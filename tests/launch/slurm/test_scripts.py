@@ -1,4 +1,4 @@
-"""Batch scripts: what is in them, what is refused, and what follows when the ranks have ended."""
+"""Batch scripts: their content, refusals, and the verdict after the end of the ranks."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ def slurm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
 
 
@@ -44,7 +44,7 @@ def test_the_script_can_be_read_and_is_bash(tmp_path, by):
         assert f"#SBATCH {expected}" in lines
     checked = subprocess.run(["bash", "-n"], input=shown.stdout, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
-    # Nothing was submitted, nothing written.
+    # Nothing was submitted or written.
     assert not (tmp_path / "runs").exists()
 
 
@@ -68,7 +68,9 @@ def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by)
     assert shlex.split(last)[2:] == both
 
 
-@pytest.mark.parametrize("script", ["array.sbatch", "env.sh", "imagenet9.sh"])
+@pytest.mark.parametrize(
+    "script", ["array.sbatch", "env.sh", "imagenet9.sh", "srun.sh", "torchrun.sh"]
+)
 def test_the_other_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
 
@@ -102,7 +104,7 @@ def test_the_other_scripts_are_bash(script):
         (["--by=mpirun"], "--by"),
     ],
 )
-def test_what_is_refused_is_one_line_and_exit_code_2(tmp_path, words, named):
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, words, named):
     place = [] if any("runs-dir" in word for word in words) else [f"--runs-dir={tmp_path}/runs"]
     refused = slurm("biased_mnist/demo", *place, *words, PATH="/nowhere")
     assert refused.returncode == 2, refused.stderr
@@ -132,13 +134,13 @@ def test_without_slurm(tmp_path):
         (set(), 2, False, 2),  # the script of a node refused
     ],
 )
-def test_what_follows_when_the_ranks_have_ended(codes, launcher, began, expected):
+def test_the_verdict_on_a_job(codes, launcher, began, expected):
     assert judge(codes, launcher, began) == expected
 
 
 # ---------------------------------------------------------------- the stages of imagenet9.sh
 
-# Notes its words and counts the jobs; refuses the one whose name is in REFUSED.
+# This sbatch writes its words to a file, counts the jobs, and refuses the one named in REFUSED.
 SBATCH = r"""#!/usr/bin/env bash
 printf '%s\n' "$*" >> "$CALLS"
 for word in "$@"; do
@@ -156,7 +158,7 @@ def stages(
 ) -> tuple[int, str, list[str]]:
     """Run the script with a stub of sbatch; return its exit code, stderr, and sbatch's words.
 
-    ``words`` are for the training, ``own`` are the script's.
+    ``words`` are for the training, ``own`` are for the script itself.
     """
     programs, calls = tmp_path / "programs", tmp_path / "calls"
     programs.mkdir()
@@ -180,7 +182,7 @@ def stages(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1000,
     )
     return done.returncode, done.stderr, calls.read_text().splitlines()
 
@@ -206,7 +208,7 @@ def test_every_stage_waits_for_the_one_before_it(tmp_path, words):
 
 @pytest.mark.parametrize("words", [["--max-corrupt=3"], ["--max-corrupt", "3"]])
 def test_limits_reach_the_stages_that_they_are_for(tmp_path, words):
-    """Or one dead address or one damaged image would cancel all that follows."""
+    """Without them one dead address or one damaged image would cancel all later stages."""
     (tmp_path / "list").touch()
     own = [f"--gather={tmp_path / 'list'}", "--max-failed=0.3", "--convert=--resize=64"]
     code, said, calls = stages(tmp_path, own=[*own, *(f"--convert={word}" for word in words)])

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.sweep import grid as sweep
-from launch.sweep.array import array_of
-from launch.sweep.grid import plan_cells, read_sweep
+from launch.commands import sweep
+from launch.sweep.grid import Cell, plan_cells, read_sweep
+from launch.sweep.results_csv import git_commit, write_table
 from launch.sweep.runner import shares
-from launch.sweep.table import Row, git_commit, write_table
 from rebias_dist.config.files import configs_folder, validate
 from rebias_dist.errors import ConfigError
 from tests import ROOT
@@ -90,14 +89,15 @@ def test_two_cells_at_a_time_and_their_table(tmp_path, small_run, monkeypatch, c
     assert "not finished: s-vanilla-seed4" in capsys.readouterr().err
 
 
-def test_what_test_data_chose_is_an_oracle_in_the_table(tmp_path):
-    rows = []
+def test_a_checkpoint_that_test_data_chose_is_an_oracle_in_the_table(tmp_path):
+    cells = []
     for name, selection in (("chosen", 0.1), ("oracle", "none")):
         values = {"method": {"name": "vanilla"}, "data": {"selection": selection}}
         counts = ({"unbiased": {"f": 900}}, {"unbiased": {"f": 500}})
-        folder = write_run(tmp_path / name, values, counts[0], last=counts[1])
-        rows.append(Row(name, folder, validate({"name": name, **values}), tmp_path / "commits"))
-    write_table(tmp_path / "table.csv", rows, ["data.selection"])
+        write_run(tmp_path / name, values, counts[0], last=counts[1])
+        config = validate({"name": name, "runs_dir": str(tmp_path), **values})
+        cells.append(Cell(name, [], config, ranks=1))
+    write_table(tmp_path / "table.csv", cells, ["data.selection"])
     with (tmp_path / "table.csv").open(newline="") as file:
         chosen, oracle = csv.DictReader(file)
     columns = ("last/unbiased/f", "best/unbiased/f", "oracle/unbiased/f")
@@ -123,11 +123,6 @@ def test_the_commit_is_that_of_the_checkout():
     if head.returncode != 0:
         pytest.skip("not in a checkout")
     assert git_commit().removesuffix("-dirty") in head.stdout.split()
-
-
-def test_numbers_of_an_array():
-    assert array_of([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
-    assert array_of([4]) == "4"
 
 
 @pytest.mark.parametrize(

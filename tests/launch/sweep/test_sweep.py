@@ -1,4 +1,4 @@
-"""Sweeps: which cells they have, what they refuse, and how real processes start, fail and stop."""
+"""Sweeps: their cells, their refusals, and how real processes start, fail and stop."""
 
 import json
 import os
@@ -8,20 +8,22 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launch.sweep import grid as sweep
-from launch.sweep.grid import Cell, plan_cells, read_sweep, run_cells
-from launch.sweep.runner import CellRunner
+from launch.commands import sweep
+from launch.sweep.grid import Cell, plan_cells, read_sweep
+from launch.sweep.runner import CellRunner, run_cells
 from rebias_dist.commands import report
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import configs_folder, list_configs, to_yaml, validate
 from rebias_dist.errors import ConfigError
 from tests import ROOT
 from tests.faults.processes import Started, listening, outliving
-from tests.launch.launched import wait_until
+from tests.launch.launched import state, wait_until
 
 
 def written(folder: Path, **values: object) -> str:
@@ -76,7 +78,7 @@ def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
         zip={"seed": [3]},
     )
     arguments = cell.command[cell.command.index("rebias_dist.train") + 1 :]
-    assert sweep.parse_train(arguments).config == cell.config
+    assert parse_train(arguments).config == cell.config
     assert cell.config.data.source == "a folder; with 'signs' $HOME"
     assert "--nproc_per_node=2" in cell.command
 
@@ -184,7 +186,7 @@ def script_cell(folder: Path, name: str, script: str) -> ScriptCell:
 
 @pytest.fixture
 def signals():
-    """Give back the signal handlers that a sweep takes over."""
+    """Restore the signal handlers that a sweep replaces."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -210,14 +212,14 @@ def test_failures_do_not_stop_the_sweep_and_finished_cells_run_once(tmp_path, ca
     assert (tmp_path / "good/starts").read_text() == "x"
 
 
-# A sweep of two cells; each counts the SIGINTs that reach it and takes its time to save.
+# A sweep of two cells. Each counts the SIGINTs that reach it, and is slow to save.
 STOPPABLE = """
 import sys, time, signal, pathlib
 folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
 seen = []
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
 (folder / "ready").touch()
-end = time.monotonic() + 60
+end = time.monotonic() + 1000
 while not seen and time.monotonic() < end: time.sleep(0.01)
 time.sleep(1.0)
 (folder / "seen").write_text(str(len(seen)))
@@ -233,11 +235,23 @@ run_cli("rebias-sweep", lambda: run_cells(cells, "the same command"))
 """
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.02)
+def run_on_terminal(code: str, folder: Path) -> tuple[int, int]:
+    """Run Python code with its own terminal; return the process and the terminal."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code, str(folder)])
+    return child, terminal
+
+
+def end_of(child: int, terminal: int) -> tuple[int, bytes]:
+    """Wait for the end of a process; return its exit code and all that its terminal has shown."""
+    output = b""
+    with suppress(OSError):  # the end of file of a terminal
+        while piece := os.read(terminal, 4096):
+            output += piece
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -249,11 +263,11 @@ def test_a_signal_reaches_the_cell_once_and_the_sweep_says_how_to_go_on(tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(tmp_path / "one/ready")
+    wait_until((tmp_path / "one/ready").exists, "the first cell")
     process.send_signal(number)
     time.sleep(0.3)
     process.send_signal(number)  # the impatient second one must not cut the save short
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=1000)
     assert process.returncode == 75
     assert (tmp_path / "one/seen").read_text() == "1"
     assert not (tmp_path / "two").exists()
@@ -262,23 +276,11 @@ def test_a_signal_reaches_the_cell_once_and_the_sweep_says_how_to_go_on(tmp_path
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_cell_once(tmp_path):
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-c", SWEEP_OF_TWO, str(tmp_path)])
-    wait_for(tmp_path / "one/ready")
+    child, terminal = run_on_terminal(SWEEP_OF_TWO, tmp_path)
+    wait_until((tmp_path / "one/ready").exists, "the first cell")
     os.write(terminal, b"\x03")
-    output = b""
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:  # Linux's end of file of a terminal
-            break
-        if not piece:
-            break
-        output += piece
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    code, output = end_of(child, terminal)
+    assert code == 75
     assert (tmp_path / "one/seen").read_text() == "1"
     assert b"stopped in" in output
 
@@ -289,20 +291,10 @@ def test_a_terminal_shows_the_last_line_of_the_cell(tmp_path):
         from pathlib import Path
         from launch.sweep.runner import CellRunner
         cell = [sys.executable, "-uc", "import time; print('step 1\\\\rstep 2'); time.sleep(2.5)"]
-        CellRunner().run(cell, 1, Path(sys.argv[1]), "[1/1] cell")
+        CellRunner().run(cell, 1, Path(sys.argv[1], "log"), "[1/1] cell")
     """)
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-c", script, str(tmp_path / "log")])
-    output = b""
-    while True:
-        try:
-            output += os.read(terminal, 4096)
-        except OSError:
-            break
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    code, output = end_of(*run_on_terminal(script, tmp_path))
+    assert code == 0
     assert b"step 2" in output
     assert b"step 1" not in output
     assert b"[1/1] cell finished in" in output
@@ -326,7 +318,7 @@ SMALL = {
 
 def sweep_process(path: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.sweep.grid", path, "--runs-dir", str(folder / "runs")],
+        [sys.executable, "-m", "launch.commands.sweep", path, "--runs-dir", str(folder / "runs")],
         cwd=ROOT,
         env={**os.environ, "REBIAS_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
@@ -336,18 +328,15 @@ def sweep_process(path: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def status(folder: Path) -> tuple[str, int]:
-    """Return how a run stands and how many steps it has made."""
-    try:
-        state = json.loads((folder / "state.json").read_text())
-    except FileNotFoundError:
-        return "absent", 0
-    return state["status"], state["step"]
+    """Return the status of a run and the number of its steps."""
+    found = state(folder)
+    return found.get("status", "absent"), found.get("step", 0)
 
 
 def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
     path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "max_steps": 3}})
     process = sweep_process(path, tmp_path)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=1000)
     assert (process.returncode, err) == (0, ""), out
     assert status(tmp_path / "runs/s-vanilla") == ("finished", 3)
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
@@ -358,7 +347,7 @@ def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(tmp_path, ranks):
     values = {**SMALL, "ranks": ranks, "set": {**SMALL["set"], "epochs": 1000}}
-    command = [sys.executable, "-m", "launch.sweep.grid", written(tmp_path, **values)]
+    command = [sys.executable, "-m", "launch.commands.sweep", written(tmp_path, **values)]
     command += ["--runs-dir", str(tmp_path / "runs")]
     folder, seen = tmp_path / "runs/s-vanilla", 0
     for _ in range(2):  # the same command goes on where the killed one was
@@ -383,19 +372,16 @@ def test_a_real_run_that_was_stopped_goes_on_by_the_same_command(tmp_path):
     path = written(tmp_path, **{**SMALL, "set": {**SMALL["set"], "epochs": 2}})
     process = sweep_process(path, tmp_path)
     folder = tmp_path / "runs/s-vanilla"
-    deadline = time.monotonic() + 120
-    while status(folder)[1] < 5:
-        assert time.monotonic() < deadline, status(folder)
-        time.sleep(0.05)
+    wait_until(lambda: status(folder)[1] >= 5, "step 5")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=1000)
     assert process.returncode == 75
     stopped, step = status(folder)
     assert stopped == "interrupted"
     assert step >= 5
 
     process = sweep_process(path, tmp_path)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=1000)
     assert (process.returncode, err) == (0, ""), out
     assert status(folder)[0] == "finished"
     # Every step was made once: none was lost, none repeated.

@@ -1,0 +1,66 @@
+"""BiasBal (Hong and Yang, NeurIPS 2021): cross-entropy on logits with the prior of the bias.
+
+Checked against the authors' public code, grayhong/bias-contrastive-learning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rebias_dist.errors import ConfigError
+
+
+def count_pairs(labels: Tensor, bias: Tensor, classes: int, biases: int) -> Tensor:
+    """Return how many training samples have each bias (row) and class (column).
+
+    Args:
+        labels: ``(N,)`` int64, from 0 to ``classes`` - 1.
+        bias: ``(N,)`` int64, from 0 to ``biases`` - 1.
+        classes: number of classes.
+        biases: number of bias values.
+
+    Returns:
+        ``(biases, classes)`` float64.
+
+    Raises:
+        ConfigError: a label or a bias is out of range; a bias of -1 means that a sample has none.
+    """
+    for name, values, number in (("class", labels, classes), ("bias", bias, biases)):
+        if len(values) and not (int(values.min()) >= 0 and int(values.max()) < number):
+            raise ConfigError(
+                f"the training set has a {name} label {int(values.min())} or "
+                f"{int(values.max())}; the labels must be from 0 to {number - 1}"
+            )
+    counts = torch.bincount(bias * classes + labels, minlength=biases * classes)
+    return counts.reshape(biases, classes).double()
+
+
+def log_prior(counts: Tensor) -> Tensor:
+    """Return ``log(p(y|b) + 1e-9)``, ``(biases, classes)`` float64, from :func:`count_pairs`.
+
+    Raises:
+        ConfigError: the training set has no sample of some bias value. (The authors' code
+            divides by zero there, and its loss becomes NaN.)
+    """
+    totals = counts.sum(1, keepdim=True)
+    absent = (totals[:, 0] == 0).nonzero().flatten().tolist()
+    if absent:
+        raise ConfigError(
+            f"the training set has no sample of the bias values {absent}; BiasBal needs the "
+            "share of the classes for each bias value"
+        )
+    return torch.log(counts / totals + 1e-9)
+
+
+def balanced_logits(logits: Tensor, bias: Tensor, prior: Tensor) -> Tensor:
+    """Return ``logits + log(p(y|b) + 1e-9)``, for the training loss only.
+
+    The authors' code changes the caller's logits in place; this one does not.
+
+    Args:
+        logits: ``(N, classes)``
+        bias: ``(N,)`` int64
+        prior: of :func:`log_prior`.
+    """
+    return logits + prior.to(logits)[bias]

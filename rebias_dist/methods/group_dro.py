@@ -1,0 +1,74 @@
+"""Group DRO (Sagawa et al., ICLR 2020): the worst group has most weight.
+
+Checked against the authors' public code, kohpangwei/group_DRO. The paper's algorithm 1 draws one
+group at a time and updates its weight only; the code updates all groups by each batch, and so
+does this one. A step calls :func:`group_losses`, :func:`adjusted_losses`, :func:`update_weights`
+and :func:`sample_weights`, in this order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_losses(losses: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of each group in the whole batch, 0 if it is absent, and its samples.
+
+    Args:
+        losses: ``(N,)``; no gradient is kept.
+        groups: ``(N,)`` int64, from 0 to ``number`` - 1.
+        number: G, of groups.
+
+    Returns:
+        ``(G,)`` losses and ``(G,)`` counts, of the dtype of ``losses``.
+    """
+    members = (groups == torch.arange(number, device=groups.device)[:, None]).to(losses.dtype)
+    counts = members.sum(1)
+    return (members * losses.detach()).sum(1) / counts.clamp(min=1), counts
+
+
+def adjusted_losses(
+    losses: Tensor, sizes: Tensor, constants: Tensor, *, normalised: bool = False
+) -> Tensor:
+    """Return what decides the weights of the groups: ``l_g + C_g / sqrt(n_g)``.
+
+    The adjustment (equation 5) is used only if all C are positive, as in the authors' code: one
+    zero switches all of them off. Absent groups, whose loss is 0, are adjusted too.
+
+    Args:
+        losses: ``(G,)``, of :func:`group_losses`.
+        sizes: ``(G,)``, samples of each group in the training set.
+        constants: ``(G,)``, C.
+        normalised: divide by the sum over the groups.
+    """
+    adjustment = constants / sizes.sqrt()
+    adjusted = losses + torch.where((constants > 0).all(), adjustment, 0).to(losses.dtype)
+    return adjusted / adjusted.sum() if normalised else adjusted
+
+
+def update_weights(weights: Tensor, adjusted: Tensor, *, step_size: float = 0.01) -> Tensor:
+    """Return the new weights of the groups, ``q_g · exp(η a_g)`` over their sum.
+
+    Args:
+        weights: ``(G,)``, q; uniform at the start of training. It lives on through the epochs.
+        adjusted: ``(G,)``, of :func:`adjusted_losses`.
+        step_size: η.
+    """
+    grown = weights * torch.exp(step_size * adjusted)
+    return grown / grown.sum()
+
+
+def sample_weights(weights: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """Return the weight of each sample of the batch, ``(N,)``: ``q_g`` over its group's samples.
+
+    The objective is ``Σ_i weight_i · CE_i = Σ_g q_g l_g``, with the weights as constants. The
+    value that the authors' code returns has ``Σ_g q_g C_g / sqrt(n_g)`` more, since it adds the
+    adjustment in place; its gradient is this one.
+
+    Args:
+        weights: ``(G,)``, q after the update.
+        groups: ``(N,)`` int64
+        counts: ``(G,)``, samples of each group in the whole batch.
+    """
+    return (weights / counts.clamp(min=1))[groups]
