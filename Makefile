@@ -32,7 +32,7 @@ help:  ## list the targets
 	@$(PIP) --editable '.[dev]'
 	@touch .venv/.installed $@
 
-demo: .venv/.installed  ## train vanilla, biased and rebias on 5,000 digits, compare them
+demo: .venv/.installed  ## train vanilla, biased and rebias on 3,600 digits, compare them
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/demo.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/demo-* --out report --name demo
 

@@ -34,7 +34,7 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Load
 def results(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Return the figures of runs as one table, for an analysis of your own.
 
-    One row for each run, checkpoint, split and network. Runs are read with distrust: a run that is
+    One row for each run, checkpoint, split and network. Runs are validated: a run that is
     unfinished or damaged is one row with its ``problem`` and without figures.
 
     Args:

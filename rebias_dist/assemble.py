@@ -46,7 +46,7 @@ class Parts:
     data: Data
     layout: Plan
     networks: dict[str, nn.Module]
-    """``f``, ``g0``, ``g1`` … as far as the method has them."""
+    """``f``, ``g0``, ``g1`` … those that the method has."""
     players: dict[str, Player]
     game: Minimax
     loader: TrainLoader
@@ -172,10 +172,10 @@ def open_data(config: Config, root: Path) -> Data:
 
 
 def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
-    """Build ``f``, ``g0``, ``g1`` … as far as the method has them.
+    """Build ``f``, ``g0``, ``g1`` … those that the method has.
 
     Initial weights are keyed by the seed and the network's name: they are alike on all
-    ranks, and f starts alike whatever the method and the other networks are.
+    ranks, and f's do not depend on the method or on the other networks.
     """
     wanted: dict[str, NetworkConfig] = {"f": config.f} if config.has_f else {}
     if config.has_g:
@@ -215,7 +215,7 @@ def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
     for image in data.train.sound_images():
         channels, height, width = image.shape
         return channels, height, width
-    raise DataError(f"{data.train.folder}: has no sample that is whole; make the shards again")
+    raise DataError(f"{data.train.folder}: has no readable sample; make the shards again")
 
 
 def build_players(
@@ -251,7 +251,7 @@ def build_players(
 
 
 def build_normalise(data: Data, precision: Precision) -> Normalise:
-    """Return what makes the networks' input of the data's images."""
+    """Return the normalisation of the data's images."""
     return Normalise(data.train.manifest.normalize, precision.device, precision.parameters)
 
 
@@ -294,7 +294,7 @@ def facts(
     method: Method,
     device: torch.device,
 ) -> dict[str, str]:
-    """Return what a plan says of the data, the networks and the device."""
+    """Return the plan's lines on the data, the networks and the device."""
     manifest = data.train.manifest
     tests = ", ".join(f"{split} {len(dataset):,}" for split, dataset in data.tests.items())
     chosen = "none" if data.selection is None else f"{len(data.selection):,}"

@@ -27,7 +27,7 @@ class ConfigError(RebiasError):
 
 
 class PlacementError(ConfigError):
-    """A rank was started in a wrong way; perhaps only this one, so each prints it itself."""
+    """The launch environment is wrong. It may be wrong for one rank, so each rank prints it."""
 
 
 class DataError(RebiasError):

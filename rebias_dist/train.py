@@ -59,6 +59,7 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
         name = ranks.consensus.broadcast(config.name or fresh_name(config))
         data = assemble.as_recorded(config.data)
         config = config.model_copy(update={"name": name, "data": data})
+        # A rollback starts anew in this process, in the same way as a resumed run.
         while True:
             try:
                 with ExitStack() as held:
@@ -73,7 +74,7 @@ class Trainer:
     Args:
         config: with a name, and the data section as recorded.
         ranks: this rank and its connection to the others.
-        held: receives what stays open for the whole run, such as the lock on its folder.
+        held: closes what is open for the whole run, such as the lock on its folder.
     """
 
     def __init__(self, config: Config, ranks: Session, held: ExitStack) -> None:
@@ -110,6 +111,7 @@ class Trainer:
         self.is_first_step = True
         try:
             self.introduce(overrides)
+            # A run that was stopped inside an evaluation enters its epoch again, without steps.
             for number in range(self.at.epoch, self.parts.layout.epochs):
                 self.before_epoch(number)
                 while self.at.step < self.epoch.end:
@@ -125,10 +127,8 @@ class Trainer:
         finally:
             self.keeper.close()
 
-    # ---------------------------------------------------------------- the start
-
     def introduce(self, overrides: Collection[str]) -> None:
-        """Say what is about to run, and where it goes on."""
+        """Log the plan and the step to continue from; record them for a new run."""
         config, parts, at = self.config, self.parts, self.at
         self.telemetry.state("starting", step=at.step, epoch=at.epoch)
         facts = assemble.facts(
@@ -156,8 +156,6 @@ class Trainer:
                 tensorboard.show_samples(self.telemetry, parts.data.train)
         self.meter.start()
 
-    # ---------------------------------------------------------------- an epoch
-
     def before_epoch(self, number: int) -> None:
         """Set the epoch's learning rate and kernel radii, and start to load its data."""
         config, parts, at = self.config, self.parts, self.at
@@ -179,6 +177,7 @@ class Trainer:
 
     def step(self) -> None:
         """Take one step, unless a rank was asked to stop or has met a fault."""
+        # A damaged batch is a fault, which leave_if_asked raises on all ranks.
         batches, damage = next(self.batches)
         self.ranks.where.step = self.at.step
         self.keeper.save_if_due()
@@ -217,15 +216,13 @@ class Trainer:
             )
             if self.epoch.playing:
                 self.recorder.watch.evaluated(at.step, figures)
-            # A network that has not played yet is no candidate.
+            # A checkpoint from pretraining cannot be the best one.
             candidate = self.epoch.playing or done
             improved = candidate and at.note(results.chosen_figure(self.config, figures))
         at.epoch = at.step // parts.layout.steps_per_epoch
         if improved or done:
             self.keeper.begin_to_save()
         self.meter.start()
-
-    # ---------------------------------------------------------------- the end
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last and the best checkpoint on test data, and write results.json."""
@@ -241,9 +238,7 @@ class Trainer:
         with self.consensus.on_rank_zero() as leader:
             if leader:
                 results.write(parts.folder.results_file, final)
-        tensorboard.show_final(telemetry, self.config, final, at.epoch)
-        with self.consensus.on_rank_zero() as leader:
-            if leader:
+                tensorboard.show_final(telemetry, self.config, final, at.epoch)
                 tensorboard.project(telemetry, self.config, parts.data, self.evaluator, at.step)
         self.consensus.agree(telemetry.fault)
         for line in results.closing_text(final, parts.folder.path).splitlines():

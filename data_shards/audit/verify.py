@@ -63,8 +63,8 @@ def verify_split(
     ``told``; ``on_shard(samples)`` is called after each shard. The paths of the findings begin
     with ``folder``; those of members continue with the shard and the member's name.
 
-    The folder alone does not show a change by somebody who computes all hashes anew, also the
-    manifest's. To notice it, compare the digest with one from elsewhere.
+    An attacker who recomputes all hashes, the manifest's too, is not detected. To notice it,
+    compare the digest with one from elsewhere.
     """
     path = folder / MANIFEST_NAME
     try:

@@ -3,7 +3,7 @@
 DIR is a split (the folder of a manifest.json) or a folder of splits. A folder with shards or an
 index, but no manifest, counts as a split that lost its manifest. Every byte is read: a flipped bit,
 a missing, short, repeated or foreign member or shard, an altered index or manifest gives a finding
-with its path. The files alone do not show a change by somebody who computes all hashes anew. To
+with its path. An attacker who recomputes all hashes is not detected. To
 notice it, compare the printed digest with one that you know, such as that in a run's record.
 """
 

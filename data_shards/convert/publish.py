@@ -69,7 +69,7 @@ class Limit:
         )
 
     def holds(self, damaged: int, images: int) -> bool:
-        """Return whether so many damaged images are allowed; without a limit, none are."""
+        """Return whether the count is within the limit; without a limit, only 0 is."""
         most = self.most or 0
         return damaged <= (most * images if isinstance(most, float) else most)
 

@@ -70,7 +70,7 @@ def map_surviving(
 
     ``function``, items and results must be picklable; the module of the caller must be
     importable without side effects. ``items`` are drawn as they are needed, ``chunk`` at a
-    time for a worker. Items that take milliseconds need some 30 to hide the cost of sending.
+    time for a worker. For items of a few milliseconds, about 30 hide the cost of sending.
 
     A worker holds at most ``memory`` bytes; beyond that, allocations fail. If a worker dies, or
     an item (or a part of it, see :func:`mark`) takes longer than ``seconds``, the item is tried

@@ -37,7 +37,7 @@ def split_folders(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST_NAME}"))
     if not found:
-        raise UsageError(f"{folder}: neither it nor a folder in it holds a {MANIFEST_NAME}")
+        raise UsageError(f"{folder}: no {MANIFEST_NAME} here or in a subfolder")
     return found
 
 

@@ -127,7 +127,7 @@ class ShardWriter:
     def finish(self, alive: Callable[[], object] = lambda: None) -> Shard:
         """Complete the tar, sync it, read it back, then give it its name.
 
-        ``alive()`` is called now and then.
+        ``alive()`` is called between slow steps, as a sign of life.
         """
         size, sha256 = self._tar.finish(alive)
         self._temporary.rename(self._path)

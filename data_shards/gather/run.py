@@ -167,7 +167,7 @@ class _Run:
                         timeout=None if full or wait == float("inf") else max(wait, 0),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
-                    # An error that is no outcome (a full disk, a bug) ends the run.
+                    # An unexpected error (a full disk, a bug) ends the run.
                     errors = [error for request in ended if (error := request.exception())]
                     if errors:
                         raise errors[0]

@@ -1,1 +1,1 @@
-"""Single images: is it whole, is it a duplicate, how does it look, which texture has it."""
+"""Checks of single images: integrity, duplicates, contact sheets, textures."""

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("max_restarts", "hang_timeout", "grace"):
         if not getattr(arguments, name) >= 0:
             raise ConfigError(
-                f"--{name.replace('_', '-')}: {getattr(arguments, name)} is no limit; use 0 or more"
+                f"--{name.replace('_', '-')}: {getattr(arguments, name)} is negative; use 0 or more"
             )
     training = [f"--config={arguments.config}", *arguments.rest]
     training += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]

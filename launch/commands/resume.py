@@ -56,7 +56,7 @@ def _by_hand(folder: Path) -> CommandLine:
     """Return the command for a run that was started without a launcher, or by an unknown one."""
     config = folder / "config.yaml"
     if not config.is_file():
-        raise ConfigError(f"{folder}: says neither how it was launched nor what it trains")
+        raise ConfigError(f"{folder}: has no launch record and no config.yaml")
     ranks = read_state(folder).get("world_size")
     known = isinstance(ranks, int) and not isinstance(ranks, bool) and ranks > 0
     return CommandLine("local", str(config), [f"--ranks={ranks}"] if known else [])

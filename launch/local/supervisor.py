@@ -134,8 +134,8 @@ class Supervisor:
                 return EXIT_INTERRUPTED
 
     def _receive(self, number: int, frame: object) -> None:
-        # A second Ctrl-C means now. A second signal of the others does not: a scheduler warns
-        # first and terminates later.
+        # A second Ctrl-C ends the run at once. A second signal of another kind does not, because a
+        # scheduler warns first and terminates later.
         if self._stop.asked and number == signal.SIGINT:
             self._stop.now = True
         self._stop.asked = True

@@ -35,7 +35,7 @@ def check_words(words: Sequence[str]) -> list[str]:
                 f"--: {word!r} is not an option for sbatch; write each as one word, --option=value"
             )
         if re.match(r"--(wrap|array|output|error|open-mode|no-requeue)(=|$)|-[aoe]", word):
-            raise ConfigError(f"--: {word!r} is decided by the script")
+            raise ConfigError(f"--: {word!r} is set by the script; leave it out")
     return list(words)
 
 

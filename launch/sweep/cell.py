@@ -1,6 +1,6 @@
 """One rank of a sweep's cell: it dies with the process that started it.
 
-That is the sweep itself for a cell of one rank, otherwise ``launch.local.agent``.
+The parent is the sweep if the cell has one rank, otherwise ``launch.local.agent``.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Sweep(Section):
                     raise ValueError(f"where.{key}.{value}: no cell has this value")
                 for overridden in settings.keys() & {*axes, *_BY_SWEEP}:
                     raise ValueError(
-                        f"where.{key}.{value}.{overridden}: the run's name would be wrong; "
-                        "remove it"
+                        f"where.{key}.{value}.{overridden}: the run's name is made from the "
+                        "grid; remove it"
                     )
         return self
 

@@ -41,7 +41,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments: argparse.Namespace = parser.parse_args(argv)
     if Path(arguments.name).name != arguments.name:
         raise ConfigError(
-            f"--name: {arguments.name!r} is no name of a file; for a folder use --out"
+            f"--name: {arguments.name!r} is not a valid file name; for a folder use --out"
         )
     return arguments
 

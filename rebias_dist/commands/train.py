@@ -35,7 +35,7 @@ class Request:
 
 
 _EPILOG = """examples:
-  rebias-train                                   the default: ReBias on 5,000 real digits
+  rebias-train                                   the default: ReBias on 3,600 real digits
   torchrun --nproc_per_node=2 -m rebias_dist.train --config biased_mnist/rebias --data.rho 0.997
   rebias-train --config imagenet9/rebias --data.root shards/imagenet9 --dry-run
 """
@@ -80,7 +80,7 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
             print(to_yaml(config), end="")
         raise SystemExit(0)
     if arguments.resume == "must" and config.name is None:
-        raise ConfigError("--resume must: which run? give its --name")
+        raise ConfigError("--resume must: give the --name of the run")
     overrides = tuple(arguments.resume_override)
     _check_overrides(config, overrides)
     return Request(config, arguments.resume, overrides, arguments.dry_run, default)
@@ -93,7 +93,9 @@ def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see the keys of --print-config"
-            raise ConfigError(f"--resume-override {key}: no key that decides the run; {hint}")
+            raise ConfigError(
+                f"--resume-override {key}: a resumed run is not checked for this key; {hint}"
+            )
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A configuration from the command line: every field is a flag, taught by ``--help``.
+"""A configuration from the command line: every field is a flag, documented in ``--help``.
 
 No torch here: ``--help``, ``--print-config`` and usage errors answer at once.
 """

@@ -148,7 +148,7 @@ def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all "
         f"({plan.pretrain_epochs} epochs of pretraining, {config.epochs} of the game)",
         "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name})",
-        "deterministic": "yes" if config.deterministic else "as the device's algorithms are",
+        "deterministic": "yes" if config.deterministic else "no (default algorithms)",
         **facts,
     }
     return [f"{name:15} {text}" for name, text in lines.items()]

@@ -81,7 +81,7 @@ class SchedulerConfig(Section):
     """The learning rate over the epochs after pretraining."""
 
     name: Literal["step", "cosine", "constant"] = "step"
-    """step: times gamma every step_size epochs. cosine: towards zero. constant."""
+    """step: multiply by gamma every step_size epochs. cosine: decay to 0. constant: keep it."""
     step_size: Count = 20
     """step only: epochs between two reductions."""
     gamma: Fraction = 0.1
@@ -126,10 +126,10 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=4, le=28)] = 28
     """biased_mnist without root: side of the images; below 28 by area averaging."""
     selection: Literal["none"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Part of the training set that is held out to choose the best checkpoint; with root, any
-    number stands for the shards' own split 'selection'. 'none' is the published protocol: nothing
-    is held out, and 'best' is chosen on test data and marked so. With root, the split is not looked
-    at, but its images are in no other: make shards with 'convert --selection-fraction 0'."""
+    """Part of the training set that is held out to choose the best checkpoint. With root, any
+    number means the shards' split 'selection'. 'none' is the published protocol: nothing is held
+    out, and 'best' is chosen on test data and marked so. With root and 'none', the images of
+    'selection' are not used at all; 'convert --selection-fraction 0' makes shards without it."""
     train_split: str = "train"
     """Folder of the training shards below root."""
     test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
@@ -223,10 +223,10 @@ class FaultsConfig(Section):
     """A gradient that is NaN or infinite: stop, skip that network's update, or roll back to the
     newest checkpoint and repeat; a step that fails again is then left out, data and all."""
     non_finite_limit: Count = 10
-    """skip: updates of a network skipped in a row, rollback: rollbacks of the run, after which it
-    gives up."""
+    """The run gives up after this many skipped updates of a network in a row (skip), or after this
+    many rollbacks in all (rollback)."""
     restarts: CountOrZero = 3
-    """Restarts without a newer checkpoint in between after which the run gives up."""
+    """Restarts in a row that bring no newer checkpoint, after which the run gives up."""
     start_minutes: Positive = 10.0
     """How long the ranks wait for each other until the first step."""
     step_minutes: Positive = 10.0
@@ -247,22 +247,22 @@ class Config(Section):
     max_steps: Count | None = None
     """Stop after this many optimizer steps, pretraining included."""
     precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
-    """float32; bf16 or fp16 by autocast (fp16 with a gradient scaler); float64 for proofs."""
+    """float32; bf16 or fp16 by autocast (fp16 with a gradient scaler); float64 for exact tests."""
     global_batch: Annotated[int, Field(ge=2)] = 256
     """N: samples of an optimizer step, over all ranks."""
     micro_batch: Count | None = None
-    """b: samples of one forward on one rank, the unit of BatchNorm. Unset: min(N, 32). It belongs
-    to the run, not to the layout: N / b micro-batches are dealt to any number of ranks."""
+    """b: samples of one forward on one rank, the unit of BatchNorm. Unset: min(N, 32). It is a
+    hyperparameter; the ranks share the N / b micro-batches."""
     deterministic: bool = False
     """Use only deterministic algorithms (CUDA; on the CPU they are already)."""
     compile: bool = False
     """Train through torch.compile, each network on its own; needs a C++ compiler (on CUDA Triton
-    too) and seconds to minutes at the start. Evaluation and export do not compile. It changes the
-    weights by rounding, so it belongs to the run."""
+    too) and seconds to minutes at the start. Evaluation and export do not compile. It changes
+    rounding, so a resumed run must keep it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     method: MethodConfig = MethodConfig()
-    """The game."""
+    """The training method."""
     f: NetworkConfig = NetworkConfig(kernel_size=7)
     """The target network."""
     g: Annotated[list[NetworkConfig], Field(min_length=1)] = [NetworkConfig(kernel_size=1)]

@@ -28,7 +28,7 @@ class Evaluator:
     normalise: Callable[[Tensor], Tensor]
     """Maps uint8 images on the networks' device to the networks' input."""
     precision: Precision
-    """Of the forward pass, with its device."""
+    """Precision and device of the forward pass."""
     hsic_samples: int
     """The features of the first so many samples of a split are compared by HSIC."""
     consensus: Consensus

@@ -50,9 +50,9 @@ def network_figures(
     ``bias_correct``, ``bias_count``
         numbers of right predictions and of samples, label × bias, among samples with a bias;
     ``aligned``, ``conflicting``, ``follows_bias``
-        for biases with the numbers of their classes: the accuracy on samples with the bias of
-        their own class (aligned), that on samples with the bias of another class (conflicting),
-        and the fraction of the conflicting samples for which that other class is predicted;
+        if bias k means "typical of class k": the accuracy on samples with the bias of their own
+        class (aligned), the accuracy on those with the bias of another class (conflicting), and
+        the fraction of the conflicting samples for which that other class is predicted;
     ``worst_group``
         the cell (``label``, ``bias``, ``accuracy``, ``samples``) with the lowest accuracy among
         those with at least ``SMALLEST_CELL`` samples;

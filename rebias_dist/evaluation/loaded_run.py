@@ -44,7 +44,7 @@ class LoadedRun:
     """Mean and deviation by which images are normalised; None for checkpoints of earlier versions,
     which do not have them."""
     shape: tuple[int, int, int] | None
-    """Of the networks' input: channels, height, width; None as above."""
+    """Channels, height and width of the networks' input; None as above."""
 
 
 def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:

@@ -2,6 +2,9 @@
 
 A new method is a new file here, one entry in :mod:`rebias_dist.methods.registry`, and its options
 in :mod:`rebias_dist.methods.options`.
+
+The files that the registry does not name hold the formulas of further methods, checked against
+their authors' numbers. They cannot be chosen yet.
 """
 
 from __future__ import annotations

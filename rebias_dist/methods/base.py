@@ -32,14 +32,14 @@ class Term(NamedTuple):
     """A coupled term of an objective."""
 
     name: str
-    """Of the value, in the metrics of the network."""
+    """The name of the value in the metrics of the network."""
     weight: float
     value: Tensor
     """0-d float64: of the whole global batch, the same on all ranks."""
 
 
 class Method:
-    """Cross-entropy for f and for every g; the methods differ from it.
+    """Plain cross-entropy for f and for every g. A method overrides parts of it.
 
     Args:
         config: the weights of the objectives.
@@ -72,7 +72,7 @@ class Method:
 
         Args:
             f: f's features on the global batch, with their graph.
-            gs: those of each g, without.
+            gs: the features of each g, detached.
             radii: the kernel radii.
         """
         return []
@@ -83,13 +83,13 @@ class Method:
         Args:
             index: of the g.
             g: its features on the global batch, with their graph.
-            f: f's features, without.
+            f: f's features, detached.
             radii: the kernel radii.
         """
         return []
 
     def heads(self, f_width: int, g_widths: list[int], classes: int) -> nn.Module | None:
-        """Return the trained part of f's objective besides f, called with (f, gs), or None."""
+        """Return layers that train with f, called as ``heads(f, gs)``, or None."""
         return None
 
     def f_terms(

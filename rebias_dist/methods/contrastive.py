@@ -1,4 +1,4 @@
-"""What the contrastive methods share: scores of pairs of views, and weighted mean log-ratios.
+"""Code of all contrastive methods: scores of pairs of views, and weighted mean log-ratios.
 
 The functions are row-parallel: ``function(own, all, …)`` is the sum of the terms of the anchors
 in ``own``, divided by the number of anchors of the global batch ``all``. This is the form that

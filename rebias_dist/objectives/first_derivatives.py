@@ -1,4 +1,4 @@
-"""Gradients whose own derivative would be silently wrong, so it is refused."""
+"""Second derivatives that would be silently wrong raise an error."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _backward_pass(
     gradients: list[Tensor | None] = []
     for side, out, total in zip(sides, weighted, weight_sums, strict=True):
         if out is not None:
-            # Two roundings, not a fused one: with equal rows in a class the terms cancel exactly.
+            # mul_ and sub_, not a fused operation: equal rows then cancel exactly.
             out = side.rows[lo:hi].mul(total[:, None].to(out.dtype)).sub_(out)
             out.mul_(upstream * (-2 * c.norm / side.sigma**2))
         gradients.append(out)

@@ -23,7 +23,7 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
-            # A second Ctrl-C means now.
+            # A second Ctrl-C ends the run at once.
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 

@@ -118,8 +118,8 @@ def names_of(runs: Sequence[Run]) -> list[Names]:
     )
     # A run without results is counted with the seeds that it was meant to join.
     steps = steps.fillna(steps.groupby(alike).transform("first")).fillna("")
-    # The number of steps follows from the data, and these from ρ in part. So it tells series
-    # apart only where runs with the same ρ differ in it.
+    # ρ changes the data, and so the number of steps. So steps separate series only if runs with
+    # the same ρ differ in them.
     over_rho = texts.drop(columns="data.rho")
     series = over_rho.agg("\n".join, axis=1)
     several = steps.groupby(alike).transform("nunique") > 1

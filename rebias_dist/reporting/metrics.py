@@ -1,4 +1,4 @@
-"""The scalars of a run over its steps, from ``metrics.jsonl``, read with distrust."""
+"""The scalars of a run over its steps, from ``metrics.jsonl``, validated."""
 
 from __future__ import annotations
 

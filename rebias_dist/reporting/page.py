@@ -44,7 +44,7 @@ class Dataset:
     pictures: list[Picture]
     tables: list[Table]
     settings: list[dict[str, Any]]
-    """Of each setting its label, anchor, notes, pictures, matrices, images and runs."""
+    """For each setting its label, anchor, notes, pictures, matrices, images and runs."""
 
 
 def dataset_part(runs: Comparison, stem: str) -> Dataset:

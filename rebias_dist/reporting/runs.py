@@ -1,4 +1,4 @@
-"""Runs as their folders hold them, read with distrust.
+"""Runs read from their folders, and validated.
 
 A run that is unfinished or damaged has a ``problem`` in place of results, never a figure.
 """
@@ -99,7 +99,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
-            raise ConfigError(f"{path}: no such folder of a run")
+            raise ConfigError(f"{path}: no run folder here")
         inside = sorted(p.parent for p in path.glob("*/config.yaml"))
         found += inside if inside and not (path / "config.yaml").exists() else [path]
     return list(dict.fromkeys(found))

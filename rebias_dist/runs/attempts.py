@@ -107,7 +107,7 @@ class Attempts:
         here = {"from": step, "process": os.getpid(), "host": platform.node()}
         if crashed > restarts:
             reached = [a.get("reached") for a in self.attempts[-crashed:]]
-            # Give up in this attempt only: the next start, after the cause is removed, counts anew.
+            # The next start, after the cause is removed, counts from zero.
             self._append({**here, "outcome": "gave up"})
             raise CrashLoopError(
                 f"{self._path.parent}: {crashed} attempts in a row have begun at step {step} and "

@@ -150,7 +150,7 @@ def save(
 
 
 def _sealed(record: dict[str, Any]) -> bytes:
-    """Return the text of a record with its own SHA-256, as the only valid sequence of bytes."""
+    """Return a record with its own SHA-256 as text, in its only valid form."""
     seal = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return json.dumps({**record, "sha256": seal}, indent=1).encode()
 

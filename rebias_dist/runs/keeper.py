@@ -33,7 +33,7 @@ class Keeper:
         ranks: Session,
     ) -> None:
         self.status: Status = "failed"
-        """The run's status in state.json if it ended now."""
+        """The status that :meth:`close` writes to state.json."""
         self._settings, self._at, self._saver = settings, at, saver
         self._telemetry, self._ranks = telemetry, ranks
         self._saved_step, self._saved_at = at.step, time.monotonic()
@@ -46,7 +46,7 @@ class Keeper:
             self.begin_to_save()
 
     def begin_to_save(self) -> None:
-        """Save on rank 0, after the records up to here; the writing goes on beside training.
+        """Flush the records and begin to save, on rank 0; training continues meanwhile.
 
         A disk error on rank 0 is raised on all ranks in :meth:`leave_if_asked`.
         """

@@ -1,4 +1,4 @@
-"""The state of a run: everything that its further course depends on, saved and restored as one."""
+"""The state of a run: everything that is needed to continue it."""
 
 from __future__ import annotations
 
@@ -98,14 +98,13 @@ class Snapshot:
         """Continue from a saved state; the caller has checked its :meth:`changes`.
 
         Raises:
-            ConfigError: it has other networks, or epochs of another number of steps.
+            ConfigError: the networks or the steps of an epoch differ.
         """
         then = state["randomness"]["steps_per_epoch"]
         if then != self.steps_per_epoch:
             raise ConfigError(
-                f"name: {self.config.name} is at step {state['step']}, counted in epochs of "
-                f"{then} steps; now an epoch has {self.steps_per_epoch}, so it cannot continue; "
-                "start another run"
+                f"name: {self.config.name} was trained with {then} steps per epoch, and now there "
+                f"are {self.steps_per_epoch}, so it cannot continue; start another run"
             )
         self.restore_networks(state)
         for name, player in self.players.items():
@@ -128,7 +127,7 @@ class Snapshot:
     # ---------------------------------------------------------------- on the way
 
     def note(self, figure: float) -> bool:
-        """Take a figure of the monitored split; return whether it is the best so far."""
+        """Record a figure of the monitored split; return whether it is the best so far."""
         improved = self.best is None or figure > self.best["figure"]
         if improved:
             self.best = {"figure": figure, "step": self.step}

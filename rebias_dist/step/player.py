@@ -116,8 +116,8 @@ class Player:
         """Update the weights and then the BatchNorm buffers; return the gradients' norm.
 
         All ranks hold the same reduced gradients, bit for bit, so all of them decide alike. A
-        gradient that is not finite skips the update: in fp16 with a smaller scale for the next
-        one, otherwise at most as often in a row as ``skips`` allows. A skipped update leaves the
+        gradient that is not finite skips the update. In fp16 the next update has a smaller scale;
+        otherwise at most ``skips`` updates in a row are skipped. A skipped update leaves the
         BatchNorm buffers as they were.
 
         Raises:

@@ -27,7 +27,7 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
     """Return the layout of TensorBoard's tab "Custom scalars", for ``add_custom_scalars``.
 
     Args:
-        networks: ``f``, ``g0`` … as far as the method has them.
+        networks: ``f``, ``g0`` … those that the method has.
         splits: names of the splits that are evaluated during training.
     """
     gs = [name for name in networks if name != "f"]
@@ -76,7 +76,7 @@ def introduce(
         telemetry: the run's records.
         config: of the run.
         data: the splits.
-        networks: ``f``, ``g0`` … as far as the method has them.
+        networks: ``f``, ``g0`` … those that the method has.
         facts: further rows of the table "environment".
         world_size: number of ranks.
     """

@@ -72,7 +72,7 @@ class Work:
 
     Args:
         method: the objectives.
-        networks: ``f``, ``g0``, ``g1`` … as far as the method has them.
+        networks: ``f``, ``g0``, ``g1`` … those that the method has.
         shape: of an image: channels, height, width.
         samples: number of samples of a step, N.
     """

@@ -20,7 +20,7 @@ NEAR = 0.01
 COLLAPSED = 0.01
 """A radius has collapsed if it is below this part of its first value."""
 CLIPPED_STEPS = 50
-"""So many recorded steps in a row with a clipped gradient are too many."""
+"""Recorded steps in a row with a clipped gradient, from which on a warning is given."""
 LEAST_GAP = 0.1
 """g is biased if its accuracy on aligned images exceeds that on conflicting ones by this."""
 _FEWEST = 10  # with fewer conflicting images their accuracy is too uncertain

@@ -218,7 +218,7 @@ def test_other_data_are_refused_unless_overridden(small_run, tmp_path):
 def test_a_run_cannot_be_moved_to_other_steps(small_run):
     values = {**settings(small_run), "name": "a"}
     main(validate({**values, "max_steps": 6}))
-    with pytest.raises(ConfigError, match="counted in epochs of 8 steps"):
+    with pytest.raises(ConfigError, match="trained with 8 steps per epoch"):
         main(validate({**values, "global_batch": 24}), overrides=["global_batch"])
 
 
