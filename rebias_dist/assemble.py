@@ -33,7 +33,6 @@ from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
-from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
 
 
@@ -51,7 +50,8 @@ class Parts:
     game: Minimax
     loader: TrainLoader
     normalise: Normalise
-    work: Work
+    shape: tuple[int, int, int]
+    """Channels, height and width of the networks' input."""
     folder: RunFolder
     snapshot: Snapshot
 
@@ -101,7 +101,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         game=build_game(config, method, players, normalise),
         loader=build_loader(config, data.train, consensus.rank, consensus.world_size),
         normalise=normalise,
-        work=Work(method, networks, shape, layout.N),
+        shape=shape,
         folder=RunFolder(Path(config.runs_dir) / config.name),
         snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch),
     )

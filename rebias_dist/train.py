@@ -32,6 +32,7 @@ from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.step.measuring import measure_radii
 from rebias_dist.telemetry import dashboard
+from rebias_dist.telemetry.flops import Work
 
 log = logging.getLogger("rebias_dist")
 
@@ -108,6 +109,8 @@ class Trainer:
             self.config, self.parts, self.ranks, self.held
         )
         self.telemetry, self.meter = self.recorder.telemetry, self.recorder.meter
+        parts = self.parts
+        self.work = Work(parts.method, parts.networks, parts.shape, parts.layout.N)
         self.is_first_step = True
         try:
             self.introduce(overrides)
@@ -117,7 +120,7 @@ class Trainer:
                 while self.at.step < self.epoch.end:
                     self.step()
                 self.after_epoch()
-                if self.at.step == total:
+                if self.at.step >= total:
                     break
             return self.finish()
         except NonFiniteError as error:
@@ -172,7 +175,7 @@ class Trainer:
                 )
             at.radii_epoch = number
             self.meter.start()
-        self.meter.flops_per_step = parts.work.of(epoch)
+        self.meter.flops_per_step = self.work.of(epoch)
         self.batches = parts.loader.on_device(self.ranks.device, number, at.step - epoch.begin)
 
     def step(self) -> None:
@@ -203,7 +206,7 @@ class Trainer:
     def after_epoch(self) -> None:
         """Evaluate where that is due, and save a new best and the last step."""
         at, parts, number = self.at, self.parts, self.epoch.number
-        done = at.step == parts.layout.total_steps
+        done = at.step >= parts.layout.total_steps
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
@@ -219,10 +222,10 @@ class Trainer:
             # A checkpoint from pretraining cannot be the best one.
             candidate = self.epoch.playing or done
             improved = candidate and at.note(results.chosen_figure(self.config, figures))
+            self.meter.start()
         at.epoch = at.step // parts.layout.steps_per_epoch
         if improved or done:
             self.keeper.begin_to_save()
-        self.meter.start()
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last and the best checkpoint on test data, and write results.json."""

@@ -238,7 +238,7 @@ def without_oddities(data: bytes, segments: list[Segment]) -> tuple[bytes, tuple
             oddities.add("extraneous-bytes")
         else:
             pieces.append(gap)
-        if segment in broken_profile:
+        if segment in broken_profile and in_header:
             plain, oddity = b"", "broken-icc"
         else:
             plain, oddity = _plain(data, segment, frame)

@@ -10,7 +10,7 @@ from typing import Any
 from rebias_dist.errors import ConfigError
 
 # The dotted name of a field of the configuration.
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, str]:
     found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not _KEY.fullmatch(key):
+        if not equals or not FIELD_NAME.fullmatch(key):
             raise ConfigError(f"--set: {setting!r} is not KEY=VALUE with a field's dotted name")
         found[key] = value
     return found

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.files import write_synced
-from launch.commands.common import add_set, given_flags, split_settings
+from launch.commands.common import FIELD_NAME, add_set, given_flags, split_settings
 from launch.record.command_line import CommandLine, write_command_line
 from launch.record.runs import refuse_if_active
 from launch.slurm.sbatch import check_words, env_file, render, safe_path, submit
@@ -127,6 +127,10 @@ def _resolve(arguments: argparse.Namespace) -> Config:
     if named := settings.keys() & {"name", "runs_dir", "config"}:
         raise ConfigError(f"--set: {named.pop()} has its own flag; use that")
     words += [f"--{key}={value}" for key, value in settings.items()]
+    # The keys reach a shell script, and the configuration may hold keys with any character.
+    for key in arguments.resume_override:
+        if not FIELD_NAME.fullmatch(key):
+            raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
     words += [f"--resume-override={key}" for key in arguments.resume_override]
     config = parse_train(words, program="rebias-launch slurm").config
     check_world(config, arguments.nodes * _ranks_per_node(arguments))

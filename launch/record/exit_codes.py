@@ -31,7 +31,9 @@ def train_and_note(arguments: Sequence[str], path: Path) -> None:
 
 def read_codes(folder: Path) -> dict[str, int]:
     """Return the exit codes in a folder by the name of their rank."""
-    texts = {name: (read_tail(folder / name, 10) or b"").strip() for name in os.listdir(folder)}
+    # A rank that is killed while it writes leaves a temporary file.
+    names = [name for name in os.listdir(folder) if "." not in name]
+    texts = {name: (read_tail(folder / name, 10) or b"").strip() for name in names}
     return {name: int(text) for name, text in texts.items() if text.isdigit()}
 
 

@@ -144,6 +144,8 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
             runner.stop()
 
     on_stop_signals(stop)
+    # Cells inherit what is ignored, and a request to stop reaches them as SIGINT.
+    signal.signal(signal.SIGINT, stop)
     free: SimpleQueue[CellRunner] = SimpleQueue()
     for runner in runners:
         free.put(runner)

@@ -68,7 +68,7 @@ def coupled(
             same rows. It runs in float32 (float64 for float64 rows), whatever the autocast and
             TF32 settings.
         features: this rank's rows, ``(n, d)``, or :class:`Features`. Ranks may hold different
-            numbers of rows, or none. A set of features has an autograd graph on all ranks or on
+            numbers of rows, or none. :class:`Features` have an autograd graph on all ranks or on
             none.
         group: process group; see :func:`~rebias_dist.objectives.gather_features`.
         check: raise on a value that is not finite; this waits for the device. Without it, such a
@@ -119,7 +119,9 @@ def coupled_by_rows(
 
     Raises:
         NonFiniteError: with ``check``, on all ranks alike.
-        ValueError: shapes, dtypes or counts that do not fit, or no scalar from the function.
+        ValueError: shapes, dtypes or counts that do not fit, or no scalar from the function. If
+            the function raises on one rank, the others raise too with ``check``; without it
+            their value is NaN.
     """
     batch = _gather(features, samples, group)
     given = {name: values for name, values in batch.samples.items() if values is not None}
@@ -130,20 +132,30 @@ def coupled_by_rows(
         own = Rows(tuple(leaf[batch.own] for leaf in leaves), mine, index[batch.own])
         return function(own, Rows(leaves, given, index))
 
+    value, failure = batch.rows[0].new_zeros((), dtype=torch.float64), None
+    gradients: list[Tensor | None] = [
+        torch.zeros_like(rows) if needed else None
+        for rows, needed in zip(batch.rows, batch.needed, strict=True)
+    ]
     if batch.counts[batch.rank]:
-        value, gradients = _differentiate(evaluate, batch.rows, batch.needed)
-    else:
-        value = batch.rows[0].new_zeros((), dtype=torch.float64)
-        gradients = [
-            torch.zeros_like(rows) if needed else None
-            for rows, needed in zip(batch.rows, batch.needed, strict=True)
-        ]
+        try:
+            value, gradients = _differentiate(evaluate, batch.rows, batch.needed)
+        except Exception as error:
+            # Raised below: the other ranks would wait in their all-reduce for ever.
+            failure = error
     if len(batch.counts) > 1:
+        failed = value.new_tensor(float(failure is not None))
+        both = torch.stack([value, failed])
         with phase("communication"):
-            dist.all_reduce(value, group=batch.group)
+            dist.all_reduce(both, group=batch.group)
             for gradient in gradients:
                 if gradient is not None:
                     dist.all_reduce(gradient, group=batch.group)
+        value = torch.where(both[1] > 0, torch.nan, both[0])
+        if check and failure is None and both[1] > 0:
+            raise ValueError("the coupled function failed on another rank, which says why")
+    if failure is not None:
+        raise failure
     gradients = [None if g is None else g[batch.own] for g in gradients]
     return _finish(value, gradients, batch, check)
 
@@ -186,7 +198,7 @@ def _gather(
     travelling = {**sets, **{name: v for name, v in samples.items() if v is not None}}
     local = tuple(x.local if isinstance(x, Features) else x for x in features)
     known = ready[0].counts if ready else None
-    counts = _agree(travelling, len(sets), known, local[0].device, group)
+    counts, graphs = _agree(travelling, len(sets), known, local[0].device, group)
     found = dict(
         zip(travelling, _gather_packed(list(travelling.values()), counts, group), strict=True)
     )
@@ -198,7 +210,10 @@ def _gather(
         local,
         tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in rows),
         {name: None if values is None else found[name] for name, values in samples.items()},
-        tuple(x.requires_grad for x in local),
+        tuple(
+            x.local.requires_grad if isinstance(x, Features) else graphs[f"features {i}"]
+            for i, x in enumerate(features)
+        ),
         counts,
         rank_and_world(group)[0],
         group,
@@ -211,8 +226,8 @@ def _agree(
     counts: tuple[int, ...] | None,
     device: torch.device,
     group: Group,
-) -> tuple[int, ...]:
-    """Return the rows of each rank, once all ranks agree on what is to be gathered.
+) -> tuple[tuple[int, ...], dict[str, bool]]:
+    """Return the rows of each rank, and which tensors need a gradient on any rank.
 
     The first ``sets`` tensors are features. ``counts`` are the rows, where they are known.
 
@@ -225,22 +240,26 @@ def _agree(
         if place < sets:
             fits = x.ndim == 2 and x.is_floating_point() and x.shape[1] > 0
         width = math.prod(x.shape[1:])
-        described.append([len(x), width, _DTYPES.index(x.dtype)] if fits else [-1, 0, 0])
+        described.append(
+            [len(x), width, _DTYPES.index(x.dtype), x.requires_grad] if fits else [-1, 0, 0, 0]
+        )
+    graphs: dict[str, bool] = {}
     if described:
         table: list[Any] = all_gather(torch.tensor(described, device=device), group).tolist()
     for place, name in enumerate(tensors):
         of_ranks = [of_rank[place] for of_rank in table]
-        rows = tuple(n for n, _, _ in of_ranks)
+        rows = tuple(n for n, *_ in of_ranks)
+        graphs[name] = any(graph for *_, graph in of_ranks)
         if min(rows) < 0:
             kind = "floating-point rows (n, d)" if place < sets else "numbers, one for each row"
             raise ValueError(f"{name} must be {kind}, on every rank")
         counts = rows if counts is None else counts
         if rows != counts:
             raise ValueError(f"{name} must have {counts} rows on the ranks, as others have: {rows}")
-        if len({tuple(kind) for _, *kind in of_ranks}) > 1:
+        if len({(width, dtype) for _, width, dtype, _ in of_ranks}) > 1:
             raise ValueError(f"{name} must have one width and dtype on all ranks")
     assert counts is not None
-    return counts
+    return counts, graphs
 
 
 def _gather_packed(
@@ -258,7 +277,7 @@ def _gather_packed(
     stacked = all_gather(sent, group)
     together = torch.cat([part[:n] for part, n in zip(stacked, counts, strict=True)])
     return [
-        part.contiguous().view(x.dtype).reshape(-1, *x.shape[1:])
+        part.clone(memory_format=torch.contiguous_format).view(x.dtype).reshape(-1, *x.shape[1:])
         for x, part in zip(tensors, torch.split(together, widths, dim=1), strict=True)
     ]
 

@@ -188,7 +188,7 @@ def corruption_table(runs: Comparison) -> Table | None:
         return None
     parts = frame["split"].str.rsplit("-", n=1, expand=True)
     frame = frame.assign(corruption=parts[0], severity=parts[1])
-    of_run = ["setting", "network", "run"]
+    of_run = ["setting", "network", "folder"]
     wide = frame.pivot(index=[*of_run, "corruption"], columns="severity", values="accuracy")
     wide = wide.assign(mean=wide.mean(axis=1))
     # Four corruptions of ImageNet-C are meant for validation: they count in no mean.

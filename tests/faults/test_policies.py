@@ -181,20 +181,32 @@ def _killed() -> None:
 
 def test_a_finished_run_that_goes_on_has_no_figures_until_its_new_end(small_run, tmp_path):
     from rebias_dist import load
-    from rebias_dist.evaluation.subjects import named_checkpoints
+    from rebias_dist.evaluation.subjects import find_checkpoints
 
     values = {**settings(small_run), "name": "a"}
     run = tmp_path / "runs/a"
     main(validate({**values, "max_steps": 2}))
     assert load(run).metrics["steps"] == 2
-    assert named_checkpoints(str(run))[0].finished
+    assert find_checkpoints(str(run))[0].finished
     longer = validate({**values, "max_steps": 4})
     with pytest.raises(Killed), failpoint("start of the step", 4, _killed):
         main(longer)
     assert load(run).metrics is None
-    assert not named_checkpoints(str(run))[0].finished
+    assert not find_checkpoints(str(run))[0].finished
     main(longer)
     assert load(run).metrics["steps"] == 4
+
+
+def test_a_run_beyond_a_smaller_max_steps_is_evaluated_once_and_ends(small_run, tmp_path):
+    values = {**settings(small_run), "name": "a"}
+    run = tmp_path / "runs/a"
+    main(validate({**values, "max_steps": 6}))
+    (run / "results.json").unlink()
+    state = (run / "metrics.jsonl").read_text()
+    found = main(validate({**values, "max_steps": 2}))
+    assert found["steps"] == 6
+    evaluated = (run / "metrics.jsonl").read_text().removeprefix(state)
+    assert evaluated.count("selection/f_accuracy") <= 1
 
 
 def test_other_data_are_refused_unless_overridden(small_run, tmp_path):

@@ -170,6 +170,40 @@ def test_faults_are_the_same_on_all_ranks():
     assert "3 rows are not finite" in said[0][-1]
 
 
+def failing(own: Rows, all: Rows) -> Tensor:
+    if 0 in own.index:
+        raise ZeroDivisionError("of rank 0")
+    return own.features[0].sum()
+
+
+def uneven() -> list[str]:
+    rank = dist.get_rank()
+    said = []
+    for rows in ((2, 1), (0, 3)):
+        x = torch.ones(rows[rank], 2, requires_grad=True)
+        try:
+            coupled_by_rows(failing, x)
+        except (ValueError, ZeroDivisionError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+        dist.barrier()
+    # One rank has a graph, the other has none; one row in all, of kinds of other widths.
+    x = torch.ones(1 - rank, 3, dtype=torch.float16, requires_grad=rank == 0)
+    value = coupled_by_rows(
+        lambda own, all: own.features[0].sum() * all.samples["labels"].sum(),
+        x,
+        labels=torch.full((1 - rank,), 2),
+    )
+    return [*said, value.item(), value.requires_grad]
+
+
+def test_no_rank_waits_for_one_that_failed_or_has_no_rows():
+    first, second = run_ranks(2, uneven)
+    assert first == ["ZeroDivisionError: of rank 0", first[1], 6.0, True]
+    assert second[0] == "ValueError: the coupled function failed on another rank, which says why"
+    assert {first[1].split(":")[0], second[1].split(":")[0]} == {"ValueError", "ZeroDivisionError"}
+    assert second[2] == 6.0
+
+
 def test_a_value_without_a_graph_has_zero_gradients():
     x = torch.ones(3, 2, requires_grad=True)
     (gradient,) = torch.autograd.grad(coupled(lambda x: x.new_zeros(()), x), x)

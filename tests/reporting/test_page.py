@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -364,6 +365,11 @@ def test_imagenet_c_has_a_table_by_corruption_and_severity(tmp_path, capsys):
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     (runs,), _ = compared(*(tmp_path / "runs" / seed for seed in "01"))
     body = corruption_table(runs).body.to_numpy().tolist()
+    # Runs of one name in several folders are several runs.
+    for seed in "01":
+        shutil.copytree(tmp_path / "runs" / seed, tmp_path / "seeds" / seed / "same")
+    (same,), _ = compared(*(tmp_path / "seeds" / seed / "same" for seed in "01"))
+    assert corruption_table(same).body.to_numpy().tolist() == body
     assert len(body) == 2 * (16 + 1)
     rows = {(row[1], row[2]): row[3:] for row in body}
 

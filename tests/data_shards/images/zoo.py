@@ -266,6 +266,10 @@ def _damaged_jpegs() -> Iterator[Exhibit]:
     other = _save(_photograph(5, 320, 240), "JPEG", quality=90)
     halves = plain[: len(plain) // 2] + other[len(other) // 2 :]
     yield Exhibit("halves.jpg", halves, "corrupt", damaged)
+    # A decoder that skips it inside the coded data loses what follows.
+    scan, profile = _place(plain, 0xDA), _segment(0xE2, b"ICC_PROFILE\x00\x01\x03" + b"x" * 200)
+    data = plain[: scan.coded + 40] + profile + plain[scan.coded + 40 :]
+    yield Exhibit("icc-in-scan.jpg", data, "corrupt", ("damaged-data",))
     end = _place(plain, 0xD9).start
     rest = plain[:end] + b"\x5a" * 12 + plain[end:]
     yield Exhibit("bytes-behind-data.jpg", rest, "corrupt", damaged)

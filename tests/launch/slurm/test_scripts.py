@@ -97,6 +97,11 @@ def test_the_other_scripts_are_bash(script):
         (["--set=name=other"], "--set"),
         (["--resume-override=$(id)"], "--resume-override"),
         (["--resume-override=optimizer.lt"], "did you mean optimizer.lr?"),
+        # A key that the configuration has, since options may have any name.
+        (
+            ["--set", 'f.options={"x; id #": 1}', "--resume-override=f.options.x; id #"],
+            "dotted name",
+        ),
         (["--set=optimizer.lr=-1"], "optimizer.lr"),
         (["--", "--wrap=id"], "--wrap=id"),
         (["--", "other.sbatch"], "other.sbatch"),
