@@ -10,9 +10,10 @@ import pytest
 
 from data_shards.sources.mnist import load_embedded
 
-# A shell that starts pytest in the background has it ignore SIGINT, which every process that a
-# test starts would inherit; with a handler of our own they begin as from a terminal.
+# A shell that starts pytest in the background has it ignore SIGINT, and nohup SIGHUP. Every process
+# that a test starts would inherit that; with handlers of our own they begin as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TRAIN_PER_DIGIT, TEST_PER_DIGIT = 48, 12
 
