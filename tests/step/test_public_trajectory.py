@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rebias_dist.step.radii import Radii
 from torch import nn
 
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.radii import Radii
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
