@@ -27,7 +27,7 @@ _REFUSED: Final = {
     tarfile.FIFOTYPE: "fifo",
 }
 # All headers of one member together: long names, extended headers, maps of sparse files.
-_LONGEST_HEADER: Final = 1 << 20
+_LONGEST_HEADER: Final = 1 << 16
 _DEEPEST: Final = 4  # tars inside one another, the outermost included
 _CHUNK: Final = 4 << 20
 _REPORT_EVERY: Final = 1024  # members

@@ -46,8 +46,14 @@ def record(folder: Path, name: str, **changes) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        *("hsic", "median", "communication", "step", "optimizer", "scaling", "scaling_model"),
-        *("memory_format", "loader", "startup", "step_memory", "convert", "checkpoint"),
+        *("median", "step", "optimizer", "memory_format", "convert", "checkpoint"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                *("hsic", "communication", "scaling", "scaling_model"),
+                *("loader", "startup", "step_memory"),
+            )
+        ),
     ],
 )
 def test_each_runs_in_small(name):

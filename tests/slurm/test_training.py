@@ -95,6 +95,7 @@ def test_torchruns_that_find_each_other_by_c10d(cluster, folder, undisturbed):
         assert values == pytest.approx(expected[step], rel=1e-10, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_the_warning_ahead_of_the_time_limit_saves_and_requeues(cluster, folder, undisturbed):
     # The same signal as from --signal, to the same processes, but at a chosen step.
     config = slow(undisturbed["config"], 0.3)

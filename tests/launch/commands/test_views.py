@@ -146,7 +146,7 @@ def test_values_that_no_run_writes_are_unknown(tmp_path):
         tmp_path, "a", step=10**400, images_per_s=1e300, method="\x1b[31m", epoch=True
     )
     text = (folder / "state.json").read_text()
-    (folder / "state.json").write_text(text.replace("3.0", "NaN"))
+    (folder / "state.json").write_text(text.replace('"eta_seconds": 3.0', '"eta_seconds": NaN'))
     (found,) = look_at([folder])
     assert (found.step, found.images_per_s, found.method, found.epoch) == (None,) * 4
     assert found.eta_seconds is None

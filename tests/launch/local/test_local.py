@@ -56,6 +56,7 @@ def _survives(plans: list[dict], short: str, tmp_path: Path) -> None:
     assert losses(runs / "a") == losses(runs / "whole")
 
 
+@pytest.mark.slow
 def test_six_kills_at_different_moments_leave_the_same_bits(short, tmp_path):
     plans = [
         {"rank": rank, "point": point, "step": step, "action": "kill"}
