@@ -6,24 +6,26 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from rebias_dist import methods, models
+from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.plan import Plan
-from rebias_dist.config.schema import Config, DataConfig, NetworkConfig
+from rebias_dist.config.schema import Config, DataConfig
 from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.methods.base import Method
+from rebias_dist.methods.base import Method, TrainingSet
 from rebias_dist.models import feature_dim
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
 from rebias_dist.runs.keeper import Keeper
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
@@ -88,6 +90,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     with consensus.together():
         networks = build_networks(config, classes, precision)
         check_networks(config, networks, shape, precision)
+        method.prepare(training_set(config, data, shape, device), networks)
     players = build_players(config, method, networks, shape, classes, precision)
     normalise = build_normalise(data, precision)
     assert config.name is not None
@@ -98,12 +101,12 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         layout=layout,
         networks=networks,
         players=players,
-        game=build_game(config, method, players, normalise),
+        game=build_game(config, method, players, normalise, layout),
         loader=build_loader(config, data.train, consensus.rank, consensus.world_size),
         normalise=normalise,
         shape=shape,
         folder=RunFolder(Path(config.runs_dir) / config.name),
-        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch),
+        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method),
     )
 
 
@@ -171,27 +174,24 @@ def open_data(config: Config, root: Path) -> Data:
     return Data(train, selection, tests)
 
 
-def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
-    """Build ``f``, ``g0``, ``g1`` … those that the method has.
+def training_set(
+    config: Config, data: Data, shape: tuple[int, int, int], device: torch.device
+) -> TrainingSet:
+    """Return what a method sees of the training data.
 
-    Initial weights are keyed by the seed and the network's name: they are alike on all
-    ranks, and f's do not depend on the method or on the other networks.
+    Raises:
+        ConfigError: the method needs bias labels, and a training sample has none.
     """
-    wanted: dict[str, NetworkConfig] = {"f": config.f} if config.has_f else {}
-    if config.has_g:
-        wanted |= {f"g{index}": g for index, g in enumerate(config.g)}
-    networks = {}
-    for name, network in wanted.items():
-        with keyed(torch.device("cpu"), config.seed, "init", name):
-            try:
-                built = models.build(network.name, num_classes=classes, **network.build_options())
-            except ConfigError as error:
-                raise ConfigError(f"{name.replace('g', 'g.')}: {error}") from None
-        # Channels last: on a CPU 1.4 times the speed for a BagNet, 1.1 for a ResNet, 1 for a
-        # simple_convnet (python -m benchmarks.memory_format), and what CUDA's kernels prefer.
-        built = built.to(memory_format=torch.channels_last)
-        networks[name] = built.to(precision.device, precision.parameters)
-    return networks
+    labels = torch.from_numpy(data.train.labels.astype(np.int64))
+    bias = torch.from_numpy(data.train.bias.astype(np.int64))
+    without = (bias < 0).nonzero()
+    if config.facts.bias_labels and len(without):
+        raise ConfigError(
+            f"method.name: {config.method.name} needs bias labels, but {len(without):,} of the "
+            f"{len(bias):,} training samples in {data.train.folder} have none; make the shards "
+            "with bias labels, or choose a method that does without"
+        )
+    return TrainingSet(labels.to(device), bias.to(device), len(data.classes), shape)
 
 
 def check_networks(
@@ -256,7 +256,11 @@ def build_normalise(data: Data, precision: Precision) -> Normalise:
 
 
 def build_game(
-    config: Config, method: Method, players: dict[str, Player], normalise: Normalise
+    config: Config,
+    method: Method,
+    players: dict[str, Player],
+    normalise: Normalise,
+    layout: Plan,
 ) -> Minimax:
     """Return the game that the players play."""
     return Minimax(
@@ -267,6 +271,8 @@ def build_game(
         global_batch=config.global_batch,
         micro_batches=config.global_batch // config.b,
         seed=config.seed,
+        views=config.data.views,
+        first_step=layout.pretrain_epochs * layout.steps_per_epoch,
     )
 
 
@@ -305,7 +311,7 @@ def facts(
             f"{kind}, {parameter_count(networks[name]):,} parameters" if name in networks else "–"
         )
     radius = "not used"
-    if method.is_coupled:
+    if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
     return {
         "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",

@@ -23,6 +23,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.errors import NonFiniteError, RolledBack
 from rebias_dist.evaluation import tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.evaluation.method_engine import MethodEngine
 from rebias_dist.evaluation.splits import evaluate_checkpoints, evaluate_splits
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
@@ -30,7 +31,6 @@ from rebias_dist.ranks.session import Session, session
 from rebias_dist.runs import results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
-from rebias_dist.step.measuring import measure_radii
 from rebias_dist.telemetry import dashboard
 from rebias_dist.telemetry.flops import Work
 
@@ -86,6 +86,7 @@ class Trainer:
         self.evaluator = Evaluator.of(
             config, parts.networks, parts.normalise, parts.precision, ranks.consensus
         )
+        self.engine = MethodEngine(config, parts, self.evaluator)
         ranks.where.log_file = parts.folder.path / "logs" / f"rank{ranks.consensus.rank}.log"
 
     def run(self, resume: str, overrides: Collection[str]) -> dict[str, Any]:
@@ -149,6 +150,8 @@ class Trainer:
             with self.consensus.on_rank_zero() as leader:
                 if leader:
                     parts.folder.write_config(config)
+        if self.found.step is None:
+            self.engine.load_checkpoints()
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)
         else:
@@ -160,7 +163,7 @@ class Trainer:
         self.meter.start()
 
     def before_epoch(self, number: int) -> None:
-        """Set the epoch's learning rate and kernel radii, and start to load its data."""
+        """Set the epoch's learning rate, begin it, and start to load its data."""
         config, parts, at = self.config, self.parts, self.at
         self.epoch = epoch = plan.epoch(config, parts.layout, number)
         for player in parts.players.values():
@@ -168,12 +171,7 @@ class Trainer:
         if parts.method.facts.fixed_g and epoch.playing:
             for g in parts.game.gs:
                 g.fix()
-        if parts.method.is_coupled and epoch.playing and at.radii_epoch != number:
-            if at.radii is None or config.radius.update == "epoch":
-                at.radii = measure_radii(
-                    config, parts.game, parts.loader, self.consensus, epoch=number, step=at.step
-                )
-            at.radii_epoch = number
+        if epoch.playing and self.engine.begin_epoch(at, number):
             self.meter.start()
         self.meter.flops_per_step = self.work.of(epoch)
         self.batches = parts.loader.on_device(self.ranks.device, number, at.step - epoch.begin)
@@ -192,6 +190,7 @@ class Trainer:
         epoch, game = self.epoch, self.parts.game
         if epoch.playing:
             metrics = game.step(batches, self.at.step, self.at.radii)
+            self.parts.method.after_step(self.at.step - game.first_step, self.engine)
         else:
             metrics = game.pretrain(
                 batches, self.at.step, train_f=epoch.train_f, train_g=epoch.train_g

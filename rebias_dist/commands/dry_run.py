@@ -8,6 +8,7 @@ from rebias_dist import assemble, methods
 from rebias_dist.config import plan
 from rebias_dist.config.schema import Config
 from rebias_dist.ranks.process_group import resolve_placement
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 
 
@@ -27,8 +28,6 @@ def print_plan(config: Config) -> None:
     data = assemble.open_data(config, assemble.data_root(config))
     layout = plan.derive(config, placement.world_size, len(data.train))
     device = torch.device("cpu")
-    networks = assemble.build_networks(
-        config, len(data.classes), Precision(config.precision, device)
-    )
+    networks = build_networks(config, len(data.classes), Precision(config.precision, device))
     facts = assemble.facts(config, data, networks, methods.build(config.method), device)
     print("\n".join(plan.describe(config, layout, facts)))

@@ -202,8 +202,8 @@ def check(loaded: LoadedRun, folder: Path) -> float:
     import torch
     from safetensors.torch import load_model
 
-    from rebias_dist.assemble import build_networks
     from rebias_dist.data.normalisation import Normalise
+    from rebias_dist.runs.networks import build_networks
     from rebias_dist.step.precision import Precision
 
     assert loaded.f is not None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.options import MethodConfig, options_class
 
 DEFAULT_CONFIG = "biased_mnist/demo"
 
@@ -139,11 +140,13 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return next((section for section in inner if section is not None), None)
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: tuple[int | str, ...], values: Any) -> list[str]:
     model: type[BaseModel] = Config
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = section_of(model.model_fields[part].annotation) or model
+    if model is MethodConfig:
+        model = options_class(values["method"].get("name", MethodConfig().name))
     return list(model.model_fields)
 
 
@@ -158,7 +161,7 @@ def validate(values: dict[str, Any], where: str = "") -> Config:
     location = tuple(part for part in error["loc"] if part in _path_names(values, error["loc"]))
     name = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
-        hint = _nearest(str(location[-1]), _fields_at(location[:-1]))
+        hint = _nearest(str(location[-1]), _fields_at(location[:-1], values))
         raise ConfigError(f"{prefix}{name}: no such key; {hint}")
     if error["type"] == "value_error":
         raise ConfigError(prefix + error["msg"].removeprefix("Value error, "))

@@ -6,10 +6,11 @@ No torch here: ``--help``, ``--print-config`` and usage errors answer at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,6 +24,12 @@ from rebias_dist.config.files import (
 )
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.options import (
+    OPTIONS,
+    MethodConfig,
+    of_another_method,
+    options_class,
+)
 
 # Short names; every field has its dotted flag as well.
 _SHORT = {"method.name": "--method", "log.profile": "--profile"}
@@ -36,6 +43,26 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
         help=f"a YAML file or a shipped configuration (--list-configs); default {DEFAULT_CONFIG}",
     )
     _add_section(parser, Config, values, "")
+    _add_method_options(parser, values.get("method") or {})
+
+
+def _add_method_options(parser: argparse.ArgumentParser, given: dict[str, Any]) -> None:
+    """Add a flag for each option that some methods have, and the others refuse."""
+    classes, name = dict(OPTIONS), str(given.get("name"))
+    if ":" in name:
+        classes[name] = options_class(name)
+    group = parser.add_argument_group("method: options of some methods, which the others refuse")
+    fields: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for method, options in classes.items():
+        for key, field in options.model_fields.items():
+            if key not in MethodConfig.model_fields:
+                fields.setdefault(key, []).append((method, field))
+    for key, found in fields.items():
+        texts: dict[str, list[str]] = {}
+        for method, field in found:
+            texts.setdefault(_help(field, field.default), []).append(method)
+        text = "; ".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items())
+        _add_field(group, f"method.{key}", found[0][1], None, text)
 
 
 def _add_section(
@@ -68,7 +95,14 @@ def _is_list(field: FieldInfo) -> bool:
     return typing.get_origin(field.annotation) is list
 
 
-def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
+def _help(field: FieldInfo, default: Any) -> str:
+    text = re.sub(r"\s+", " ", field.description or "").strip()
+    return f"{text} [{'unset' if default is None else default}]"
+
+
+def _add_field(
+    group: Any, dotted: str, field: FieldInfo, given: Any, text: str | None = None
+) -> None:
     flags = [f"--{dotted}"]
     if "_" in dotted:
         flags.append(f"--{dotted.replace('_', '-')}")
@@ -79,14 +113,14 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         default = [
             e.model_dump(exclude_unset=True) if isinstance(e, BaseModel) else e for e in default
         ]
-    text = re.sub(r"\s+", " ", field.description or "").strip()
+    text = text or _help(field, default)
     action = group.add_argument(
         *flags,
         dest=dotted,
         default=argparse.SUPPRESS,
         metavar=_metavar(field),
         type=str if field.annotation in (str, str | None) else _yaml_value(dotted),
-        help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
+        help=text.replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
     # Choices are offered to the shell only; argparse must not check them, because the
@@ -105,6 +139,8 @@ def _yaml_value(dotted: str) -> Callable[[str], Any]:
 
 
 def _choices(field: FieldInfo) -> list[str]:
+    if isinstance(field.json_schema_extra, dict) and "choices" in field.json_schema_extra:
+        return [str(choice) for choice in cast(list[Any], field.json_schema_extra["choices"])]
     return [
         str(choice)
         for part in (field.annotation, *typing.get_args(field.annotation))
@@ -142,6 +178,11 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
         for key, value in vars(arguments).items()
         if key.split(".")[0] in Config.model_fields
     }
+    method, name = values.get("method"), overrides.get("method.name")
+    if isinstance(method, dict) and isinstance(name, str) and name != method.get("name"):
+        # The file's options are for the file's method.
+        with contextlib.suppress(ValueError):  # an unknown name is refused below
+            merged = {**values, "method": of_another_method(method, name)}
     # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
     for dotted in sorted(overrides, key=lambda key: key.count(".")):
         merged = _with(merged, dotted.split("."), overrides[dotted], Config)
@@ -175,7 +216,7 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, a
         return entries
     if not isinstance(values, dict):
         raise ConfigError(f"{at}: {values!r} is not a mapping of names to values")
-    field = section.model_fields[head] if section else None
+    field = section.model_fields.get(head) if section else None
     inner = values.get(head)
     if inner is None and rest and field is not None:
         default = field.default
@@ -193,5 +234,10 @@ def read_file_of(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
     """Return the values and name of the configuration that ``argv`` names, or of the default."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?")
-    chosen = first.parse_known_args(argv)[0].config
-    return read_config_file(chosen or DEFAULT_CONFIG), chosen or DEFAULT_CONFIG, chosen is None
+    first.add_argument("--method", "--method.name", nargs="?")
+    found = first.parse_known_args(argv)[0]
+    values = read_config_file(found.config or DEFAULT_CONFIG)
+    if ":" in (found.method or ""):
+        # The options of a method of the user's are flags, too.
+        values = _with(values, ["method", "name"], found.method, Config)
+    return values, found.config or DEFAULT_CONFIG, found.config is None

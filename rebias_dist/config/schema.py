@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from rebias_dist.methods.options import (
     STRICT,
@@ -20,6 +27,7 @@ from rebias_dist.methods.options import (
     NonNegative,
     Positive,
     Probability,
+    validate_options,
 )
 from rebias_dist.methods.registry import Facts
 
@@ -55,10 +63,13 @@ class NetworkConfig(Section):
     'logits'; elsewhere the name of a layer. Unset: the features before the last layer."""
     options: dict[str, Any] = {}
     """Further keyword arguments of the network's factory."""
+    checkpoint: str | None = None
+    """A run whose last checkpoint has the initial weights, as in 'runs/biased': those of its
+    network of the same name if it has one, else those of its only network."""
 
     def build_options(self) -> dict[str, Any]:
         """Return the options that were set, as ``models.build`` takes them."""
-        named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
+        named = self.model_dump(exclude={"name", "options", "checkpoint"}, exclude_none=True)
         return {**named, **self.options}
 
 
@@ -138,6 +149,8 @@ class DataConfig(Section):
     """Further test shards of the same classes, of any data set: a name and a folder each, as in
     '{imagenet-a: data/imagenet9-a/test}'. For shards of some of the classes, as ImageNet-A of a
     1,000-class model, evaluate the run with 'rebias-evaluate RUN --on FOLDER'."""
+    views: Annotated[int, Field(ge=1, le=2)] = 1
+    """views"""
     augmentation: Literal["none", "crop_flip"] = "none"
     """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
     evaluation."""
@@ -261,7 +274,9 @@ class Config(Section):
     rounding, so a resumed run must keep it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    method: MethodConfig = MethodConfig()
+    method: Annotated[SerializeAsAny[MethodConfig], WrapValidator(validate_options)] = (
+        MethodConfig()
+    )
     """The training method."""
     f: NetworkConfig = NetworkConfig(kernel_size=7)
     """The target network."""
@@ -313,7 +328,13 @@ class Config(Section):
                 f"micro_batch: {b} does not divide global_batch {n}; "
                 f"use one of {', '.join(map(str, near))}"
             )
-        couples = self.facts.couples and (method.lambda_f > 0 or method.lambda_g > 0)
+        unready = [f"g.{i}" for i, g in enumerate(self.g) if g.checkpoint is None]
+        if self.facts.fixed_g and method.g_pretrain_epochs == 0 and unready:
+            raise ValueError(
+                f"method.g_pretrain_epochs: {method.name} keeps g fixed after pretraining, so 0 "
+                f"would leave {unready[0]} at chance; use 1 or more, or set {unready[0]}.checkpoint"
+            )
+        couples = self.facts.hsic and (method.lambda_f > 0 or method.lambda_g > 0)
         if couples and n < 4 and method.hsic == "unbiased":
             raise ValueError(
                 f"global_batch: {n} is too small for HSIC, which needs at least 4 samples"

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from data_shards.format.manifest import Normalize
-from rebias_dist.assemble import build_networks
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.runs import results
 from rebias_dist.runs.checkpoint import load, load_choice
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
 

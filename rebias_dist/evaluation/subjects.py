@@ -14,7 +14,7 @@ from torch import nn
 from data_shards.classes import shipped_class_map
 from data_shards.format.manifest import MANIFEST_NAME, Normalize
 from data_shards.sources.listing import IMAGENET_NORMALIZE
-from rebias_dist.assemble import build_networks, data_root, open_data
+from rebias_dist.assemble import data_root, open_data
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.decode import choose_decoder
@@ -23,6 +23,7 @@ from rebias_dist.evaluation.loaded_run import load_run
 from rebias_dist.methods.radii import Radii
 from rebias_dist.models import load_public_checkpoint, load_state
 from rebias_dist.runs import checkpoint
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
 

@@ -1,10 +1,7 @@
-"""The games that f and g can play, one file a method.
+"""The methods that train f, one file each: its formulas, and a subclass of ``Method``.
 
 A new method is a new file here, one entry in :mod:`rebias_dist.methods.registry`, and its options
-in :mod:`rebias_dist.methods.options`.
-
-The files that the registry does not name hold the formulas of further methods, checked against
-their authors' numbers. They cannot be chosen yet.
+in :mod:`rebias_dist.methods.options`. The interface is in :mod:`rebias_dist.methods.base`.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rebias_dist.methods.options import MethodConfig
+from rebias_dist.methods.options import MethodConfig, own_method
 from rebias_dist.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
 
 def build(config: MethodConfig) -> Method:
     """Return the method that a configuration names; its module imports torch."""
-    module = import_module(f"rebias_dist.methods.{config.name}")
-    method: Method = getattr(module, METHODS[config.name].cls)(config)
+    if config.name in METHODS:
+        module = import_module(f"rebias_dist.methods.{config.name}")
+        method: Method = getattr(module, METHODS[config.name].cls)(config)
+    else:
+        method = own_method(config.name)(config)
     return method

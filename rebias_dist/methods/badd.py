@@ -8,7 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+from rebias_dist.methods.classifier import linear_classifier
+from rebias_dist.methods.options import BAddOptions
+
+
+class BAdd(Method):
+    """f minimises the CE of its classifier on its features plus those of each fixed g."""
+
+    config: BAddOptions
+    f_needs_g = True
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Find f's classifier."""
+        self.classifier = linear_classifier(networks["f"], training, self.config.name)
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the CE of the biased logits."""
+        added = biased_features(
+            torch.zeros_like(wide(f.features)),
+            [wide(g.features) for g in gs],
+            m=self.config.added_weight,
+        )
+        # The classifier is linear, so it can be applied to what is added alone.
+        logits = wide(f.logits) + added @ wide(self.classifier.weight).T
+        return {"biased_ce": cross_entropy(logits, batch.labels, reduction="none")}
 
 
 def biased_features(features: Tensor, bias_features: Sequence[Tensor], *, m: float = 1.0) -> Tensor:

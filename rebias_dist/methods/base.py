@@ -1,31 +1,38 @@
-"""The interface of a method: the objective of each network, in two parts.
+"""The interface of a method: the objective of each network, and what the method remembers.
 
 An objective is a sum over samples (``f_terms``, ``g_terms``), which any accumulation may cut into
 micro-batches, plus coupled terms (``f_coupled``, ``g_coupled``): functions of the features of the
 whole global batch, which nothing may cut. :mod:`rebias_dist.step.minimax` computes both.
+
+A method may also see values of every sample of the global batch before any network is updated
+(``values``, ``observe``), and change its state and the samples' weights by them. All that it sees
+there is alike on all ranks, so its state stays alike as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from rebias_dist.errors import ConfigError
 from rebias_dist.methods.options import MethodConfig
 from rebias_dist.methods.radii import Radii
+from rebias_dist.methods.registry import Facts
 from rebias_dist.objectives import Features
 
 
 class Output(NamedTuple):
-    """The output of a network for a micro-batch."""
+    """The output of a network for a micro-batch of b samples with V views each."""
 
     logits: Tensor
-    """``[b, classes]``"""
+    """``[V·b, classes]``, all first views before all second ones."""
     features: Tensor
-    """``[b, d]``"""
+    """``[V·b, d]``, in the same order."""
 
 
 class Term(NamedTuple):
@@ -38,53 +45,175 @@ class Term(NamedTuple):
     """0-d float64: of the whole global batch, the same on all ranks."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What is known of the samples of a micro-batch, or of the whole global batch."""
+
+    labels: Tensor
+    """int64 ``[b]``; of a micro-batch with V views ``[V·b]``, in the order of the outputs."""
+    bias: Tensor
+    """The bias labels, int64, as ``labels``; -1: none."""
+    samples: Tensor
+    """The places of the samples in the training set, int64, as ``labels``."""
+    step: int = 0
+    """Steps of the game so far; pretraining is not counted."""
+    views: int = 1
+    """V, the views of each sample."""
+    weights: Tensor | None = None
+    """What ``observe`` returned for these samples, as ``labels``."""
+    radii: Radii | None = None
+    """The kernel radii; None without HSIC."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The labels of the n training samples, in the order of the index; alike on all ranks."""
+
+    labels: Tensor
+    """int64 ``[n]``"""
+    bias: Tensor
+    """int64 ``[n]``; -1: none"""
+    classes: int
+    shape: tuple[int, int, int]
+    """Of the networks' input: channels, height, width."""
+
+
+class Engine(Protocol):
+    """What the engine does for a method between two steps; each call is a collective."""
+
+    def predict(self, name: str) -> Tensor:
+        """Return a network's predictions in evaluation mode, int64 ``[n]``, of the training set.
+
+        The images are not augmented.
+        """
+
+    def restart(self, name: str) -> None:
+        """Give a network its initial weights again, and a new optimizer."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks."""
+
+
 class Method:
     """Plain cross-entropy for f and for every g. A method overrides parts of it.
 
     Args:
-        config: the weights of the objectives.
+        config: its options.
     """
 
+    facts: Facts
+    """What it needs. A class of the user's sets it; ours are in the registry."""
+    Options: type[MethodConfig] = MethodConfig
+    """The class of its options; a class of the user's sets it."""
     f_needs_g: ClassVar[bool] = False
     """``f_terms`` uses the outputs of every g."""
+    observes: ClassVar[bool] = False
+    """``values`` and ``observe`` are called in each step."""
+    needs_whole_batch: ClassVar[bool] = True
+    """The coupled terms use the labels, bias labels or places of the samples."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
         self.facts = config.facts
 
+    # ---------------------------------------------------------------- the run
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Look at the training labels and the networks, once, before the first step.
+
+        Args:
+            training: on the device of the networks.
+            networks: ``f``, ``g0``, ``g1`` … those that the method has.
+
+        Raises:
+            ConfigError: the method cannot train on them; alike on all ranks.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the method remembers, by name; it is saved with the run."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned, on any device.
+
+        Raises:
+            ConfigError: it has other names or shapes than now.
+        """
+        restored = _checked(state, self.state(), type(self).__name__)
+        for name, values in self.state().items():
+            values.copy_(restored[name])
+
+    def before_epoch(self, epoch: int, engine: Engine) -> None:
+        """Do what is due before an epoch of the game, counted from 0; may use the engine."""
+
+    def after_step(self, step: int, engine: Engine) -> None:
+        """Do what is due after a step of the game, counted from 0; may use the engine."""
+
+    # ---------------------------------------------------------------- a step
+
+    def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
+        """Return per-sample values ``[b]`` by name, for :meth:`observe`; without gradients.
+
+        Args:
+            f: its output on a micro-batch, before any update.
+            gs: those of every g.
+            batch: the micro-batch.
+        """
+        raise NotImplementedError
+
+    def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor | None:
+        """Change the state by the values of the global batch; no network is updated yet.
+
+        Args:
+            values: ``[N]`` float64 by name, as :meth:`values` returned them on all ranks.
+            batch: the global batch.
+
+        Returns:
+            ``[N]`` weights of the samples, which the networks' terms find in ``batch.weights``;
+            or None.
+        """
+        raise NotImplementedError
+
     @property
     def f_is_coupled(self) -> bool:
         """Return whether f's objective has coupled terms."""
-        return False
+        return type(self).f_coupled is not Method.f_coupled
 
     @property
     def g_is_coupled(self) -> bool:
         """Return whether the objective of each g has coupled terms."""
-        return False
+        return type(self).g_coupled is not Method.g_coupled
 
     @property
     def is_coupled(self) -> bool:
-        """Return whether any objective has coupled terms, so that kernel radii are needed."""
+        """Return whether any objective has coupled terms."""
         return self.f_is_coupled or self.g_is_coupled
 
-    def f_coupled(self, f: Features, gs: Sequence[Features], radii: Radii) -> list[Term]:
+    @property
+    def needs_radii(self) -> bool:
+        """Return whether kernel radii are measured."""
+        return self.facts.hsic and self.is_coupled
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
         """Return the coupled terms of f's objective; a collective.
+
+        With V views, a row has the features of all views of a sample side by side, ``V·d``.
 
         Args:
             f: f's features on the global batch, with their graph.
             gs: the features of each g, detached.
-            radii: the kernel radii.
+            batch: the global batch, in the order of the rows.
         """
         return []
 
-    def g_coupled(self, index: int, g: Features, f: Features, radii: Radii) -> list[Term]:
+    def g_coupled(self, index: int, g: Features, f: Features, batch: Batch) -> list[Term]:
         """Return the coupled terms of the objective of g number ``index``; a collective.
 
         Args:
             index: of the g.
             g: its features on the global batch, with their graph.
             f: f's features, detached.
-            radii: the kernel radii.
+            batch: the global batch, in the order of the rows.
         """
         return []
 
@@ -93,18 +222,29 @@ class Method:
         return None
 
     def f_terms(
-        self, f: Output, gs: list[Output], labels: Tensor, heads: nn.Module | None
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
-        """Return the per-sample terms ``[b]`` of f's objective, by name, weights included."""
-        return {"ce": cross_entropy(wide(f.logits), labels, reduction="none")}
+        """Return the per-sample terms ``[V·b]`` of f's objective, by name, weights included."""
+        return {"ce": cross_entropy(wide(f.logits), batch.labels, reduction="none")}
 
-    def g_terms(self, g: Output, labels: Tensor) -> dict[str, Tensor]:
-        """Return the per-sample terms ``[b]`` of the objective of a g, by name."""
+    def g_terms(self, g: Output, batch: Batch) -> dict[str, Tensor]:
+        """Return the per-sample terms ``[V·b]`` of the objective of a g, by name."""
         if not self.config.update_g_cls:
             return {}
-        return {"ce": cross_entropy(wide(g.logits), labels, reduction="none")}
+        return {"ce": cross_entropy(wide(g.logits), batch.labels, reduction="none")}
 
 
 def wide(x: Tensor) -> Tensor:
     """Return ``x`` in at least float32: losses are never computed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _checked(saved: dict[str, Tensor], here: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the saved state if it has the names and shapes that it has here."""
+    shapes = [{key: tuple(x.shape) for key, x in found.items()} for found in (saved, here)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"the checkpoint's state of {name} has {shapes[0]}, but this run needs {shapes[1]}: "
+            "it was trained on other data; start another run"
+        )
+    return saved

@@ -7,19 +7,53 @@ augmentations of the views.
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
 
-from rebias_dist.methods.biasbal import count_pairs
-from rebias_dist.methods.contrastive import same, weighted_contrast
-from rebias_dist.objectives import Rows
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-TEMPERATURE = 0.07
-"""T of the authors."""
-CE_WEIGHT = 0.01
-"""The authors' weight of the cross-entropy beside BiasCon and SoftCon."""
+from rebias_dist.methods.base import Batch, Method, Output, Term, TrainingSet, wide
+from rebias_dist.methods.bias_balance import balanced_logits, count_pairs, prior_of
+from rebias_dist.methods.contrastive import of_views, same, weighted_contrast
+from rebias_dist.methods.options import BiasConOptions
+from rebias_dist.objectives import Features, Rows, coupled_by_rows
 
 
-def biascon(own: Rows, all: Rows, *, temperature: float = TEMPERATURE) -> Tensor:
+class BiasCon(Method):
+    """f minimises w · CE + BiasCon, or w · BiasBal + BiasCon.
+
+    The CE is of the same samples and views. The authors take another batch for it, without
+    augmentation.
+    """
+
+    config: BiasConOptions
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Count the training samples of each class with each bias label, for BiasBal."""
+        self.prior = prior_of(training) if self.config.bias_balance else None
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
+        """Return BiasCon."""
+
+        def function(own: Rows, all: Rows) -> Tensor:
+            return biascon(
+                of_views(own, batch), of_views(all, batch), temperature=self.config.temperature
+            )
+
+        return [Term("biascon", 1.0, coupled_by_rows(function, f, check=False))]
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the CE with its weight."""
+        logits = wide(f.logits)
+        if self.prior is not None:
+            logits = balanced_logits(logits, batch.bias, self.prior)
+        losses = cross_entropy(logits, batch.labels, reduction="none")
+        return {"ce": self.config.ce_weight * losses}
+
+
+def biascon(own: Rows, all: Rows, *, temperature: float = 0.07) -> Tensor:
     """Return BiasCon, row-parallel: :func:`.weighted_contrast`, W_ij = [y_i = y_j][b_i ≠ b_j].
 
     The other views of the anchor's own sample have its bias, so they are no positives; like all

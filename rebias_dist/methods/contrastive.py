@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from rebias_dist.methods.base import Batch
 from rebias_dist.objectives import Rows
 
 
@@ -84,6 +86,18 @@ def weighted_contrast(own: Rows, all: Rows, weights: Tensor, temperature: float)
     total = torch.where(total == 0, 1, total)
     terms = (tiled * (found.shifted - denominator.log())).sum(1) / total
     return -mean_over_anchors(terms, all)
+
+
+def of_views(rows: Rows, batch: Batch) -> Rows:
+    """Return rows with a set of unit features for each view, and the labels and bias labels.
+
+    Args:
+        rows: their first features hold the views side by side, ``(n, V·d)``.
+        batch: the global batch.
+    """
+    features = tuple(normalize(x, dim=1) for x in rows.features[0].chunk(batch.views, dim=1))
+    samples = {"labels": batch.labels[rows.index], "bias": batch.bias[rows.index]}
+    return Rows(features, samples, rows.index)
 
 
 def of_whole_batch(

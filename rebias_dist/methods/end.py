@@ -1,14 +1,48 @@
 """EnD (Tartaglione, Barbano and Grangetto, CVPR 2021): entangle classes, disentangle biases.
 
 Checked against the authors' public code, EIDOSlab/entangling-disentangling-bias. The features are
-to have unit rows, and the classifier takes the same normalised features. The objective is
+to have unit rows. The objective is
 CE + α · disentangle + β · entangle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from rebias_dist.methods.base import Batch, Method, Term
+from rebias_dist.methods.options import EnDOptions
+from rebias_dist.objectives import Features, coupled
+
+
+class EnD(Method):
+    """f minimises CE + α · disentangle + β · entangle of its unit features.
+
+    The authors' classifier takes the unit features, too; here it takes f's features as they are.
+    """
+
+    config: EnDOptions
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
+        """Return both terms; a weight of 0 leaves its term out."""
+
+        def apart(features: Tensor) -> Tensor:
+            return disentangle(normalize(features), batch.bias)
+
+        def together(features: Tensor) -> Tensor:
+            return entangle(normalize(features), batch.labels, batch.bias)
+
+        return [
+            Term(name, weight, coupled(function, f, check=False))
+            for name, weight, function in (
+                ("disentangle", self.config.disentangle_weight, apart),
+                ("entangle", self.config.entangle_weight, together),
+            )
+            if weight
+        ]
 
 
 def disentangle(features: Tensor, bias: Tensor) -> Tensor:

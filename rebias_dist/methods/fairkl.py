@@ -6,15 +6,72 @@ the numbers of the submission.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from rebias_dist.methods.base import Batch, Method, Output, Term, TrainingSet, wide
+from rebias_dist.methods.classifier import linear_classifier
+from rebias_dist.methods.contrastive import of_views
+from rebias_dist.methods.eps_supcon import eps_supcon
+from rebias_dist.methods.eps_supinfonce import eps_supinfonce
+from rebias_dist.methods.options import FairKLOptions
+from rebias_dist.objectives import Features, Rows, coupled, coupled_by_rows
 
 Form = Literal["authors", "paper"]
 
 _SMALLEST_VARIANCE = 1e-6
 """Keeps the Gaussian divergence finite where all pairs of a set are equally similar."""
+
+
+class FairKL(Method):
+    """f's features minimise eps-SupInfoNCE and R; its classifier minimises CE on them.
+
+    No gradient of the CE reaches the features, as in the authors' code.
+    """
+
+    config: FairKLOptions
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Find f's classifier."""
+        self.classifier = linear_classifier(networks["f"], training, self.config.name)
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
+        """Return the contrastive loss and the regulariser."""
+        o = self.config
+
+        def contrast(own: Rows, all: Rows) -> Tensor:
+            rows = of_views(own, batch), of_views(all, batch)
+            if o.contrast == "supcon":
+                return eps_supcon(*rows, epsilon=o.epsilon, temperature=o.temperature)
+            return eps_supinfonce(
+                *rows, epsilon=o.epsilon, temperature=o.temperature, form=o.contrast
+            )
+
+        def regulariser(features: Tensor) -> Tensor:
+            rows = torch.cat(features.chunk(batch.views, dim=1))
+            labels, bias = batch.labels.repeat(batch.views), batch.bias.repeat(batch.views)
+            return fairkl(normalize(rows), labels, bias, kld=o.deviation_weight, form=o.form)
+
+        of_contrast, of_regulariser = weights(
+            alpha=o.contrast_weight, weight=o.regulariser_weight, form=o.form
+        )
+        terms = [Term("contrast", of_contrast, coupled_by_rows(contrast, f, check=False))]
+        if of_regulariser:
+            terms.append(Term("fairkl", of_regulariser, coupled(regulariser, f, check=False)))
+        return terms
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the CE of the classifier, which alone gets its gradient."""
+        # In float32, outside of the precision of the networks.
+        weight, bias = (wide(p) for p in (self.classifier.weight, self.classifier.bias))
+        logits = wide(f.features).detach() @ weight.T + bias
+        return {"ce": cross_entropy(logits, batch.labels, reduction="none")}
 
 
 def fairkl(
@@ -63,25 +120,19 @@ def fairkl(
     return value
 
 
-def total(
-    contrast: Tensor, regulariser: Tensor, *, alpha: float, weight: float, form: Form = "authors"
-) -> Tensor:
-    """Return the encoder's objective from eps-SupInfoNCE and R.
+def weights(*, alpha: float, weight: float, form: Form = "authors") -> tuple[float, float]:
+    """Return the weights of the contrastive loss and of R in the objective of the features.
 
     * authors: ``α² · contrast + λ · R`` if λ is not 0, else ``α · contrast``: their script
       multiplies by α twice.
     * paper, equation 10: ``α · contrast + λ · R``.
 
     Args:
-        contrast: eps-SupInfoNCE of the projected features.
-        regulariser: R of the encoder's features.
         alpha: α.
         weight: λ.
         form: authors or paper.
     """
-    if not weight:
-        return alpha * contrast
-    return (alpha**2 if form == "authors" else alpha) * contrast + weight * regulariser
+    return (alpha**2 if weight and form == "authors" else alpha), weight
 
 
 def _mean(similarity: Tensor, members: Tensor) -> Tensor:

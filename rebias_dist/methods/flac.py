@@ -6,9 +6,46 @@ features inside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from rebias_dist.methods.base import Batch, Method, Output, Term, wide
+from rebias_dist.methods.options import FLACOptions
+from rebias_dist.objectives import Features, coupled
+
+
+class FLAC(Method):
+    """f minimises w · CE + α · FLAC with each fixed g as the bias network; unit features."""
+
+    config: FLACOptions
+
+    def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
+        """Return FLAC for each g."""
+
+        def function(features: Tensor, bias_features: Tensor) -> Tensor:
+            return flac(
+                features,
+                bias_features,
+                batch.labels,
+                exponent=self.config.distance_exponent,
+                normalised=True,
+            )
+
+        weight = self.config.flac_weight
+        return [
+            Term(f"flac_g{index}", weight, coupled(function, f, g, check=False))
+            for index, g in enumerate(gs)
+        ]
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the CE with its weight."""
+        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
+        return {"ce": self.config.ce_weight * losses}
 
 
 def flac(

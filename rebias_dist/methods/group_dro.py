@@ -9,7 +9,62 @@ and :func:`sample_weights`, in this order.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+from rebias_dist.methods.options import GroupDROOptions
+
+
+class GroupDRO(Method):
+    """f minimises the CE of the groups by their weights, which grow with a group's loss.
+
+    A group is a class with a bias label of which the training set has at least one sample.
+    """
+
+    config: GroupDROOptions
+    observes = True
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Find the groups and give them equal weights."""
+        pairs = torch.stack([training.labels, training.bias], dim=1)
+        found, self.groups, sizes = torch.unique(
+            pairs, dim=0, return_inverse=True, return_counts=True
+        )
+        self.sizes = sizes.double()
+        self.q = torch.full_like(self.sizes, 1 / len(found))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return q, the weights of the groups."""
+        return {"q": self.q}
+
+    def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
+        """Return f's CE."""
+        assert f is not None
+        return {"ce": cross_entropy(wide(f.logits), batch.labels, reduction="none")}
+
+    def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Update the weights of the groups; return the weights of the samples, with mean 1 or less.
+
+        A group that the batch lacks keeps its part of the weight.
+        """
+        groups = self.groups[batch.samples]
+        losses, counts = group_losses(values["ce"], groups, len(self.q))
+        constants = torch.full_like(self.sizes, self.config.adjustment)
+        adjusted = adjusted_losses(
+            losses, self.sizes, constants, normalised=self.config.normalise_losses
+        )
+        self.q = update_weights(self.q, adjusted, step_size=self.config.weight_step)
+        # The step divides the terms by N.
+        return sample_weights(self.q, groups, counts) * len(groups)
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the weighted CE."""
+        assert batch.weights is not None
+        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
+        return {"weighted_ce": batch.weights * losses}
 
 
 def group_losses(losses: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor]:

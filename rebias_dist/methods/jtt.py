@@ -2,15 +2,52 @@
 
 Checked against the authors' public code, anniesch/jtt. The error set E comes from a first training
 by plain cross-entropy (CE). The authors predict during the training pass of the last epoch, while
-the weights change.
+the weights change; here the network is evaluated after it.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Batch, Engine, Method, Output, TrainingSet, wide
+from rebias_dist.methods.options import JTTOptions
+
+
+class JTT(Method):
+    """f trains twice: on plain CE, and from its initial weights again with the error set up.
+
+    The error set is found after the first training, by the network in evaluation mode.
+    """
+
+    config: JTTOptions
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Make room for the weights of the training samples, which are not known yet."""
+        self.labels = training.labels
+        self.weights = torch.zeros(len(self.labels), dtype=torch.float64).to(self.labels.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the training samples, with mean 1 once they are known."""
+        return {"weights": self.weights}
+
+    def before_epoch(self, epoch: int, engine: Engine) -> None:
+        """Before the first epoch of the second training, find the error set and restart f."""
+        if epoch:
+            return
+        errors = engine.predict("f") != self.labels
+        weights, total = sample_weights(errors, self.config.up_weight)
+        self.weights = weights * (len(weights) / total)
+        engine.restart("f")
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the weighted CE."""
+        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
+        return {"weighted_ce": self.weights[batch.samples] * losses}
 
 
 def error_set(logits: Tensor, labels: Tensor) -> Tensor:

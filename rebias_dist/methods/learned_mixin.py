@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softplus
 
-from rebias_dist.methods.base import Method, Output, wide
-
-# The weight of the entropy penalty in the ReBias paper's comparison.
-ENTROPY_WEIGHT = 0.36
+from rebias_dist.methods.base import Batch, Method, Output, wide
+from rebias_dist.methods.options import LearnedMixinOptions
 
 
 class _Gates(nn.Module):
@@ -24,8 +22,9 @@ class _Gates(nn.Module):
 
 
 class LearnedMixin(Method):
-    """f minimises λ_f Σ [CE(f + gate·g) + 0.36·entropy(gate·g)]; g is fixed after pretraining."""
+    """f minimises λ_f Σ [CE(f + gate·g) + w·entropy(gate·g)]; g is fixed after pretraining."""
 
+    config: LearnedMixinOptions
     f_needs_g = True
 
     def heads(self, f_width: int, g_widths: list[int], classes: int) -> nn.Module:
@@ -33,7 +32,7 @@ class LearnedMixin(Method):
         return _Gates(f_width, len(g_widths))
 
     def f_terms(
-        self, f: Output, gs: list[Output], labels: Tensor, heads: nn.Module | None
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the cross-entropy of the mixture and the entropy of the gated g."""
         assert heads is not None
@@ -42,7 +41,10 @@ class LearnedMixin(Method):
         entropy = torch.zeros_like(mixed)
         for gate, g in zip(heads(f, gs), gs, strict=True):
             scaled = wide(gate) * wide(g.logits).detach()
-            mixed = mixed + cross_entropy(logits + scaled, labels, reduction="none")
+            mixed = mixed + cross_entropy(logits + scaled, batch.labels, reduction="none")
             log_share = log_softmax(scaled, dim=1)
             entropy = entropy - (log_share.exp() * log_share).sum(1)
-        return {"mixed_ce": weight * mixed, "entropy": weight * ENTROPY_WEIGHT * entropy}
+        return {
+            "mixed_ce": weight * mixed,
+            "entropy": weight * self.config.entropy_weight * entropy,
+        }

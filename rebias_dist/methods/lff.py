@@ -10,8 +10,71 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+from rebias_dist.methods.options import LfFOptions
+
+
+class LfF(Method):
+    """f minimises the CE weighted by what g learns faster; g minimises the GCE."""
+
+    config: LfFOptions
+    observes = True
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Make the tables, in float64."""
+        if len(networks) != 2:
+            raise ConfigError(f"g: lff has one biased network, not {len(networks) - 1}")
+        self.training = training
+        self.tables = {
+            name: empty_table(len(training.labels), torch.float64, training.labels.device)
+            for name in networks
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return both tables."""
+        return {
+            f"{name}_{part}": values
+            for name, table in self.tables.items()
+            for part, values in table._asdict().items()
+        }
+
+    def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
+        """Return the CE of both networks."""
+        assert f is not None
+        return {
+            name: cross_entropy(wide(output.logits), batch.labels, reduction="none")
+            for name, output in (("f", f), ("g0", gs[0]))
+        }
+
+    def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Write the CE into the tables; return the samples' weights by them."""
+        for name, losses in values.items():
+            self.tables[name] = update_table(
+                self.tables[name], batch.samples, losses, alpha=self.config.smoothing
+            )
+        return sample_weights(
+            self.tables["g0"],
+            self.tables["f"],
+            batch.samples,
+            self.training.labels,
+            self.training.classes,
+        )
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the weighted CE."""
+        assert batch.weights is not None
+        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
+        return {"weighted_ce": batch.weights * losses}
+
+    def g_terms(self, g: Output, batch: Batch) -> dict[str, Tensor]:
+        """Return the GCE."""
+        return {"gce": gce(wide(g.logits), batch.labels, self.config.q)}
 
 
 class Table(NamedTuple):

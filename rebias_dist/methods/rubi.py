@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.methods.base import Method, Output, wide
+from rebias_dist.methods.base import Batch, Method, Output, wide
 
 
 class _Classifiers(nn.Module):
@@ -30,7 +30,7 @@ class RUBi(Method):
         return _Classifiers(g_widths, classes)
 
     def f_terms(
-        self, f: Output, gs: list[Output], labels: Tensor, heads: nn.Module | None
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the cross-entropies of the masked logits and of the heads."""
         assert heads is not None
@@ -39,7 +39,7 @@ class RUBi(Method):
         of_heads = torch.zeros_like(masked)
         for c in heads(f, gs):
             masked = masked + cross_entropy(
-                logits * torch.sigmoid(wide(c)), labels, reduction="none"
+                logits * torch.sigmoid(wide(c)), batch.labels, reduction="none"
             )
-            of_heads = of_heads + cross_entropy(wide(c), labels, reduction="none")
+            of_heads = of_heads + cross_entropy(wide(c), batch.labels, reduction="none")
         return {"masked_ce": weight * masked, "head_ce": weight * of_heads}

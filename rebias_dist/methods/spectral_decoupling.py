@@ -9,11 +9,33 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from rebias_dist.methods.base import Batch, Method, Output, wide
+from rebias_dist.methods.options import SpectralDecouplingOptions
 
 TARGETS = (0.44, 2.5)
 """The logits of classes 0 and 1 that form spw3 pulls towards, of the authors' CelebA run."""
+
+
+class SpectralDecoupling(Method):
+    """f minimises CE + c · mean of its squared logits; from a step on, CE has the factor c too."""
+
+    config: SpectralDecouplingOptions
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the CE and the penalty, weighted for this step."""
+        logits = wide(f.logits)
+        of_ce, of_penalty = term_weights(
+            self.config.coefficient, batch.step, self.config.anneal_step
+        )
+        return {
+            "ce": of_ce * cross_entropy(logits, batch.labels, reduction="none"),
+            "squared_logits": of_penalty * squared_logits(logits),
+        }
 
 
 def squared_logits(logits: Tensor) -> Tensor:

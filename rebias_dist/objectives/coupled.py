@@ -29,6 +29,7 @@ from rebias_dist.objectives.features import (
     Features,
     Group,
     all_gather,
+    gather_rows,
     rank_and_world,
 )
 from rebias_dist.objectives.first_derivatives import first_derivatives
@@ -272,10 +273,7 @@ def _gather_packed(
     n = len(tensors[0])
     parts = [x.reshape(n, math.prod(x.shape[1:])).contiguous().view(torch.uint8) for x in tensors]
     widths = [part.shape[1] for part in parts]
-    sent = parts[0].new_zeros((max(counts), sum(widths)))  # gloo gathers equal sizes only
-    sent[:n] = torch.cat(parts, dim=1)
-    stacked = all_gather(sent, group)
-    together = torch.cat([part[:n] for part, n in zip(stacked, counts, strict=True)])
+    together = gather_rows(torch.cat(parts, dim=1), counts, group)
     return [
         part.clone(memory_format=torch.contiguous_format).view(x.dtype).reshape(-1, *x.shape[1:])
         for x, part in zip(tensors, torch.split(together, widths, dim=1), strict=True)

@@ -234,11 +234,8 @@ def gather_features(
     rows = x.detach()
     if contradicted:
         sent = rows.new_full((max(counts), x.shape[1]), torch.nan)
-    elif counts[rank] == max(counts):
-        sent = rows.contiguous()
-    else:  # padded, because gloo gathers only equal sizes
-        sent = rows.new_zeros((max(counts), x.shape[1]))
-        sent[: x.shape[0]] = rows
+    else:
+        sent = _padded(rows, max(counts))
     stacked, work = _start_all_gather(sent, group, async_op=async_op)
     if contradicted:
         raise ValueError(
@@ -246,3 +243,26 @@ def gather_features(
         )
     gathered = _Gathered(stacked, sent, counts, work)
     return Features(x, counts, sum(counts[:rank]), group, gathered)
+
+
+def gather_rows(x: Tensor, counts: Sequence[int], group: Group = None) -> Tensor:
+    """Return the rows of all ranks, ``(N, …)`` of any dtype, without autograd; a collective.
+
+    Args:
+        x: this rank's rows, ``(n, …)``; alike in shape and dtype on all ranks, but for n.
+        counts: number of rows of every rank.
+        group: as in :func:`gather_features`.
+    """
+    if len(counts) == 1:
+        return x.detach()
+    stacked = all_gather(_padded(x.detach(), max(counts)), group)
+    return torch.cat([part[:n] for part, n in zip(stacked, counts, strict=True)])
+
+
+def _padded(rows: Tensor, n: int) -> Tensor:
+    """Return ``rows`` with zeros up to n rows: gloo gathers only equal sizes."""
+    if len(rows) == n:
+        return rows.contiguous()
+    sent = rows.new_zeros((n, *rows.shape[1:]))
+    sent[: len(rows)] = rows
+    return sent

@@ -18,6 +18,7 @@ from rebias_dist.config.files import (
     validate,
 )
 from rebias_dist.config.schema import Config
+from rebias_dist.methods.options import MethodConfig, options_class
 
 
 def command_of(config: Config) -> str | None:
@@ -49,6 +50,9 @@ def _differences(
     for key, value in wanted.items():
         there, annotation = have[key], section.model_fields[key].annotation
         inner = section_of(annotation)
+        if inner is MethodConfig:
+            inner = options_class(value["name"])
+            there = {**inner().model_dump(), **there}
         if there == value:
             continue
         if inner is not None and isinstance(value, dict):

@@ -89,10 +89,10 @@ def _matters(key: str, config: Config) -> bool:
     if key.startswith("f."):
         return config.has_f
     if key.startswith("radius.") or key in _OF_HSIC:
-        return config.facts.couples
+        return config.facts.hsic
     if key == "method.lambda_f":
-        return config.has_f and config.method.name != "vanilla"
-    return True
+        return config.method.name in ("rubi", "learned_mixin", "rebias")
+    return key.removeprefix("method.") not in config.method.unused()
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Method
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
@@ -25,6 +26,7 @@ class Snapshot:
         shape: (C, H, W) of the networks' input.
         config: the resolved configuration.
         steps_per_epoch: optimizer steps of an epoch.
+        method: whose state is saved.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Snapshot:
         shape: tuple[int, int, int],
         config: Config,
         steps_per_epoch: int,
+        method: Method,
     ) -> None:
         self.players = players
+        self.method = method
         self.data = data
         self.config = config
         self.steps_per_epoch = steps_per_epoch
@@ -52,6 +56,8 @@ class Snapshot:
         self.radii: Radii | None = None
         self.radii_epoch = -1
         """The epoch for which the radii were measured."""
+        self.begun_epoch = -1
+        """The epoch before which the method last had its turn."""
         self.best: dict[str, float] | None = None
         """The best ``figure`` on the monitored split so far, and its ``step``."""
 
@@ -65,6 +71,8 @@ class Snapshot:
             "epoch": self.epoch,
             "radii": radii,
             "radii_epoch": self.radii_epoch,
+            "method": self.method.state(),
+            "begun_epoch": self.begun_epoch,
             "best": self.best,
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
@@ -111,6 +119,9 @@ class Snapshot:
             player.load_training_state(state["players"][name])
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
+        # Runs of 0.1 have no state of a method.
+        self.method.load_state(state.get("method", {}))
+        self.begun_epoch = state.get("begun_epoch", -1)
         self.best = state["best"]
 
     def restore_networks(self, state: dict[str, Any]) -> None:

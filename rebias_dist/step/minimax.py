@@ -21,7 +21,7 @@ update see the same masks, on whichever rank they run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,11 @@ from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.methods.base import Method, Output, Term, wide
+from rebias_dist.methods.base import Batch, Method, Output, wide
 from rebias_dist.methods.radii import Radii
-from rebias_dist.objectives import Features, gather_features
+from rebias_dist.objectives import Features, gather_features, gather_rows
 from rebias_dist.phases import phase
+from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import keyed
 
@@ -41,46 +42,15 @@ Terms = Callable[[int, Output], dict[str, Tensor]]
 """Maps a local micro-batch's place and output to its per-sample objective terms."""
 
 
-@dataclass
-class Metrics:
-    """The metrics of a step; they stay on the device until they are read."""
+@dataclass(frozen=True)
+class _Turn:
+    """What both networks' updates in a step share."""
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over this rank's samples."""
-    values: dict[str, Tensor] = field(default_factory=dict)
-    """Values that are global already, alike on all ranks."""
-    objectives: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    """The loss of each network, as weights and names of the values that it adds up."""
-
-    def add(self, name: str, samples: Tensor) -> None:
-        """Add per-sample values to a sum."""
-        total = samples.detach().sum(dtype=torch.float64)
-        self.sums[name] = self.sums[name] + total if name in self.sums else total
-
-    def reduce(self, samples: int, passenger: Tensor | None = None) -> dict[str, float]:
-        """Return all values, per sample of the global batch; a collective.
-
-        Args:
-            samples: N, of the global batch.
-            passenger: float64, summed over the ranks in place by the same collective.
-        """
-        names = sorted(self.sums)
-        found: dict[str, float] = {}
-        if names:
-            sums = torch.stack([self.sums[name] for name in names])
-            if dist.is_initialized():
-                passengers = [] if passenger is None else [passenger.flatten().to(sums.device)]
-                both = torch.cat([sums, *passengers])
-                with phase("communication"):
-                    dist.all_reduce(both)
-                sums = both[: len(names)]
-                if passenger is not None:
-                    passenger.copy_(both[len(names) :].view_as(passenger))
-            found = dict(zip(names, (sums / samples).tolist(), strict=True))
-        found |= {name: float(value) for name, value in self.values.items()}
-        for network, parts in sorted(self.objectives.items()):
-            found[f"{network}/loss"] = sum(weight * found[part] for weight, part in parts)
-        return found
+    batches: list[MicroBatch]
+    known: list[Batch]
+    """What methods see of ``batches``."""
+    whole: Batch
+    step: int
 
 
 class Minimax:
@@ -94,6 +64,8 @@ class Minimax:
         global_batch: N, samples of a step.
         micro_batches: M, micro-batches of a step; micro-batch j belongs to rank j mod W.
         seed: keys the randomness inside the networks.
+        views: V, augmented views of each sample.
+        first_step: the step at which pretraining ends and the game begins.
     """
 
     def __init__(
@@ -106,6 +78,8 @@ class Minimax:
         global_batch: int,
         micro_batches: int,
         seed: int,
+        views: int = 1,
+        first_step: int = 0,
     ) -> None:
         self.method = method
         self.f = f
@@ -115,11 +89,14 @@ class Minimax:
         self.M = micro_batches
         self.seed = seed
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.views = views
         b = global_batch // micro_batches
         self.counts = [
             len(range(rank, micro_batches, self.world_size)) * b for rank in range(self.world_size)
         ]
         self.one_micro_batch = micro_batches == self.world_size
+        self.first_step = first_step
+        self._game_step = 0
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
 
@@ -141,23 +118,82 @@ class Minimax:
     def _gather(self, features: Tensor) -> Features:
         return gather_features(features, counts=self.counts, async_op=True)
 
-    def _coupled_pass(
+    def _pass(
         self, player: Player, batches: list[MicroBatch], step: int, update: int
-    ) -> tuple[list[Output], Features]:
-        """Return the player's outputs and its features on the global batch, gathered once.
+    ) -> list[Output]:
+        """Return the player's outputs; with one micro-batch a rank they carry the graph."""
+        gradient = self.one_micro_batch and not player.fixed
+        return [self._forward(player, mb, step, update, gradient=gradient) for mb in batches]
+
+    def _own_features(self, player: Player, outputs: list[Output]) -> Features:
+        """Return the player's features on the global batch, gathered once.
 
         With one micro-batch a rank they carry the graph. With more, the local features are
         the leaf on which the gradient of the coupling term will be cached, in float32 at least.
         """
-        outputs = [
-            self._forward(player, mb, step, update, gradient=self.one_micro_batch) for mb in batches
-        ]
-        features = torch.cat([output.features for output in outputs])
+        features = self._rows(outputs)
         self._features[player.name] = features.detach()
         gathered = self._gather(features)
         if not self.one_micro_batch:
             gathered = replace(gathered, local=wide(features).requires_grad_())
-        return outputs, gathered
+        return gathered
+
+    def _rows(self, outputs: list[Output]) -> Tensor:
+        """Return the features of this rank's samples, the views of a sample side by side."""
+        return torch.cat([_side_by_side(output.features, self.views) for output in outputs])
+
+    # ---------------------------------------------------------------- the batch
+
+    def _batches(self, batches: list[MicroBatch], weights: Tensor | None) -> list[Batch]:
+        """Return what methods see of this rank's micro-batches, a row for each view.
+
+        Args:
+            batches: this rank's micro-batches.
+            weights: of this rank's samples, in their order.
+        """
+        parts = [None] * len(batches) if weights is None else weights.chunk(len(batches))
+        return [
+            Batch(
+                mb.labels.repeat(self.views),
+                mb.bias.repeat(self.views),
+                mb.samples.repeat(self.views),
+                self._game_step,
+                self.views,
+                None if part is None else part.repeat(self.views),
+            )
+            for mb, part in zip(batches, parts, strict=True)
+        ]
+
+    def _whole(self, batches: list[MicroBatch], radii: Radii | None) -> Batch:
+        """Return what methods see of the global batch; a collective if they need it."""
+        numbers = torch.cat([torch.stack([b.labels, b.bias, b.samples], dim=1) for b in batches])
+        if self.method.needs_whole_batch and (self.method.is_coupled or self.method.observes):
+            numbers = gather_rows(numbers, self.counts)
+        labels, bias, samples = numbers.unbind(1)
+        return Batch(labels, bias, samples, self._game_step, self.views, None, radii)
+
+    def _observe(self, batches: list[Batch], outputs: list[list[Output]], whole: Batch) -> Tensor:
+        """Show the method the values of all samples; return the weights of this rank's samples.
+
+        Args:
+            batches: of this rank.
+            outputs: of f and of every g, by micro-batch.
+            whole: the global batch.
+        """
+        found: list[dict[str, Tensor]] = []
+        for place, batch in enumerate(batches):
+            by_player = [Output(*(x.detach() for x in mine[place])) for mine in outputs]
+            f = by_player.pop(0) if self.f is not None else None
+            found.append(self.method.values(f, by_player, batch))
+        names = sorted(found[0])
+        local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
+        rows = gather_rows(local, self.counts)
+        weights = self.method.observe(dict(zip(names, rows.unbind(1), strict=True)), whole)
+        if weights is None:
+            return torch.ones_like(local[:, 0])
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        begin = sum(self.counts[:rank])
+        return weights[begin : begin + self.counts[rank]]
 
     # ---------------------------------------------------------------- updates
 
@@ -206,14 +242,16 @@ class Minimax:
                 with phase("objective"):
                     loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
                     for name, values in terms(place, output).items():
+                        values = values / self.views
                         metrics.add(f"{player.name}/{name}", values)
                         loss = loss + values.sum() / self.N
                     if cached is not None:
-                        loss = loss + (wide(output.features) * cached[place]).sum()
+                        rows = _side_by_side(wide(output.features), self.views)
+                        loss = loss + (rows * cached[place]).sum()
                     elif coupling is not None:
                         loss = loss + coupling
-                    right = output.logits.detach().argmax(1) == batch.labels
-                    metrics.add(f"{player.name}/accuracy", right)
+                    right = output.logits.detach().argmax(1) == batch.labels.repeat(self.views)
+                    metrics.add(f"{player.name}/accuracy", right / self.views)
                 player.backward(scale * loss)
         try:
             with phase("optimizer"):
@@ -233,64 +271,83 @@ class Minimax:
         """
         metrics = Metrics()
         self._features = {}
+        self._game_step = step - self.first_step
+        method = self.method
+        whole = self._whole(batches, radii)
         f_first: list[Output] | None = None
         f_features: Features | None = None
-        if self.f is not None and self.method.is_coupled:
-            # f's features serve its own update and that of every g: f changes last.
-            f_first, f_features = self._coupled_pass(self.f, batches, step, 0)
+        g_first: list[list[Output]] = []
+        if self.f is not None and (method.is_coupled or method.observes):
+            # f's outputs serve its own update and that of every g: f changes last.
+            f_first = self._pass(self.f, batches, step, 0)
+            if method.is_coupled:
+                f_features = self._own_features(self.f, f_first)
+        weights: Tensor | None = None
+        if method.observes:
+            g_first = [self._pass(g, batches, step, 0) for g in self.gs]
+            outputs = [*([] if f_first is None else [f_first]), *g_first]
+            with phase("objective"):
+                weights = self._observe(self._batches(batches, None), outputs, whole)
+        turn = _Turn(batches, self._batches(batches, weights), whole, step)
 
-        if not self.method.facts.fixed_g:
+        if not method.facts.fixed_g:
             for index in range(len(self.gs)):
-                for update in range(self.method.config.n_g_update):
+                for update in range(method.config.n_g_update):
                     # Only the last update is reported: sums over several would count twice.
-                    last = update == self.method.config.n_g_update - 1
+                    last = update == method.config.n_g_update - 1
                     found = metrics if last else Metrics()
-                    self._update_g(index, batches, step, update, f_features, radii, found)
+                    first = g_first[index] if g_first and update == 0 else None
+                    self._update_g(index, turn, update, first, f_features, found)
 
         if self.f is not None:
-            self._update_f(self.f, batches, step, f_first, f_features, radii, metrics)
+            self._update_f(self.f, turn, f_first, f_features, metrics)
         return metrics
 
     def _update_g(
         self,
         index: int,
-        batches: list[MicroBatch],
-        step: int,
+        turn: _Turn,
         update: int,
+        first: list[Output] | None,
         f_features: Features | None,
-        radii: Radii | None,
         metrics: Metrics,
     ) -> None:
         g = self.gs[index]
-        first, own, coupling = None, None, None
+        own, coupling = None, None
         objective: list[tuple[float, str]] = []
         if self.method.g_is_coupled:
             assert f_features is not None
-            assert radii is not None
-            first, own = self._coupled_pass(g, batches, step, update)
+            first = first or self._pass(g, turn.batches, turn.step, update)
+            own = self._own_features(g, first)
             with phase("objective"):
-                found = self.method.g_coupled(index, own, f_features.detach(), radii)
-            coupling, objective = _sum_up(g, found, metrics)
+                found = self.method.g_coupled(index, own, f_features.detach(), turn.whole)
+            coupling, objective = metrics.note(g.name, found)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
-            return self.method.g_terms(output, batches[place].labels)
+            return self.method.g_terms(output, turn.known[place])
 
         self._update(
-            g, batches, step, update, terms, metrics, first=first, coupling=coupling, own=own
+            g,
+            turn.batches,
+            turn.step,
+            update,
+            terms,
+            metrics,
+            first=first,
+            coupling=coupling,
+            own=own,
         )
-        metrics.objectives[g.name] = objective + _own_terms(g, metrics)
+        metrics.objectives[g.name] = objective + metrics.own_terms(g.name)
 
     def _update_f(
         self,
         f: Player,
-        batches: list[MicroBatch],
-        step: int,
+        turn: _Turn,
         first: list[Output] | None,
         own: Features | None,
-        radii: Radii | None,
         metrics: Metrics,
     ) -> None:
-        method = self.method
+        method, batches, step = self.method, turn.batches, turn.step
         coupling: Tensor | None = None
         objective: list[tuple[float, str]] = []
         opponents: list[list[Output]] = []
@@ -299,21 +356,20 @@ class Minimax:
             opponents = [self.first_pass(g, batches, step, updates) for g in self.gs]
         if method.f_is_coupled:
             assert own is not None
-            assert radii is not None
             others = []
             for g, outputs in zip(self.gs, opponents, strict=True):
-                self._features[g.name] = torch.cat([output.features for output in outputs])
+                self._features[g.name] = self._rows(outputs)
                 others.append(self._gather(self._features[g.name]))
             with phase("objective"):
-                found = method.f_coupled(own, others, radii)
-            coupling, objective = _sum_up(f, found, metrics)
+                found = method.f_coupled(own, others, turn.whole)
+            coupling, objective = metrics.note("f", found)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             gs = [outputs[place] for outputs in opponents]
-            return method.f_terms(output, gs, batches[place].labels, f.heads_replica)
+            return method.f_terms(output, gs, turn.known[place], f.heads_replica)
 
         self._update(f, batches, step, 0, terms, metrics, first=first, coupling=coupling, own=own)
-        metrics.objectives["f"] = objective + _own_terms(f, metrics)
+        metrics.objectives["f"] = objective + metrics.own_terms("f")
 
     def pretrain(
         self, batches: list[MicroBatch], step: int, *, train_f: bool, train_g: bool
@@ -322,27 +378,17 @@ class Minimax:
         metrics = Metrics()
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
-            return {
-                "ce": cross_entropy(wide(output.logits), batches[place].labels, reduction="none")
-            }
+            labels = batches[place].labels.repeat(self.views)
+            return {"ce": cross_entropy(wide(output.logits), labels, reduction="none")}
 
         players = [self.f] * (train_f and self.f is not None) + self.gs * train_g
         for player in players:
             assert player is not None
             self._update(player, batches, step, 0, terms, metrics)
-            metrics.objectives[player.name] = _own_terms(player, metrics)
+            metrics.objectives[player.name] = metrics.own_terms(player.name)
         return metrics
 
 
-def _own_terms(player: Player, metrics: Metrics) -> list[tuple[float, str]]:
-    own = (name for name in metrics.sums if name.startswith(f"{player.name}/"))
-    return [(1.0, name) for name in own if not name.endswith("/accuracy")]
-
-
-def _sum_up(
-    player: Player, terms: list[Term], metrics: Metrics
-) -> tuple[Tensor, list[tuple[float, str]]]:
-    """Note the coupled terms of a player; return their weighted sum, and its weights by name."""
-    metrics.values |= {f"{player.name}/{term.name}": term.value.detach() for term in terms}
-    total = sum((term.weight * term.value for term in terms[1:]), terms[0].weight * terms[0].value)
-    return total, [(term.weight, f"{player.name}/{term.name}") for term in terms]
+def _side_by_side(features: Tensor, views: int) -> Tensor:
+    """Return ``[b, V·d]`` of ``[V·b, d]``, which has all first views before all second ones."""
+    return features if views == 1 else torch.cat(features.chunk(views), dim=1)

@@ -154,6 +154,13 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def restart(self, weights: dict[str, Any]) -> None:
+        """Begin to train anew from ``weights``, the state of the network."""
+        self.network.load_state_dict(weights)
+        self.optimizer.state.clear()
+        self.scaler.load_state_dict(self.precision.scaler().state_dict())
+        self.skipped = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything on which the further training of this network depends."""
         return {

@@ -12,7 +12,7 @@ from pathlib import Path
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
 from rebias_dist.ranks.consensus import Consensus
-from rebias_dist.step.minimax import Metrics
+from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.precision import Precision
 from rebias_dist.telemetry.meter import Meter, describe_speed
 from rebias_dist.telemetry.profiling import profiled

@@ -60,7 +60,7 @@ class Watch:
             name = "selection"
         figures = splits[name]
         found = dict(self._of_accuracies(name, figures))
-        if self._config.facts.couples:
+        if self._config.facts.hsic:
             found |= dict(self._of_kernels(figures))
         self._tell(step, found, ("chance", "bias", "kernel", "hsic"))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from rebias_dist.assemble import build_networks, build_normalise, data_root, open_data
+from rebias_dist.assemble import build_normalise, data_root, open_data
 from rebias_dist.commands import evaluate
 from rebias_dist.config.files import validate
 from rebias_dist.evaluation.evaluator import Evaluator
@@ -24,6 +24,7 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.reporting.comparison import compare
 from rebias_dist.reporting.disagreements import Disagreements, disagreements
 from rebias_dist.reporting.runs import read_run
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
 from tests.evaluation.photographs import write

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist import load
-from rebias_dist.assemble import build_networks, data_root, open_data
+from rebias_dist.assemble import data_root, open_data
 from rebias_dist.commands import export
 from rebias_dist.commands.model_card import model_card
 from rebias_dist.config.files import validate
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.evaluation.loaded_run import LoadedRun
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
 from tests.commands.test_evaluate import settings

@@ -5,7 +5,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods import badd, biasbal, biascon, group_dro, jtt, lff, spectral_decoupling
+from rebias_dist.methods import (
+    badd,
+    bias_balance,
+    biascon,
+    group_dro,
+    jtt,
+    lff,
+    spectral_decoupling,
+)
 
 
 def test_a_sample_twice_in_a_batch_of_lff_is_one_visit_with_the_mean():
@@ -45,16 +53,16 @@ def test_gce_of_a_sample_that_is_surely_right_is_finite():
 
 
 def test_biasbal_refuses_a_bias_value_that_the_training_set_lacks():
-    counts = biasbal.count_pairs(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 0]), 2, 4)
+    counts = bias_balance.count_pairs(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 0]), 2, 4)
     assert counts.tolist() == [[1, 1], [0, 0], [0, 1], [0, 0]]
     with pytest.raises(ConfigError, match=r"\[1, 3\]"):
-        biasbal.log_prior(counts)
+        bias_balance.log_prior(counts)
 
 
 @pytest.mark.parametrize(("labels", "bias"), [([0, 2], [0, 0]), ([0, 1], [0, -1])])
 def test_labels_out_of_range_are_refused(labels, bias):
     with pytest.raises(ConfigError, match="must be from 0 to 1"):
-        biasbal.count_pairs(torch.tensor(labels), torch.tensor(bias), 2, 2)
+        bias_balance.count_pairs(torch.tensor(labels), torch.tensor(bias), 2, 2)
 
 
 def test_sampling_weights_with_ratio_one_are_alike():

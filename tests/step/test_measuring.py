@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from rebias_dist import assemble, methods
+from rebias_dist.config import plan
 from rebias_dist.config.files import validate
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.measuring import measure_radii, sampled_steps
 from rebias_dist.step.precision import Precision
 
@@ -18,11 +20,12 @@ def _game(values: dict):
     data = assemble.open_data(config, assemble.data_root(config))
     precision = Precision(config.precision, torch.device("cpu"))
     method = methods.build(config.method)
-    networks = assemble.build_networks(config, 10, precision)
+    networks = build_networks(config, 10, precision)
     shape = assemble.sample_shape(config, data)
     players = assemble.build_players(config, method, networks, shape, 10, precision)
     normalise = assemble.build_normalise(data, precision)
-    game = assemble.build_game(config, method, players, normalise)
+    layout = plan.derive(config, 1, len(data.train))
+    game = assemble.build_game(config, method, players, normalise, layout)
     return config, networks, game, assemble.build_loader(config, data.train, 0, 1), normalise
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.options import LearnedMixinOptions, options_class
 from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import hsic
 from rebias_dist.step.minimax import Minimax
@@ -174,7 +175,7 @@ def test_steps_equal_those_of_the_whole_batch(config, count):
 
 def test_rubi_and_learned_mixin_equal_their_formulas():
     for name in ("rubi", "learned_mixin"):
-        config = MethodConfig(name=name, lambda_f=0.7, g_pretrain_epochs=1)
+        config = options_class(name)(name=name, lambda_f=0.7, g_pretrain_epochs=1)
         f, g = network(3, 0), network(1, 1)
         torch.manual_seed(5)
         heads = methods.build(config).heads(32, [32], CLASSES).double()
@@ -228,7 +229,7 @@ def test_an_update_leaves_nothing_on_the_other_network():
 
 
 def test_a_fixed_g_keeps_every_bit():
-    config = MethodConfig(name="learned_mixin", g_pretrain_epochs=1)
+    config = LearnedMixinOptions()
     f, g = network(3, 0), network(1, 1)
     played = game(config, f, [g], methods.build(config).heads(32, [32], CLASSES).double())
     played.gs[0].fix()

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rebias_dist import methods, models
 from rebias_dist.config.schema import MethodConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.methods.options import LearnedMixinOptions
 from rebias_dist.methods.radii import Radii
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
@@ -96,7 +97,7 @@ CASES = {
     "vanilla": (MethodConfig(name="vanilla"), 0),
     "biased": (MethodConfig(name="biased"), 1),
     "rubi": (MethodConfig(name="rubi"), 1),
-    "learned_mixin": (MethodConfig(name="learned_mixin", g_pretrain_epochs=1), 1),
+    "learned_mixin": (LearnedMixinOptions(), 1),
 }
 
 

@@ -6,9 +6,32 @@ Checked against the authors' public code, grayhong/bias-contrastive-learning.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+
+
+class BiasBalance(Method):
+    """f minimises the CE of its logits plus the log-prior of the classes, given the bias."""
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Count the training samples of each class with each bias label."""
+        self.prior = prior_of(training)
+
+    def f_terms(
+        self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """Return the balanced CE."""
+        logits = balanced_logits(wide(f.logits), batch.bias, self.prior)
+        return {"balanced_ce": cross_entropy(logits, batch.labels, reduction="none")}
+
+
+def prior_of(training: TrainingSet) -> Tensor:
+    """Return ``log(p(y|b) + 1e-9)`` of a training set, ``(biases, classes)`` float64."""
+    biases = int(training.bias.max()) + 1
+    return log_prior(count_pairs(training.labels, training.bias, training.classes, biases))
 
 
 def count_pairs(labels: Tensor, bias: Tensor, classes: int, biases: int) -> Tensor:

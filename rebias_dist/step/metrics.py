@@ -1,0 +1,68 @@
+"""The metrics of a step: sums over samples, and values of the whole global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rebias_dist.methods.base import Term
+from rebias_dist.phases import phase
+
+
+@dataclass
+class Metrics:
+    """The metrics of a step; they stay on the device until they are read."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over this rank's samples."""
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """Values that are global already, alike on all ranks."""
+    objectives: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    """The loss of each network, as weights and names of the values that it adds up."""
+
+    def add(self, name: str, samples: Tensor) -> None:
+        """Add per-sample values to a sum."""
+        total = samples.detach().sum(dtype=torch.float64)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def reduce(self, samples: int, passenger: Tensor | None = None) -> dict[str, float]:
+        """Return all values, per sample of the global batch; a collective.
+
+        Args:
+            samples: N, of the global batch.
+            passenger: float64, summed over the ranks in place by the same collective.
+        """
+        names = sorted(self.sums)
+        found: dict[str, float] = {}
+        if names:
+            sums = torch.stack([self.sums[name] for name in names])
+            if dist.is_initialized():
+                passengers = [] if passenger is None else [passenger.flatten().to(sums.device)]
+                both = torch.cat([sums, *passengers])
+                with phase("communication"):
+                    dist.all_reduce(both)
+                sums = both[: len(names)]
+                if passenger is not None:
+                    passenger.copy_(both[len(names) :].view_as(passenger))
+            found = dict(zip(names, (sums / samples).tolist(), strict=True))
+        found |= {name: float(value) for name, value in self.values.items()}
+        for network, parts in sorted(self.objectives.items()):
+            found[f"{network}/loss"] = sum(weight * found[part] for weight, part in parts)
+        return found
+
+    def own_terms(self, player: str) -> list[tuple[float, str]]:
+        """Return the per-sample terms of a player that were added, each with weight 1."""
+        own = (name for name in self.sums if name.startswith(f"{player}/"))
+        return [(1.0, name) for name in own if not name.endswith("/accuracy")]
+
+    def note(self, player: str, terms: list[Term]) -> tuple[Tensor | None, list[tuple[float, str]]]:
+        """Note a player's coupled terms; return their weighted sum, and the weights by name."""
+        self.values |= {f"{player}/{term.name}": term.value.detach() for term in terms}
+        total: Tensor | None = None
+        for term in terms:
+            weighted = term.weight * term.value
+            total = weighted if total is None else total + weighted
+        return total, [(term.weight, f"{player}/{term.name}") for term in terms]
