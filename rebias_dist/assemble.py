@@ -11,8 +11,9 @@ from torch import nn
 
 from rebias_dist import methods, models
 from rebias_dist.config import plan
+from rebias_dist.config.data import DataConfig
 from rebias_dist.config.plan import Plan
-from rebias_dist.config.schema import Config, DataConfig, NetworkConfig
+from rebias_dist.config.schema import Config, NetworkConfig
 from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
@@ -284,6 +285,7 @@ def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: i
         window=config.data.window,
         verify=config.data.verify,
         on_damaged=config.data.on_damaged,
+        views=config.data.views,
     )
 
 

@@ -57,16 +57,23 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
     """Turns a request into a micro-batch, in this process or in a worker.
 
     ``verify`` is the fraction of the samples whose hash is checked. Which ones is keyed by
-    ``seed`` and the epoch, so it does not depend on the rank or worker that reads them.
+    ``seed`` and the epoch, so it does not depend on the rank or worker that reads them. Of each
+    sample there are ``views`` images.
     """
 
     def __init__(
-        self, dataset: ShardDataset, transform: Transform, verify: float = 1.0, seed: int = 0
+        self,
+        dataset: ShardDataset,
+        transform: Transform,
+        verify: float = 1.0,
+        seed: int = 0,
+        views: int = 1,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.verify = verify
         self.seed = seed
+        self.views = views
         self._sender: Sender | None = None  # each worker makes its own
 
     def __getitem__(self, request: _Request) -> MicroBatch | Parcel | DataError:
@@ -89,7 +96,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
         images: Tensor | None = None
         for place, image in self._images(request, samples, skipped):
             if images is None:
-                images = place_for((len(samples), *image.shape), image.dtype)
+                images = place_for((self.views * len(samples), *image.shape), image.dtype)
             elif image.shape != images.shape[1:]:
                 sizes = sorted({tuple(images.shape[1:]), tuple(image.shape)})
                 raise DataError(
@@ -105,17 +112,21 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
             samples=torch.from_numpy(samples),
             index=request.index,
             skipped=tuple(skipped),
+            views=self.views,
         )
 
     def _images(
         self, request: _Request, samples: NDArray[np.int64], skipped: list[str]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (position, image); record replacements in ``samples`` and ``skipped``."""
+        """Yield (position, image); record replacements in ``samples`` and ``skipped``.
+
+        The positions of the second view follow those of the first.
+        """
         spares = [] if request.spares is None else request.spares.tolist()
         for place in range(len(samples)):
             while True:
                 try:
-                    yield place, self._image(int(samples[place]), request.epoch)
+                    image = self._image(int(samples[place]), request.epoch)
                     break
                 except DamagedSample as damage:
                     if request.spares is None:
@@ -127,12 +138,17 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
                             "make the shards again"
                         ) from None
                     samples[place] = spares.pop(0)
+            for view in range(self.views):
+                # Without a part for it, the first view is what a run with one view sees.
+                which = (view,) if view else ()
+                seen = self.transform(image, request.epoch, int(samples[place]), *which)
+                yield view * len(samples) + place, seen
 
     def _image(self, i: int, epoch: int) -> Tensor:
         verify = self.verify >= 1 or (
             self.verify > 0 and derive("verify", self.seed, epoch, i) < self.verify * 2.0**64
         )
-        return self.transform(self.dataset.image(i, verify=verify), epoch, i)
+        return self.dataset.image(i, verify=verify)
 
 
 def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
@@ -205,6 +221,7 @@ class TrainLoader:
         window: int = 8,
         verify: float = 1.0,
         on_damaged: Literal["stop", "skip"] = "stop",
+        views: int = 1,
     ) -> None:
         """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
 
@@ -238,7 +255,7 @@ class TrainLoader:
         self._mine = range(rank, self.micro_batches, world_size)
         self._skip = on_damaged == "skip"
         self._known_damage: set[str] = set()
-        self._fetcher = _Fetcher(dataset, transform, verify, seed)
+        self._fetcher = _Fetcher(dataset, transform, verify, seed, views)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of each step from ``start_step`` to the epoch's end."""
