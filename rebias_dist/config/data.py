@@ -5,9 +5,10 @@ No torch here, as in the schema.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from rebias_dist.methods.options import (
     STRICT,
@@ -103,8 +104,14 @@ class DataConfig(BaseModel):
     """Further augmentation of the training images."""
     views: Literal[1, 2] = 1
     """Augmented views of each training sample; two are for contrastive methods."""
+    sampling: str = "uniform"
+    """Which samples an epoch has. uniform: each once, in random order. The others draw with
+    replacement. class_balanced: all classes alike. group_balanced: all groups of a class and a bias
+    label alike. bias_conflicting:RATIO: rare bias labels of a class more often, a sample at most
+    RATIO times as often as another, as BiasCon's authors do with 10."""
     window: Count = 8
-    """Shards in whose union the samples of an epoch are shuffled."""
+    """uniform sampling: shards in whose union the samples of an epoch are shuffled. Draws with
+    replacement come from all shards."""
     workers: CountOrZero = 0
     """Processes a rank that decode images; 0 decodes in the training process."""
     decoder: Literal["auto", "simplejpeg", "torchvision", "pillow"] = "auto"
@@ -115,6 +122,29 @@ class DataConfig(BaseModel):
     on_damaged: Literal["stop", "skip"] = "stop"
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
+
+    @property
+    def conflict_ratio(self) -> float | None:
+        """Return the ratio of bias_conflicting; None for other sampling."""
+        name, _, ratio = self.sampling.partition(":")
+        return float(ratio) if name == "bias_conflicting" else None
+
+    @field_validator("sampling")
+    @classmethod
+    def _sampling_exists(cls, sampling: str) -> str:
+        name, colon, ratio = sampling.partition(":")
+        fine = sampling in ("uniform", "class_balanced", "group_balanced")
+        if name == "bias_conflicting" and colon:
+            try:
+                fine = 1 < float(ratio) < math.inf
+            except ValueError:
+                fine = False
+        if not fine:
+            raise ValueError(
+                f"data.sampling: {sampling!r} is not known; use uniform, class_balanced, "
+                "group_balanced, or bias_conflicting:RATIO with a number above 1"
+            )
+        return sampling
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

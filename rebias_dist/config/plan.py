@@ -136,7 +136,10 @@ def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
         plan: what follows from it.
         facts: further lines, by name: data, networks, device.
     """
-    o, s = config.optimizer, config.scheduler
+    o, s, sampling = config.optimizer, config.scheduler, config.data.sampling
+    left_out = f"{plan.dropped} dropped an epoch"
+    if sampling != "uniform":
+        left_out = f"drawn with replacement ({sampling})"
     first = learning_rate(o.lr, s, 0, config.epochs)
     last = learning_rate(o.lr, s, config.epochs - 1, config.epochs)
     lines = {
@@ -144,7 +147,7 @@ def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
         "global batch": f"N = {plan.N} samples a step",
         "micro-batch": f"b = {plan.b}, so M = {plan.M} a step",
         "layout": f"W = {plan.W} ranks, A = {plan.A} micro-batches on each",
-        "samples": f"{plan.samples:,} for training, {plan.dropped} dropped an epoch",
+        "samples": f"{plan.samples:,} for training, {left_out}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all "
         f"({plan.pretrain_epochs} epochs of pretraining, {config.epochs} of the game)",
         "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name})",

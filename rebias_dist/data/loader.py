@@ -24,6 +24,7 @@ from data_shards.ordering import derive
 from data_shards.processes import die_with_parent
 from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
 from rebias_dist.data.order import epoch_order
+from rebias_dist.data.sampling import Draws
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
@@ -51,6 +52,9 @@ class _Request:
     samples: NDArray[np.int64]
     spares: NDArray[np.int64] | None = None
     """Replacements for damaged samples; None: damage is an error."""
+    begin: int | None = None
+    """Position of the first sample in an epoch that draws with replacement; it keys the
+    augmentation too, because a sample may occur more than once."""
 
 
 class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
@@ -138,9 +142,10 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
                             "make the shards again"
                         ) from None
                     samples[place] = spares.pop(0)
+            copy = () if request.begin is None else (request.begin + place,)
             for view in range(self.views):
-                # Without a part for it, the first view is what a run with one view sees.
-                which = (view,) if view else ()
+                # No part for the first view: it is what a run with one view sees.
+                which = (view, *copy) if view or copy else ()
                 seen = self.transform(image, request.epoch, int(samples[place]), *which)
                 yield view * len(samples) + place, seen
 
@@ -204,7 +209,7 @@ class TrainLoader:
     With n samples, global batch N, micro-batch b and W ranks: micro-batch j of a step holds the
     b positions from step·N + j·b of :func:`epoch_order` and belongs to rank j mod W. An epoch has
     ``steps_per_epoch`` = n // N steps; the ``dropped`` = n mod N samples at the end of the order
-    are left out, and differ from epoch to epoch.
+    are left out, and differ from epoch to epoch. With ``draws`` the order is theirs instead.
     """
 
     def __init__(
@@ -222,6 +227,7 @@ class TrainLoader:
         verify: float = 1.0,
         on_damaged: Literal["stop", "skip"] = "stop",
         views: int = 1,
+        draws: Draws | None = None,
     ) -> None:
         """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
 
@@ -251,6 +257,7 @@ class TrainLoader:
         self._micro_batch = micro_batch
         self._seed = seed
         self._window = window
+        self._draws = draws
         self._workers = workers
         self._mine = range(rank, self.micro_batches, world_size)
         self._skip = on_damaged == "skip"
@@ -301,13 +308,19 @@ class TrainLoader:
             yield batches
 
     def _requests(self, epoch: int, steps: Sequence[int]) -> Iterator[_Request]:
-        order = epoch_order(self._seed, epoch, self.dataset.manifest.shard_counts, self._window)
+        order = self._order(epoch)
         size = self._micro_batch
         for step in steps:
             for j in self._mine:
                 begin = step * self._global_batch + j * size
                 spares = self._spares(order, epoch, step, j) if self._skip else None
-                yield _Request(j, epoch, order[begin : begin + size], spares)
+                keyed = None if self._draws is None else begin
+                yield _Request(j, epoch, order[begin : begin + size], spares, keyed)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._draws is not None:
+            return self._draws.order(self._seed, epoch)
+        return epoch_order(self._seed, epoch, self.dataset.manifest.shard_counts, self._window)
 
     def _spares(
         self, order: NDArray[np.int64], epoch: int, step: int, micro_batch: int
@@ -315,8 +328,9 @@ class TrainLoader:
         """Return the replacements for damaged samples of a micro-batch.
 
         First come samples that the epoch drops, then samples of other steps. They are dealt to
-        the micro-batches of the step, so that no sample occurs twice in a global batch. Each
-        step starts from a place of its own, so that steps use different replacements.
+        the micro-batches of the step, so that without replacement no sample occurs twice in a
+        global batch. Each step starts from a place of its own, so that steps use different
+        replacements.
         """
         parts = self._global_batch // self._micro_batch
         draw = derive("spares", self._seed, epoch, step)
