@@ -24,6 +24,7 @@ from rebias_dist.methods.options import (
 from rebias_dist.methods.registry import Facts
 
 Radius = Literal["median", "dimension"] | Positive
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Names become file names, arguments and lines of batch scripts, so they hold no character that
 # a shell interprets.
@@ -68,11 +69,15 @@ class OptimizerConfig(Section):
     name: Literal["adamp", "adam", "adamw", "sgd"] = "adamp"
     """adamp (package adamp, as published), adam, adamw or sgd."""
     lr: Positive = 1e-3
-    """Learning rate at the first epoch."""
+    """Learning rate at the first epoch, or after the warm-up."""
     weight_decay: NonNegative = 1e-4
     """Weight decay (decoupled for adamp and adamw)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """sgd only: momentum."""
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """adamp, adam and adamw only: decay of the means of gradients and of their squares."""
+    eps: Positive = 1e-8
+    """adamp, adam and adamw only: added to the denominator of a step."""
     clip_norm: Positive | None = None
     """Largest gradient norm of a network; larger gradients are scaled down to it."""
 
@@ -81,11 +86,17 @@ class SchedulerConfig(Section):
     """The learning rate over the epochs after pretraining."""
 
     name: Literal["step", "cosine", "constant"] = "step"
-    """step: multiply by gamma every step_size epochs. cosine: decay to 0. constant: keep it."""
+    """step: multiply by gamma every step_size units. cosine: decay to 0. constant: keep it."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """epoch: the rate changes between epochs. step: with each optimizer step. step_size and warmup
+    count in this unit."""
     step_size: Count = 20
-    """step only: epochs between two reductions."""
+    """step only: units between two reductions."""
     gamma: Fraction = 0.1
     """step only: factor of a reduction."""
+    warmup: CountOrZero = 0
+    """Units in which the rate rises in equal parts to optimizer.lr; the schedule begins after
+    them."""
 
 
 class RadiusConfig(Section):

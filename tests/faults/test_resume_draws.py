@@ -1,5 +1,7 @@
 """Draws with replacement and augmentation go on as if the run had not been stopped."""
 
+import json
+import math
 import subprocess
 import sys
 
@@ -20,6 +22,8 @@ from tests.faults.test_resume_exactly import (
     train,
 )
 
+SCHEDULER = {"name": "cosine", "unit": "step", "warmup": 5}
+OPTIMIZER = {"name": "adam", "betas": [0.8, 0.99], "eps": 1e-6}
 DATA = {
     "sampling": "bias_conflicting:10",
     "augment": {"rotation": 20.0, "hue": 0.1, "rand_augment": 1},
@@ -28,11 +32,22 @@ DATA = {
 
 def drawn(small_run: dict) -> dict:
     values = settings(small_run)
-    return {**values, "data": {**values["data"], **DATA}}
+    return {
+        **values,
+        "data": {**values["data"], **DATA},
+        "scheduler": SCHEDULER,
+        "optimizer": OPTIMIZER,
+    }
 
 
-def test_stopped_in_mid_epoch(small_run):
+def test_stopped_in_mid_epoch(small_run, tmp_path):
     stop_everywhere(drawn(small_run), [("between g and f", 5)], leader=True)
+    # Five steps of warm-up, and half a cosine over the other nineteen.
+    rates = [(step + 1) / 6 for step in range(5)]
+    rates += [0.5 * (1 + math.cos(math.pi * step / 19)) for step in range(19)]
+    lines = (tmp_path / "runs/stopped-0/metrics.jsonl").read_text().splitlines()
+    found = [row["f/lr"] / 1e-3 for row in map(json.loads, lines) if "f/lr" in row]
+    assert found == pytest.approx(rates, rel=1e-12)
 
 
 @pytest.mark.slow
