@@ -12,11 +12,13 @@ from torch import nn
 
 from rebias_dist import methods
 from rebias_dist.config import plan
+from rebias_dist.config.data import DataConfig
 from rebias_dist.config.plan import Plan
-from rebias_dist.config.schema import Config, DataConfig
+from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.sampling import draws_of
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.errors import ConfigError, DataError
@@ -290,6 +292,8 @@ def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: i
         window=config.data.window,
         verify=config.data.verify,
         on_damaged=config.data.on_damaged,
+        views=config.data.views,
+        draws=draws_of(config.data, dataset.labels, dataset.bias, dataset.manifest.classes),
     )
 
 

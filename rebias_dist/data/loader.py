@@ -24,6 +24,7 @@ from data_shards.ordering import derive
 from data_shards.processes import die_with_parent
 from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
 from rebias_dist.data.order import epoch_order
+from rebias_dist.data.sampling import Draws
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
 from rebias_dist.errors import ConfigError, DataError
@@ -51,22 +52,32 @@ class _Request:
     samples: NDArray[np.int64]
     spares: NDArray[np.int64] | None = None
     """Replacements for damaged samples; None: damage is an error."""
+    begin: int | None = None
+    """Position of the first sample in an epoch that draws with replacement; it keys the
+    augmentation too, because a sample may occur more than once."""
 
 
 class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
     """Turns a request into a micro-batch, in this process or in a worker.
 
     ``verify`` is the fraction of the samples whose hash is checked. Which ones is keyed by
-    ``seed`` and the epoch, so it does not depend on the rank or worker that reads them.
+    ``seed`` and the epoch, so it does not depend on the rank or worker that reads them. Of each
+    sample there are ``views`` images.
     """
 
     def __init__(
-        self, dataset: ShardDataset, transform: Transform, verify: float = 1.0, seed: int = 0
+        self,
+        dataset: ShardDataset,
+        transform: Transform,
+        verify: float = 1.0,
+        seed: int = 0,
+        views: int = 1,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.verify = verify
         self.seed = seed
+        self.views = views
         self._sender: Sender | None = None  # each worker makes its own
 
     def __getitem__(self, request: _Request) -> MicroBatch | Parcel | DataError:
@@ -89,7 +100,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
         images: Tensor | None = None
         for place, image in self._images(request, samples, skipped):
             if images is None:
-                images = place_for((len(samples), *image.shape), image.dtype)
+                images = place_for((self.views * len(samples), *image.shape), image.dtype)
             elif image.shape != images.shape[1:]:
                 sizes = sorted({tuple(images.shape[1:]), tuple(image.shape)})
                 raise DataError(
@@ -105,17 +116,21 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
             samples=torch.from_numpy(samples),
             index=request.index,
             skipped=tuple(skipped),
+            views=self.views,
         )
 
     def _images(
         self, request: _Request, samples: NDArray[np.int64], skipped: list[str]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (position, image); record replacements in ``samples`` and ``skipped``."""
+        """Yield (position, image); record replacements in ``samples`` and ``skipped``.
+
+        The positions of the second view follow those of the first.
+        """
         spares = [] if request.spares is None else request.spares.tolist()
         for place in range(len(samples)):
             while True:
                 try:
-                    yield place, self._image(int(samples[place]), request.epoch)
+                    image = self._image(int(samples[place]), request.epoch)
                     break
                 except DamagedSample as damage:
                     if request.spares is None:
@@ -127,12 +142,18 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
                             "make the shards again"
                         ) from None
                     samples[place] = spares.pop(0)
+            copy = () if request.begin is None else (request.begin + place,)
+            for view in range(self.views):
+                # No part for the first view: it is what a run with one view sees.
+                which = (view, *copy) if view or copy else ()
+                seen = self.transform(image, request.epoch, int(samples[place]), *which)
+                yield view * len(samples) + place, seen
 
     def _image(self, i: int, epoch: int) -> Tensor:
         verify = self.verify >= 1 or (
             self.verify > 0 and derive("verify", self.seed, epoch, i) < self.verify * 2.0**64
         )
-        return self.transform(self.dataset.image(i, verify=verify), epoch, i)
+        return self.dataset.image(i, verify=verify)
 
 
 def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
@@ -188,7 +209,7 @@ class TrainLoader:
     With n samples, global batch N, micro-batch b and W ranks: micro-batch j of a step holds the
     b positions from step·N + j·b of :func:`epoch_order` and belongs to rank j mod W. An epoch has
     ``steps_per_epoch`` = n // N steps; the ``dropped`` = n mod N samples at the end of the order
-    are left out, and differ from epoch to epoch.
+    are left out, and differ from epoch to epoch. With ``draws`` the order is theirs instead.
     """
 
     def __init__(
@@ -205,6 +226,8 @@ class TrainLoader:
         window: int = 8,
         verify: float = 1.0,
         on_damaged: Literal["stop", "skip"] = "stop",
+        views: int = 1,
+        draws: Draws | None = None,
     ) -> None:
         """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
 
@@ -234,11 +257,12 @@ class TrainLoader:
         self._micro_batch = micro_batch
         self._seed = seed
         self._window = window
+        self._draws = draws
         self._workers = workers
         self._mine = range(rank, self.micro_batches, world_size)
         self._skip = on_damaged == "skip"
         self._known_damage: set[str] = set()
-        self._fetcher = _Fetcher(dataset, transform, verify, seed)
+        self._fetcher = _Fetcher(dataset, transform, verify, seed, views)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of each step from ``start_step`` to the epoch's end."""
@@ -284,13 +308,19 @@ class TrainLoader:
             yield batches
 
     def _requests(self, epoch: int, steps: Sequence[int]) -> Iterator[_Request]:
-        order = epoch_order(self._seed, epoch, self.dataset.manifest.shard_counts, self._window)
+        order = self._order(epoch)
         size = self._micro_batch
         for step in steps:
             for j in self._mine:
                 begin = step * self._global_batch + j * size
                 spares = self._spares(order, epoch, step, j) if self._skip else None
-                yield _Request(j, epoch, order[begin : begin + size], spares)
+                keyed = None if self._draws is None else begin
+                yield _Request(j, epoch, order[begin : begin + size], spares, keyed)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._draws is not None:
+            return self._draws.order(self._seed, epoch)
+        return epoch_order(self._seed, epoch, self.dataset.manifest.shard_counts, self._window)
 
     def _spares(
         self, order: NDArray[np.int64], epoch: int, step: int, micro_batch: int
@@ -298,8 +328,9 @@ class TrainLoader:
         """Return the replacements for damaged samples of a micro-batch.
 
         First come samples that the epoch drops, then samples of other steps. They are dealt to
-        the micro-batches of the step, so that no sample occurs twice in a global batch. Each
-        step starts from a place of its own, so that steps use different replacements.
+        the micro-batches of the step, so that without replacement no sample occurs twice in a
+        global batch. Each step starts from a place of its own, so that steps use different
+        replacements.
         """
         parts = self._global_batch // self._micro_batch
         draw = derive("spares", self._seed, epoch, step)

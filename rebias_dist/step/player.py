@@ -175,7 +175,15 @@ class Player:
         """Restore what :meth:`state_dict` returned, except for the network itself."""
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
+        # load_state_dict brings the saved settings too. Those of the configuration count, which
+        # --resume-override may have changed; the learning rate is set before each step.
+        settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(chosen)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
 
@@ -210,6 +218,10 @@ def make_optimizer(
         )
     adaptive = {"adamp": AdamP, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
     optimizer: torch.optim.Optimizer = adaptive(
-        parameters, lr=config.lr, weight_decay=config.weight_decay
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
     )
     return optimizer

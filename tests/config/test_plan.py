@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rebias_dist.config.files import read_config_file, validate
-from rebias_dist.config.plan import check_world, derive, learning_rate
+from rebias_dist.config.plan import check_world, derive, describe, learning_rate, rate_of_step
 from rebias_dist.errors import ConfigError
 
 
@@ -72,3 +72,70 @@ def test_learning_rates_of_the_published_protocols():
         theirs.step()
     print(f"largest difference to torch {worst:.1e}")
     assert worst < 1e-15
+
+
+def _theirs(scheduler, total):
+    """Return torch's learning rates of a schedule with warm-up, for a base rate of 0.1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    warmup = scheduler["warmup"]
+    after = {
+        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, scheduler["step_size"], 0.3),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup),
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+    }[scheduler["name"]]
+    if not warmup:
+        schedule = after()
+    else:
+        linear = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), 1.0, warmup)
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, after()], [warmup])
+    rates = []
+    for _ in range(total):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@given(
+    name=st.sampled_from(["step", "cosine", "constant"]),
+    unit=st.sampled_from(["epoch", "step"]),
+    warmup=st.integers(0, 5),
+    step_size=st.integers(1, 4),
+    pretrain=st.integers(0, 2),
+)
+@settings(deadline=None, max_examples=60)
+def test_learning_rates_are_torchs_by_epoch_and_by_step(name, unit, warmup, step_size, pretrain):
+    epochs, length = 6, 3
+    scheduler = {"name": name, "unit": unit, "warmup": warmup, "step_size": step_size, "gamma": 0.3}
+    config = validate(
+        {
+            "epochs": epochs,
+            "global_batch": 4,
+            "optimizer": {"lr": 0.1},
+            "scheduler": scheduler,
+            "method": {"g_pretrain_epochs": pretrain},
+        }
+    )
+    plan = derive(config, 1, 4 * length + 1)
+    assert plan.total_steps == (pretrain + epochs) * length
+    found = [rate_of_step(config, plan, step) for step in range(plan.total_steps)]
+    assert found[: pretrain * length] == [0.1] * (pretrain * length)
+    if unit == "epoch":
+        expected = [rate for rate in _theirs(scheduler, epochs) for _ in range(length)]
+    else:
+        expected = _theirs(scheduler, epochs * length)
+    assert found[pretrain * length :] == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    line = next(line for line in describe(config, plan, {}) if line.startswith("learning rate"))
+    assert (f"{warmup} {unit}s of warm-up to 0.1" in line) == (warmup > 0)
+
+
+@pytest.mark.parametrize(("unit", "units"), [("epoch", 6), ("step", 18)])
+def test_a_warm_up_without_end_is_refused(unit, units):
+    def plan_with(warmup):
+        scheduler = {"warmup": warmup, "unit": unit}
+        return derive(validate({"epochs": 6, "global_batch": 4, "scheduler": scheduler}), 1, 12)
+
+    plan_with(units - 1)
+    with pytest.raises(ConfigError, match=f"^scheduler.warmup: {units} .* at most {units - 1}$"):
+        plan_with(units)

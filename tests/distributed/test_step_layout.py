@@ -1,4 +1,8 @@
-"""Five steps of every method in float64: the same on 1 to 4 ranks, for two micro-batches."""
+"""Five steps of every method in float64: the same on 1 to 4 ranks, for two micro-batches.
+
+With two views where a method can use them. The batches have samples twice, and bias labels of
+which some are rare.
+"""
 
 import itertools
 
@@ -6,26 +10,67 @@ import numpy as np
 import pytest
 import torch
 
+from rebias_dist.methods.registry import METHODS
 from tests.distributed.ranks import run_ranks
 
 N, CLASSES, STEPS = 64, 5, 5
-METHODS = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
-CASES = [*itertools.product(METHODS, ("adamp", "sgd"), (8, 16)), ("rebias without CE", "sgd", 8)]
+FIRST = ("rebias", "vanilla", "biased", "rubi", "learned_mixin")
+OTHERS = sorted(METHODS.keys() - set(FIRST))
+CASES = [
+    *itertools.product(FIRST, ("adamp", "sgd"), (8, 16)),
+    ("rebias without CE", "sgd", 8),
+    *itertools.product(OTHERS, ("sgd",), (8, 16)),
+    *itertools.product(("softcon", "biascon", "fairkl"), ("two views",), (8, 16)),
+]
+SAMPLES = 150
+# Weights at which each part of an objective changes the gradients.
+WEIGHTS = {
+    "spectral_decoupling": {"coefficient": 0.1, "anneal_step": 3},
+    "biascon": {"bias_balance": True},
+    "end": {"disentangle_weight": 1.0, "entangle_weight": 1.0},
+    "group_dro": {"weight_step": 0.5, "adjustment": 1.0},
+}
+
+
+class Judge:
+    """An engine that finds every third sample misclassified."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def predict(self, name):
+        return self.labels + (torch.arange(len(self.labels)) % 3 == 0)
+
+    def restart(self, name):
+        pass
+
+
+def training_set():
+    from rebias_dist.methods.base import TrainingSet
+
+    generator = torch.Generator().manual_seed(77)
+    labels = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    rare = torch.rand(SAMPLES, generator=generator) < 0.2
+    bias = torch.where(rare, torch.randint(0, CLASSES, (SAMPLES,), generator=generator), labels)
+    return TrainingSet(labels, bias, CLASSES, (3, 6, 6))
 
 
 def _players(method: str, optimizer: str):
     from rebias_dist import methods, models
-    from rebias_dist.config.schema import MethodConfig, OptimizerConfig
+    from rebias_dist.config.schema import OptimizerConfig
+    from rebias_dist.methods.options import options_class
     from rebias_dist.step.player import Player
     from rebias_dist.step.precision import Precision
 
     # rebias is the hardest: two g, each updated twice a step.
-    config = MethodConfig(
-        name=method.split()[0],
-        n_g_update=2 if method == "rebias" else 1,
-        update_g_cls="without" not in method,
-        g_pretrain_epochs=int(method == "learned_mixin"),
-        lambda_f=2.0,
+    name = method.split()[0]
+    options = options_class(name)
+    config = options(
+        name=name,
+        **({"n_g_update": 2} if method == "rebias" else {}),
+        **({"update_g_cls": False} if "without" in method else {}),
+        **({"lambda_f": 2.0} if "lambda_f" not in options.unused() else {}),
+        **WEIGHTS.get(name, {}),
     )
     game = methods.build(config)
     names = ["f"] * game.facts.has_f + ["g0", "g1"] * game.facts.has_g
@@ -45,10 +90,15 @@ def _players(method: str, optimizer: str):
             name,
             network,
             heads=None if heads is None else heads.double(),
-            optimizer=OptimizerConfig(name=optimizer, clip_norm=5.0),
+            optimizer=OptimizerConfig(
+                name="sgd" if optimizer == "two views" else optimizer, clip_norm=5.0
+            ),
             precision=precision,
             unused=name != "f" and not config.update_g_cls,
         )
+    training = training_set()
+    game.prepare(training, {name: player.network for name, player in players.items()})
+    game.before_epoch(0, Judge(training.labels))
     return game, players
 
 
@@ -62,6 +112,8 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
 
     rank, world = dist.get_rank(), dist.get_world_size()
     method_object, players = _players(method, optimizer)
+    views = 2 if optimizer == "two views" else 1
+    training = training_set()
     game = Minimax(
         method_object,
         players.get("f"),
@@ -70,6 +122,7 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
         global_batch=N,
         micro_batches=N // b,
         seed=3,
+        views=views,
     )
     if method_object.facts.fixed_g:
         for g in game.gs:
@@ -89,11 +142,14 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
     try:
         for step in range(STEPS):
             generator = torch.Generator().manual_seed(step)
-            images = torch.randint(0, 256, (N, 3, 6, 6), generator=generator).to(torch.uint8)
-            labels = torch.randint(0, CLASSES, (N,), generator=generator)
-            chunks = [t.chunk(N // b) for t in (images, labels, labels, torch.arange(N))]
+            images = torch.randint(0, 256, (N, views, 3, 6, 6), generator=generator)
+            ids = torch.randint(0, SAMPLES, (N,), generator=generator)
+            chunks = [t.chunk(N // b) for t in (training.labels[ids], training.bias[ids], ids)]
+            # All first views, then all second ones.
+            seen = [x.transpose(0, 1).flatten(0, 1).byte() for x in images.chunk(N // b)]
             mine = [
-                MicroBatch(*(chunk[j] for chunk in chunks), j) for j in range(rank, N // b, world)
+                MicroBatch(seen[j], *(chunk[j] for chunk in chunks), j)
+                for j in range(rank, N // b, world)
             ]
             metrics = game.step(mine, step, Radii(0.7, (0.9, 1.1)[: len(game.gs)]))
             for name, value in metrics.reduce(N).items():
@@ -104,6 +160,8 @@ def _run(method: str, optimizer: str, b: int) -> dict[str, np.ndarray]:
         for module in (player.network, player.heads):
             for key, value in module.state_dict().items() if module is not None else ():
                 found[f"{name}.{key} after"] = value.double().numpy().flatten()
+    for key, value in method_object.state().items():
+        found[f"state {key}"] = value.double().numpy().flatten()
     return found
 
 
