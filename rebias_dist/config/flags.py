@@ -43,12 +43,12 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
         help=f"a YAML file or a shipped configuration (--list-configs); default {DEFAULT_CONFIG}",
     )
     _add_section(parser, Config, values, "")
-    _add_method_options(parser, values.get("method") or {})
+    _add_method_options(parser, values.get("method"))
 
 
-def _add_method_options(parser: argparse.ArgumentParser, given: dict[str, Any]) -> None:
+def _add_method_options(parser: argparse.ArgumentParser, given: Any) -> None:
     """Add a flag for each option that some methods have, and the others refuse."""
-    classes, name = dict(OPTIONS), str(given.get("name"))
+    classes, name = dict(OPTIONS), str(given.get("name")) if isinstance(given, dict) else ""
     if ":" in name:
         classes[name] = options_class(name)
     group = parser.add_argument_group("method: options of some methods, which the others refuse")
@@ -114,18 +114,19 @@ def _add_field(
             e.model_dump(exclude_unset=True) if isinstance(e, BaseModel) else e for e in default
         ]
     text = text or _help(field, default)
+    choices, plain = _choices(field), field.annotation in (str, str | None)
     action = group.add_argument(
         *flags,
         dest=dotted,
         default=argparse.SUPPRESS,
         metavar=_metavar(field),
-        type=str if field.annotation in (str, str | None) else _yaml_value(dotted),
+        type=_yaml_value(dotted) if choices or not plain else str,
         help=text.replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
     # Choices are offered to the shell only; argparse must not check them, because the
     # configuration does, with better messages.
-    action.completer = lambda **_: _choices(field)
+    action.completer = lambda **_: choices
 
 
 def _yaml_value(dotted: str) -> Callable[[str], Any]:
