@@ -136,10 +136,14 @@ def learning_rate(base: float, scheduler: SchedulerConfig, at: int, total: int) 
     warmup = scheduler.warmup
     if at < warmup:
         return base * (at + 1) / (warmup + 1)
+    at, total = at - warmup, total - warmup
     if scheduler.name == "step":
-        return base * float(scheduler.gamma ** ((at - warmup) // scheduler.step_size))
+        reductions = at // scheduler.step_size
+        if scheduler.milestones:
+            reductions = sum(at >= milestone for milestone in scheduler.milestones)
+        return base * float(scheduler.gamma**reductions)
     if scheduler.name == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (total - warmup)))
+        return base * 0.5 * (1 + math.cos(math.pi * at / total))
     return base
 
 

@@ -103,6 +103,9 @@ class SchedulerConfig(Section):
     count in this unit."""
     step_size: Count = 20
     """step only: units between two reductions."""
+    milestones: list[Count] = []
+    """step only: units before the first reduction, before the second, and so on, as in '[26, 53]';
+    empty: every step_size."""
     gamma: Fraction = 0.1
     """step only: factor of a reduction."""
     warmup: CountOrZero = 0

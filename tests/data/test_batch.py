@@ -20,11 +20,12 @@ def filled(sender: Sender, shape: tuple[int, ...], dtype: torch.dtype, seed: int
     images = sender.take(shape, dtype)
     images.copy_(torch.randint(0, 256, shape, generator=generator))
     numbers = torch.randint(-1, 1000, (3, shape[0]), generator=generator)
-    return MicroBatch(images, *numbers, seed, (f"{seed}",) * (seed % 2))
+    return MicroBatch(images, *numbers, seed, (f"{seed}",) * (seed % 2), views=1 + seed % 2)
 
 
 def assert_equal(batch: MicroBatch, expected: MicroBatch) -> None:
     assert (batch.index, batch.skipped) == (expected.index, expected.skipped)
+    assert batch.views == expected.views
     for name in ("images", "labels", "bias", "samples"):
         found, wanted = getattr(batch, name), getattr(expected, name)
         assert found.dtype == wanted.dtype

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rebias_dist.commands.train import parse_train
-from rebias_dist.config.files import list_configs, validate
+from rebias_dist.config.files import list_configs, parse_yaml, validate
 from rebias_dist.config.plan import check_world
 from tests import ROOT
 
@@ -176,11 +175,13 @@ def yaml_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", sorted(ROOT.glob("docs/howto/own-*.md")), ids=lambda page: page.name
+    "page",
+    [*sorted(ROOT.glob("docs/howto/own-*.md")), ROOT / "docs/howto/views.md"],
+    ids=lambda page: page.name,
 )
 def test_the_configurations_on_the_pages_are_valid(page):
     for block in yaml_blocks(page):
-        assert validate(yaml.safe_load(block))
+        assert validate(parse_yaml(block, page.name))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
