@@ -21,7 +21,7 @@ from rebias_dist.config.files import (
     section_of,
     validate,
 )
-from rebias_dist.config.schema import Config
+from rebias_dist.config.schema import MADE_FROM, Config
 from rebias_dist.errors import ConfigError
 
 # Short names; every field has its dotted flag as well.
@@ -85,13 +85,17 @@ def _add_field(group: Any, dotted: str, field: FieldInfo, given: Any) -> None:
         dest=dotted,
         default=argparse.SUPPRESS,
         metavar=_metavar(field),
-        type=str if field.annotation in (str, str | None) else _yaml_value(dotted),
+        type=_text if field.annotation in (str, str | None) else _yaml_value(dotted),
         help=f"{text} [{'unset' if default is None else default}]".replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
     # Choices are offered to the shell only; argparse must not check them, because the
     # configuration does, with better messages.
     action.completer = lambda **_: _choices(field)
+
+
+def _text(text: str) -> str | None:
+    return None if text == "null" else text
 
 
 def _yaml_value(dotted: str) -> Callable[[str], Any]:
@@ -135,13 +139,20 @@ def _plain_types(annotation: Any) -> set[Any]:
 
 
 def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where: str) -> Config:
-    """Lay the given flags over a file's values and validate the whole."""
+    """Lay the given flags over a file's values and validate the whole.
+
+    A flag with the value null unsets its field: a field that cannot be null takes its default.
+    """
     merged: dict[str, Any] = values
     overrides = {
         key: value
         for key, value in vars(arguments).items()
         if key.split(".")[0] in Config.model_fields
     }
+    data = values.get("data")
+    if overrides.get("data.root") is not None and isinstance(data, dict):
+        # Existing shards replace those that the file would have made.
+        merged = {**values, "data": {k: v for k, v in data.items() if k not in MADE_FROM}}
     # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
     for dotted in sorted(overrides, key=lambda key: key.count(".")):
         merged = _with(merged, dotted.split("."), overrides[dotted], Config)
@@ -184,6 +195,8 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, a
             if isinstance(default, list)
             else default.model_dump(exclude_unset=True)
         )
+    if value is None and not rest and field and type(None) not in _plain_types(field.annotation):
+        return {key: kept for key, kept in values.items() if key != head}
     section_inside = section_of(field.annotation) if field else None
     deeper = f"{at}.{head}".lstrip(".")
     return {**values, head: _with(inner, rest, value, section_inside, deeper)}

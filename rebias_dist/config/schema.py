@@ -106,6 +106,10 @@ class RadiusConfig(Section):
     """Part of the coming epoch's global batches from which the median is taken."""
 
 
+MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
+"""Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
+
+
 class DataConfig(Section):
     """Where the samples come from and how they are presented."""
 
@@ -166,12 +170,12 @@ class DataConfig(Section):
                 "see 'python -m data_shards --help'"
             )
         if self.root is not None:
-            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
+            for key in MADE_FROM:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
                         f"data.{key}: {value} would change nothing, for the shards in data.root "
-                        "are made already; remove it"
+                        "are made already; remove it, or set data.root to null"
                     )
         if len(set(self.test_splits)) < len(self.test_splits):
             raise ValueError(f"data.test_splits: {self.test_splits} names a split twice")

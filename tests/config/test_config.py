@@ -231,6 +231,42 @@ def test_a_boolean_flag_needs_no_value():
     assert parse_train(["--method.update_g_cls", "false"]).config.method.update_g_cls is False
 
 
+def test_null_on_the_command_line_unsets_a_field():
+    config = parse_train(["--data.rho", "null", "--data.seed", "3", "--seed", "null"]).config
+    assert (config.data.rho, config.data.seed, config.seed) == (0.99, 3, 0)
+    assert config.data.image_size == 14  # of biased_mnist/demo
+    plain = [name for name, field in all_fields() if section_of(field.annotation) is None]
+    others = [name for name in plain if not name.startswith("g.")]
+    unset = [word for name in others for word in (f"--{name}", "null")]
+    config = parse_train(["--config", "biased_mnist/rebias", "--g", "null", *unset]).config
+    assert config == validate({"f": {"name": "simple_convnet"}})
+
+
+MADE = ["--data.rho", "--data.source", "--data.seed", "--data.image_size"]
+
+
+@pytest.mark.parametrize("name", ["biased_mnist/demo", "biased_mnist/rebias"])
+def test_a_folder_of_shards_replaces_those_that_the_file_would_make(name):
+    config = parse_train(["--config", name, "--data.root", "shards/mine"]).config
+    assert config.data.root == "shards/mine"
+    assert config.data.image_size == 28  # unset: the shards say
+    assert parse_train(["--config", name, "--data.root", "null"]).config.data.root is None
+
+
+@pytest.mark.parametrize(("key", "value"), [*zip(MADE, ("0.9", "mnist", "7", "9"), strict=True)])
+def test_what_is_given_beside_a_folder_of_shards_is_refused(tmp_path, key, value):
+    line = refused("--data.root", "shards/mine", key, value)
+    assert f"{key.removeprefix('--')}: {value} would change nothing" in line
+    path = written(tmp_path, "data: {root: shards/mine}")
+    assert "set data.root to null" in refused("--config", path, key, value)
+    assert (
+        parse_train(["--config", path, key, value, "--data.root", "null"]).config.data.root is None
+    )
+    both = written(tmp_path, f"data: {{root: shards/mine, {key.removeprefix('--data.')}: {value}}}")
+    assert both in refused("--config", both)
+    assert parse_train(["--config", both, "--data.root", "others"]).config.data.root == "others"
+
+
 def test_the_micro_batch_is_written_down_when_it_is_left_out(tmp_path):
     for n, b in ((256, 32), (64, 32), (8, 8)):
         path = written(tmp_path, f"global_batch: {n}")
