@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.sweep.grid import Sweep, plan_cells, read_sweep
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import list_configs, validate
 from rebias_dist.config.plan import check_world
@@ -164,11 +165,23 @@ def test_every_launched_configuration_fits_its_ranks(command):
 def test_every_sweep_exists(command, tmp_path):
     file = command.words[0]
     if file == "radius.yaml":
-        (block,) = yaml_blocks(ROOT / "docs/howto/sweeps.md")
-        (tmp_path / file).write_text(block)
+        (tmp_path / file).write_text(yaml_blocks(ROOT / "docs/howto/sweeps.md")[0])
         file = str(tmp_path / file)
     if "--help" not in command.words:
         assert "--config" in printed("rebias-sweep", file, "--dry-run")
+
+
+def test_the_page_on_sweeps_has_every_key_and_the_sweeps_that_it_says(tmp_path):
+    page = ROOT / "docs/howto/sweeps.md"
+    keys = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+    assert set(keys) == set(Sweep.model_fields)
+    names = []
+    for number, block in enumerate(yaml_blocks(page)):
+        (tmp_path / f"{number}.yaml").write_text(block)
+        cells = plan_cells(read_sweep(str(tmp_path / f"{number}.yaml")), "page")
+        names.append([cell.name for cell in cells])
+    assert [len(found) for found in names] == [12, 3]
+    assert names[0][0] in page.read_text()
 
 
 def yaml_blocks(page: Path) -> list[str]:
