@@ -38,6 +38,13 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
     _add_section(parser, Config, values, "")
 
 
+def show_only(parser: argparse.ArgumentParser, used: Callable[[str], bool]) -> None:
+    """Hide the flags of fields that are not ``used`` from ``--help``; they are still accepted."""
+    for action in parser._actions:
+        if action.dest.split(".")[0] in Config.model_fields and not used(action.dest):
+            action.help = argparse.SUPPRESS
+
+
 def _add_section(
     parser: argparse.ArgumentParser, section: type[BaseModel], values: Any, prefix: str
 ) -> None:
