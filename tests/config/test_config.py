@@ -281,7 +281,12 @@ def test_a_shipped_configuration_is_valid_and_complete(name):
     path = configs_folder() / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"# .{20,}\.", first)
-    assert name == "biased_mnist/demo" or config.global_batch // config.b == 8
+    larger = re.search(r"_n(\d+)$", name)
+    if larger:  # a larger batch for more ranks
+        assert config.global_batch == int(larger[1])
+        assert config.global_batch // config.b in (16, 32)
+    else:
+        assert config.global_batch // config.b == 8
     # What is printed reads back to the same run.
     code, printed, _ = run("--config", name, "--print-config")
     assert code == 0
@@ -298,7 +303,8 @@ def test_the_list_of_configurations_is_complete():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_method_has_the_configuration_of_its_name(name):
-    method = name.rpartition("/")[2].replace("demo", "rebias").replace("stylised", "vanilla")
+    method = re.sub(r"_n\d+$", "", name.rpartition("/")[2])
+    method = method.replace("demo", "rebias").replace("stylised", "vanilla")
     assert validate(read_config_file(name)).method.name == method
 
 
