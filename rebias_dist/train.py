@@ -135,9 +135,9 @@ class Trainer:
         """Log the plan and the step to continue from; record them for a new run."""
         config, parts, at = self.config, self.parts, self.at
         self.telemetry.state("starting", step=at.step, epoch=at.epoch)
-        facts = assemble.facts(
-            config, parts.data, parts.networks, parts.method, self.ranks.device
-        ) | {"started by": self.ranks.started_by}
+        data, device = assemble.outline(parts.data), self.ranks.device
+        facts = assemble.facts(config, data, parts.networks, parts.method, device)
+        facts["started by"] = self.ranks.started_by
         for line in self.found.warnings():
             log.warning("%s", line)
         for line in plan.describe(config, parts.layout, facts):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rebias_dist.commands.parser import OneLineParser, run_cli
-from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
+from rebias_dist.config.data import MADE_FROM
+from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config, show_only
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.placement import is_rank_zero
@@ -29,6 +30,13 @@ _EPILOG = """examples:
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
+# The fields that an evaluation reads, besides those of the networks.
+_DATA = (*MADE_FROM, "dataset", "root", "selection", "train_split", "test_splits", "other_tests")
+_IMAGES = ("augmentation", "resize", "crop", "workers", "decoder")
+_USED = {
+    *("precision", "device", "method.name", "evaluate.batch", "evaluate.hsic_samples"),
+    *(f"data.{key}" for key in (*_DATA, *_IMAGES)),
+}
 _OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
 
 
@@ -38,7 +46,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         prog="rebias-evaluate",
         usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--json | --csv] "
         "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
-        description="Evaluate runs, and checkpoints in the public ReBias code's format.",
+        description="Evaluate runs, and checkpoints in the public ReBias code's format. A run has "
+        "its own\nconfiguration, of which only --data.root can be changed. --config and the fields "
+        "below\ndescribe the networks and the data of a public checkpoint.",
         epilog=_EPILOG,
     )
     parser.add_argument(
@@ -59,6 +69,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
     add_config_flags(parser, values)
+    show_only(parser, lambda field: field in _USED or field.split(".")[0] in ("f", "g"))
     arguments = parser.parse_args(argv)
     if arguments.json and arguments.csv:
         raise ConfigError("--json and --csv: give one of them")

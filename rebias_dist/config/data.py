@@ -19,6 +19,9 @@ from rebias_dist.methods.options import (
     Probability,
 )
 
+MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
+"""Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
+
 
 class AugmentConfig(BaseModel):
     """Random changes to the training images, in this order; with crop_flip they come after it."""
@@ -154,12 +157,12 @@ class DataConfig(BaseModel):
                 "see 'python -m data_shards --help'"
             )
         if self.root is not None:
-            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
+            for key in MADE_FROM:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
                         f"data.{key}: {value} would change nothing, for the shards in data.root "
-                        "are made already; remove it"
+                        "are made already; remove it, or set data.root to null"
                     )
         if len(set(self.test_splits)) < len(self.test_splits):
             raise ValueError(f"data.test_splits: {self.test_splits} names a split twice")

@@ -63,7 +63,8 @@ def check_world(config: Config, world_size: int) -> None:
         fitting = [d for d in range(1, b + 1) if n % d == 0 and n // d >= world_size]
         cure = f"at most {n // b} ranks"
         if fitting:
-            cure += f", or micro_batch {fitting[-1]} or less"
+            cure += f", micro_batch {fitting[-1]} or less"
+        cure += f", or global_batch {b * world_size} with a learning rate for it"
         raise ConfigError(
             f"micro_batch: {n} / {b} gives {n // b} micro-batches a step, "
             f"too few for {world_size} ranks; use {cure}"

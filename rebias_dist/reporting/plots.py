@@ -127,9 +127,9 @@ def rho_picture(runs: Comparison) -> Drawing:
         keys.append(_key(plain(name), **style))
     panels[0].set_title("all, as measured here")
     hollow = {"linestyle": ":", "linewidth": 0.8, "markersize": 6, "markerfacecolor": "none"}
-    for (method, source), found in known.groupby(["method", "source"]):
-        colour = _OF_METHOD.get(str(method), _OF_OTHERS)["color"]
-        panel = panels[1 + methods.index(str(method))]
+    for (known_as, source), found in known.groupby(["method", "source"]):
+        colour = _OF_METHOD.get(str(known_as), _OF_OTHERS)["color"]
+        panel = panels[1 + methods.index(str(known_as))]
         x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
         panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):

@@ -239,6 +239,42 @@ def test_a_boolean_flag_needs_no_value():
     assert parse_train(["--method.update_g_cls", "false"]).config.method.update_g_cls is False
 
 
+def test_null_on_the_command_line_unsets_a_field():
+    config = parse_train(["--data.rho", "null", "--data.seed", "3", "--seed", "null"]).config
+    assert (config.data.rho, config.data.seed, config.seed) == (0.99, 3, 0)
+    assert config.data.image_size == 14  # of biased_mnist/demo
+    plain = [name for name, field in all_fields() if section_of(field.annotation) is None]
+    others = [name for name in plain if not name.startswith("g.")]
+    unset = [word for name in others for word in (f"--{name}", "null")]
+    config = parse_train(["--config", "biased_mnist/rebias", "--g", "null", *unset]).config
+    assert config == validate({"f": {"name": "simple_convnet"}})
+
+
+MADE = ["--data.rho", "--data.source", "--data.seed", "--data.image_size"]
+
+
+@pytest.mark.parametrize("name", ["biased_mnist/demo", "biased_mnist/rebias"])
+def test_a_folder_of_shards_replaces_those_that_the_file_would_make(name):
+    config = parse_train(["--config", name, "--data.root", "shards/mine"]).config
+    assert config.data.root == "shards/mine"
+    assert config.data.image_size == 28  # unset: the shards say
+    assert parse_train(["--config", name, "--data.root", "null"]).config.data.root is None
+
+
+@pytest.mark.parametrize(("key", "value"), [*zip(MADE, ("0.9", "mnist", "7", "9"), strict=True)])
+def test_what_is_given_beside_a_folder_of_shards_is_refused(tmp_path, key, value):
+    line = refused("--data.root", "shards/mine", key, value)
+    assert f"{key.removeprefix('--')}: {value} would change nothing" in line
+    path = written(tmp_path, "data: {root: shards/mine}")
+    assert "set data.root to null" in refused("--config", path, key, value)
+    assert (
+        parse_train(["--config", path, key, value, "--data.root", "null"]).config.data.root is None
+    )
+    both = written(tmp_path, f"data: {{root: shards/mine, {key.removeprefix('--data.')}: {value}}}")
+    assert both in refused("--config", both)
+    assert parse_train(["--config", both, "--data.root", "others"]).config.data.root == "others"
+
+
 def test_the_micro_batch_is_written_down_when_it_is_left_out(tmp_path):
     for n, b in ((256, 32), (64, 32), (8, 8)):
         path = written(tmp_path, f"global_batch: {n}")
@@ -253,7 +289,12 @@ def test_a_shipped_configuration_is_valid_and_complete(name):
     path = configs_folder() / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"# .{20,}\.", first)
-    assert name == "biased_mnist/demo" or config.global_batch // config.b == 8
+    larger = re.search(r"_n(\d+)$", name)
+    if larger:  # a larger batch for more ranks
+        assert config.global_batch == int(larger[1])
+        assert config.global_batch // config.b in (16, 32)
+    else:
+        assert config.global_batch // config.b == 8
     # What is printed reads back to the same run.
     code, printed, _ = run("--config", name, "--print-config")
     assert code == 0
@@ -270,7 +311,8 @@ def test_the_list_of_configurations_is_complete():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_method_has_the_configuration_of_its_name(name):
-    method = name.rpartition("/")[2].replace("demo", "rebias").replace("stylised", "vanilla")
+    method = re.sub(r"_n\d+$", "", name.rpartition("/")[2])
+    method = method.replace("demo", "rebias").replace("stylised", "vanilla")
     assert validate(read_config_file(name)).method.name == method
 
 

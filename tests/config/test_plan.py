@@ -25,6 +25,9 @@ def test_more_ranks_than_micro_batches_are_refused_with_values_that_work(b, m, w
     line = str(refusal.value)
     assert f"at most {m} ranks" in line
     check_world(config, m)
+    larger = re.search(r"global_batch (\d+) with", line)
+    assert larger
+    check_world(validate({**config.model_dump(), "global_batch": int(larger[1])}), world)
     if named := re.search(r"micro_batch (\d+) or less", line):
         smaller = validate({**config.model_dump(), "micro_batch": int(named[1])})
         check_world(smaller, world)
