@@ -32,8 +32,8 @@ class Check:
     """One check of ``paths``; :meth:`run` yields what it finds.
 
     Afterwards ``images`` is the number of images that were examined, ``seconds`` the time
-    that it took, ``flags`` how often each flag occurred, and ``others`` the number of files
-    whose names are not those of images.
+    that it took, ``flags`` how often each flag occurred, ``others`` the number of files whose
+    names are not those of images, and ``litter`` the folders that are hidden or another program's.
     """
 
     def __init__(self, paths: Sequence[Path], *, workers: int, progress: bool) -> None:
@@ -44,6 +44,7 @@ class Check:
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
         self.others = 0
+        self.litter: list[str] = []
 
     def run(self) -> Iterator[Finding]:
         """Yield findings: on files that were not taken, then on images, then on duplicates.
@@ -124,6 +125,7 @@ class Check:
         folders = sorted(scanner.scan(source), key=lambda folder: folder.parts)
         images.add(above, folders)
         self.others += len(scanner.ignored)
+        self.litter += scanner.litter
         findings = [
             Finding(os.path.join(printable(above), found.path), found.verdict, found.reasons)
             for found in scanner.findings

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import Finding
+from data_shards.litter import is_litter, litter_in
 from data_shards.sources.archives import index_tar, printable
 
 IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
@@ -22,7 +23,6 @@ _JUNK_ENDINGS: Final = {
     *("csv", "db", "gz", "html", "ini", "json", "log", "mat", "md", "md5", "pdf", "py", "sh"),
     *("tgz", "txt", "xml", "yaml", "zip"),
 }
-_JUNK_FOLDERS: Final = frozenset({"__MACOSX", "lost+found"})
 _KINDS: Final = {
     stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
@@ -56,7 +56,7 @@ class Folder:
 
 
 class Scanner:
-    """Walks sources and collects findings, archives and ignored files.
+    """Walks sources and collects findings, archives, ignored files and ignored folders.
 
     ``wanted(parts)`` says whether a folder or tar is worth entering, so that a tar of 138 GB is
     not read in vain. ``md5``: compute the md5 of each archive. ``progress``: show a bar on stderr.
@@ -71,6 +71,7 @@ class Scanner:
         self.findings: list[Finding] = []
         self.archives: dict[str, str | None] = {}  # name -> md5
         self.ignored: list[str] = []
+        self.litter: set[str] = set()  # folders that are hidden or another program's
 
     def scan(self, source: Path) -> Iterator[Folder]:
         """Yield every folder that holds files, in no particular order.
@@ -109,10 +110,10 @@ class Scanner:
                 for entry in entries:
                     name = entry.name
                     inside = (*parts, name)
-                    if entry.is_dir(follow_symlinks=False):
-                        if name.startswith(".") or name in _JUNK_FOLDERS:
-                            self._ignore(inside)
-                        elif len(parts) >= _DEEPEST:
+                    if is_litter(name):
+                        self._ignore(inside, folder=entry.is_dir(follow_symlinks=False))
+                    elif entry.is_dir(follow_symlinks=False):
+                        if len(parts) >= _DEEPEST:
                             self._refuse(inside, "too-deep")
                         elif self._wanted(inside):
                             waiting.append((entry.path, inside))
@@ -152,8 +153,8 @@ class Scanner:
             self._refuse((*folder.parts, entry.name), kind)
 
     def _other(self, folder: Folder, name: str) -> None:
-        if name.startswith(".") or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
-            self._ignore((*folder.parts, name))
+        if is_litter(name) or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
+            self._ignore((*folder.parts, name), folder=False)
         else:
             folder.others.append(name)
 
@@ -172,7 +173,7 @@ class Scanner:
                 index = index_tar(
                     path,
                     md5=self._md5,
-                    enter=lambda inner: self._wanted((*parts, *inner.split("/"))),
+                    enter=lambda inner: self._enter(parts, inner.split("/")),
                     on_bytes=bar.update,
                 )
         except OSError as error:
@@ -182,6 +183,7 @@ class Scanner:
         self.findings += [
             Finding(f"{prefix}/{finding.path}", finding.verdict, finding.reasons)
             for finding in index.refused
+            if not litter_in(finding.path.split("/"))
         ]
         folders: dict[str, Folder] = {}
         for inner, offset, length in index.members:
@@ -196,17 +198,29 @@ class Scanner:
                 self._other(folder, file)
         del index
         for folder in folders.values():
-            hidden = [p for p in folder.parts if p.startswith(".") or p in _JUNK_FOLDERS]
-            if hidden:
-                self._ignore(folder.parts)
+            litter = litter_in(folder.parts[len(parts) :])
+            if litter:
+                self._ignore((*parts, *litter.split("/")), folder=True)
             elif self._wanted(folder.parts):
                 yield folder
+
+    def _enter(self, parts: tuple[str, ...], inner: Sequence[str]) -> bool:
+        """Return whether the tar ``inner`` of the tar ``parts`` is worth reading."""
+        litter = litter_in(inner)
+        if not litter:
+            return self._wanted((*parts, *inner))
+        self._ignore((*parts, *litter.split("/")), folder=litter != "/".join(inner))
+        return False
 
     def _refuse(self, parts: tuple[str, ...], reason: str) -> None:
         self.findings.append(Finding("/".join(map(printable, parts)), "refused", (reason,)))
 
-    def _ignore(self, parts: tuple[str, ...]) -> None:
-        self.ignored.append("/".join(map(printable, parts)))
+    def _ignore(self, parts: tuple[str, ...], *, folder: bool) -> None:
+        path = "/".join(map(printable, parts))
+        if folder:
+            self.litter.add(path)
+        else:
+            self.ignored.append(path)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

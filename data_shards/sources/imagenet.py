@@ -192,7 +192,7 @@ def _listing(
     findings: list[Finding] = []
     for found in told_by:
         findings += found.findings.get(source_split, [])
-        told += found.outside_warning(source_split, dataset.name)
+        told += found.warnings(source_split, dataset.name)
     all_facts = dict(facts or {})
     names: dict[str, str | None] = {}
     for found in [*told_by, *([archives] if archives is not None else [])]:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
+from data_shards.litter import count_litter
 from data_shards.sources.archives import printable
 from data_shards.sources.datasets import VAL, Dataset
 from data_shards.sources.folders import Folder, Scanner
@@ -38,7 +39,9 @@ class Found:
     """What a search found, by split.
 
     ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
-    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files.
+    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files,
+    ``litter`` folders that are hidden or another program's, ``deeper`` the images that lie in
+    folders below a class folder.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -46,10 +49,12 @@ class Found:
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     outside: dict[str, set[str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    litter: dict[str, list[str]] = field(default_factory=dict)
+    deeper: dict[str, list[str]] = field(default_factory=dict)
     other_splits: set[str] = field(default_factory=set)
 
-    def outside_warning(self, split: str, dataset: str) -> list[str]:
-        """Return warnings about other synsets and about files that are not images."""
+    def warnings(self, split: str, dataset: str) -> list[str]:
+        """Return warnings about other synsets, files that are not images and odd folders."""
         lines = []
         outside = self.outside.get(split)
         if outside:
@@ -59,6 +64,15 @@ class Found:
             more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
             shown = ", ".join(sorted(ignored)[:_SHOWN])
             lines.append(f"{len(ignored):,} files are not images by their names: {shown}{more}")
+        litter = self.litter.get(split)
+        if litter:
+            lines.append(f"folders of other programs are not read: {count_litter(litter)}")
+        deeper = self.deeper.get(split)
+        if deeper:
+            lines.append(
+                f"{len(deeper):,} images lie in folders below a class folder and count as its "
+                f"class: {min(deeper)}"
+            )
         return lines
 
 
@@ -117,6 +131,7 @@ class _SourceReader:
         self._findings: list[tuple[str | None, Finding]] = []
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
+        self._deeper: defaultdict[str | None, list[str]] = defaultdict(list)
 
     def run(self, found: Found, *, md5: bool, progress: bool) -> None:
         scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
@@ -146,9 +161,12 @@ class _SourceReader:
             self._findings.append((self._split_of(finding.path), self._named(finding)))
         for split, finding in sorted(self._findings, key=lambda pair: pair[1].path):
             found.findings.setdefault(split or rest, []).append(finding)
-        for path in scanner.ignored:
-            named = "/".join([*map(printable, self._prefix), path])
-            found.ignored.setdefault(self._split_of(path) or rest, []).append(named)
+        for paths, kept in ((scanner.ignored, found.ignored), (scanner.litter, found.litter)):
+            for path in paths:
+                named = "/".join([*map(printable, self._prefix), path])
+                kept.setdefault(self._split_of(path) or rest, []).append(named)
+        for split, paths in self._deeper.items():
+            found.deeper.setdefault(split or rest, []).extend(paths)
         for split, names in self._archives.items():
             digests = {name: scanner.archives[name] for name in sorted(names)}
             found.archives.setdefault(split or rest, {}).update(digests)
@@ -185,7 +203,7 @@ class _SourceReader:
                 for name in folder.others
             ]
             if folder.images and split != "":
-                self._take_class(folder, split, place.wnid, before)
+                self._take_class(folder, split, place, before)
         elif folder.images and not self._take_flat(folder, place, before):
             finding = Finding(where or self._source.name, "refused", ("unknown-class",))
             self._findings.append((split or None, finding))
@@ -198,12 +216,16 @@ class _SourceReader:
             return ""
         return place.split
 
-    def _take_class(self, folder: Folder, split: str | None, wnid: str, before: str) -> None:
+    def _take_class(self, folder: Folder, split: str | None, place: Place, before: str) -> None:
         self._note_form(folder, split)
-        self._rows[split].extend(
+        wnid = place.wnid
+        rows = [
             Row(key_of(wnid, name), before + printable(name), wnid, path, offset, length)
             for name, path, offset, length in folder.images
-        )
+        ]
+        self._rows[split] += rows
+        if place.deeper:
+            self._deeper[split] += [row.source for row in rows]
 
     def _take_flat(self, folder: Folder, place: Place, before: str) -> bool:
         """Take images outside class folders by their labels; False if there are no labels."""

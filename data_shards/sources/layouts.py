@@ -27,12 +27,13 @@ class Place(NamedTuple):
     """Where images belong.
 
     ``split`` is None if no name says it, ``wnid`` is "" if no folder is a class. ``known``:
-    the class is one of the data set.
+    the class is one of the data set. ``deeper``: they lie in a folder below the class folder.
     """
 
     split: str | None
     wnid: str
     known: bool
+    deeper: bool = False
 
 
 class Layout:
@@ -62,7 +63,8 @@ class Layout:
             name = _without_tar(parts[position])
             known = name in labels
             if known or _WNID.fullmatch(name):
-                return Place(self._split_of(parts[:position]), name, known)
+                deeper = position < len(parts) - 1
+                return Place(self._split_of(parts[:position]), name, known, deeper)
         if not parts and self._context and self._context[-1] in labels:
             # The source is itself a class folder.
             return Place(self._split_of(parts), self._context[-1], True)
