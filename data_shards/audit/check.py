@@ -7,6 +7,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
-from data_shards.sources.archives import printable
+from data_shards.sources.archives import is_tar, printable
 from data_shards.sources.folders import File, Folder, Scanner
 from data_shards.sources.listing import Item
 
@@ -80,7 +81,7 @@ class Check:
 
         def wanted(parts: tuple[str, ...]) -> bool:
             # Archives later, one by one: a damaged one must not end the walk.
-            if parts[-1][-4:].lower() == ".tar":
+            if is_tar(parts[-1]):
                 tars.append(parts)
                 return False
             return True
@@ -127,7 +128,7 @@ class Check:
         self.others += len(scanner.ignored)
         self.litter += scanner.litter
         findings = [
-            Finding(os.path.join(printable(above), found.path), found.verdict, found.reasons)
+            replace(found, path=os.path.join(printable(above), found.path))
             for found in scanner.findings
         ]
         for folder in folders:

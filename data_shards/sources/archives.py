@@ -203,7 +203,7 @@ class _Walk:
             if name is None:
                 reason = "unsafe-name"
                 name = info.name
-            if not reason and name[-4:].lower() == ".tar":
+            if not reason and is_tar(name):
                 if self._enter is not None and not self._enter(prefix + name):
                     continue
                 if depth < _DEEPEST:
@@ -211,7 +211,9 @@ class _Walk:
                     continue
                 reason = "nested-too-deep"
             if reason:
-                self.refused.append(Finding(printable(prefix + name), "refused", (reason,)))
+                images = 0 if is_tar(name) else 1
+                path = printable(prefix + name)
+                self.refused.append(Finding(path, "refused", (reason,), images=images))
                 continue
             self.members.append(Member(prefix + name, offset, info.size))
             if len(self.members) % _REPORT_EVERY == 0:
@@ -275,6 +277,11 @@ def _safe_name(name: str) -> str | None:
             return None
         return "/".join(parts)
     return name if name not in ("..", ".") else None
+
+
+def is_tar(name: str) -> bool:
+    """Whether a name is that of a tar."""
+    return name[-4:].lower() == ".tar"
 
 
 def printable(name: str) -> str:

@@ -3,8 +3,8 @@
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,9 +13,13 @@ from tqdm import tqdm
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import Finding
 from data_shards.litter import is_litter, litter_in
-from data_shards.sources.archives import index_tar, printable
+from data_shards.sources.archives import index_tar, is_tar, printable
 
 IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
+# Formats that are not taken, and other names of JPEGs.
+OTHER_IMAGE_ENDINGS: Final = frozenset(
+    {"avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jxl", "tif", "tiff", "webp"}
+)
 
 _DEEPEST: Final = 32  # folders inside one another
 # Files that often lie beside images and are ignored.
@@ -104,7 +108,7 @@ class Scanner:
             except OSError as error:
                 if not parts:
                     raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-                self._refuse(parts, "unreadable-folder")
+                self._refuse(parts, "unreadable-folder", images=0)
                 continue
             with entries:
                 for entry in entries:
@@ -114,14 +118,15 @@ class Scanner:
                         self._ignore(inside, folder=entry.is_dir(follow_symlinks=False))
                     elif entry.is_dir(follow_symlinks=False):
                         if len(parts) >= _DEEPEST:
-                            self._refuse(inside, "too-deep")
+                            self._refuse(inside, "too-deep", images=0)
                         elif self._wanted(inside):
                             waiting.append((entry.path, inside))
                     elif is_image(name):
                         self._add_image(folder, entry, root)
                     elif not entry.is_file(follow_symlinks=False):
-                        self._refuse(inside, _kind(entry))
-                    elif name[-4:].lower() == ".tar":
+                        kind, images = _kind(entry, root)
+                        self._refuse(inside, kind, images=images)
+                    elif is_tar(name):
                         tars.append((entry.path, inside))
                     else:
                         self._other(folder, name)
@@ -181,7 +186,7 @@ class Scanner:
         self.archives[name] = index.md5
         prefix = "/".join(map(printable, parts))
         self.findings += [
-            Finding(f"{prefix}/{finding.path}", finding.verdict, finding.reasons)
+            replace(finding, path=f"{prefix}/{finding.path}")
             for finding in index.refused
             if not litter_in(finding.path.split("/"))
         ]
@@ -212,8 +217,9 @@ class Scanner:
         self._ignore((*parts, *litter.split("/")), folder=litter != "/".join(inner))
         return False
 
-    def _refuse(self, parts: tuple[str, ...], reason: str) -> None:
-        self.findings.append(Finding("/".join(map(printable, parts)), "refused", (reason,)))
+    def _refuse(self, parts: tuple[str, ...], reason: str, *, images: int = 1) -> None:
+        path = "/".join(map(printable, parts))
+        self.findings.append(Finding(path, "refused", (reason,), images=images))
 
     def _ignore(self, parts: tuple[str, ...], *, folder: bool) -> None:
         path = "/".join(map(printable, parts))
@@ -223,16 +229,24 @@ class Scanner:
             self.ignored.append(path)
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """Return the kind of a file that is neither regular nor a folder, without opening it."""
+def _kind(entry: os.DirEntry[str], root: str) -> tuple[str, int]:
+    """Return the kind of a file that is neither regular nor a folder, and how many images it holds.
+
+    It is not opened, so the number is 0 (unknown) if it is or may be a folder or an archive.
+    The images of a folder below ``root`` are taken where they lie.
+    """
+    images = 0 if is_tar(entry.name) else 1
     try:
-        if entry.is_symlink():
-            return "link-to-folder" if entry.is_dir() else "link"
-        return _KINDS.get(stat.S_IFMT(entry.stat().st_mode), "not-a-file")
+        if not entry.is_symlink():
+            return _KINDS.get(stat.S_IFMT(entry.stat().st_mode), "not-a-file"), images
+        if entry.is_dir():
+            target = os.path.realpath(entry.path)
+            return "link-to-folder", int(f"{target}/".startswith(root.rstrip("/") + "/"))
+        return "link", images if entry.is_file() else 0
     except OSError:
-        return "unreadable"
+        return "unreadable", 0
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, endings: Collection[str] = IMAGE_ENDINGS) -> bool:
     """Return whether a name is that of an image: .JPEG, .jpg or .png in any case, not hidden."""
-    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS and name[0] != "."
+    return name.rpartition(".")[2].lower() in endings and name[0] != "."

@@ -108,11 +108,12 @@ def _listings(
     if stylised and copies is None:
         raise UsageError("--stylised: needs training images in --source")
     result = []
-    for name in dataset.order(found.rows):
-        if name == TRAIN and dataset.can_train:
+    # A split of which nothing was taken has a listing too, with findings that say why.
+    for name in dataset.order({*found.rows, *found.findings}):
+        if name == TRAIN and dataset.can_train and TRAIN in found.rows:
             result += _training(dataset, found, copies, split, fraction=fraction, seed=seed)
         else:
-            result.append(_listing(dataset, name, found.rows[name], [found]))
+            result.append(_listing(dataset, name, found.rows.get(name, []), [found]))
     return result
 
 
@@ -192,7 +193,7 @@ def _listing(
     findings: list[Finding] = []
     for found in told_by:
         findings += found.findings.get(source_split, [])
-        told += found.warnings(source_split, dataset.name)
+        told += found.warnings(source_split, dataset)
     all_facts = dict(facts or {})
     names: dict[str, str | None] = {}
     for found in [*told_by, *([archives] if archives is not None else [])]:

@@ -2,8 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -12,7 +12,7 @@ from data_shards.findings import Finding
 from data_shards.litter import count_litter
 from data_shards.sources.archives import printable
 from data_shards.sources.datasets import VAL, Dataset
-from data_shards.sources.folders import Folder, Scanner
+from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, Folder, Scanner, is_image
 from data_shards.sources.labels import DEVKIT, KAGGLE, find_labels, load_labels
 from data_shards.sources.layouts import Layout, Place
 from data_shards.sources.naming import key_of
@@ -20,6 +20,8 @@ from data_shards.sources.naming import key_of
 _VALIDATION: Final = "ILSVRC2012_val_"
 _LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
 _SHOWN: Final = 5
+_UNKNOWN: Final = "unknown-class"
+_LABELS_HINT: Final = "; --labels takes a table of their classes, a CSV with the columns name,wnid"
 
 
 class Row(NamedTuple):
@@ -41,7 +43,7 @@ class Found:
     ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
     were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files,
     ``litter`` folders that are hidden or another program's, ``deeper`` the images that lie in
-    folders below a class folder.
+    folders below a class folder, ``entered`` the folder or archive of a split in the source.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -52,13 +54,21 @@ class Found:
     litter: dict[str, list[str]] = field(default_factory=dict)
     deeper: dict[str, list[str]] = field(default_factory=dict)
     other_splits: set[str] = field(default_factory=set)
+    entered: dict[str, str] = field(default_factory=dict)
 
-    def warnings(self, split: str, dataset: str) -> list[str]:
+    def warnings(self, split: str, dataset: Dataset) -> list[str]:
         """Return warnings about other synsets, files that are not images and odd folders."""
         lines = []
+        homeless = [f for f in self.findings.get(split, []) if _UNKNOWN in f.reasons]
+        if homeless:
+            count = sum(finding.images for finding in homeless)
+            lines.append(
+                f"{count:,} images lie in no class folder, for example in {homeless[0].path}"
+                + (_LABELS_HINT if dataset.can_train else "")
+            )
         outside = self.outside.get(split)
         if outside:
-            lines.append(f"synsets that are not in {dataset}: {len(outside):,}")
+            lines.append(f"synsets that are not in {dataset.name}: {len(outside):,}")
         ignored = self.ignored.get(split)
         if ignored:
             more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
@@ -90,21 +100,29 @@ def find_images(
     UsageError if there are none, or if their split or form is ambiguous.
     """
     found = Found()
+    readers = []
     for source in sources:
         prefix = (source.name,) if len(sources) > 1 and source.is_dir() else ()
-        reader = _SourceReader(dataset, source, split, prefix, labels)
-        reader.run(found, md5=md5, progress=progress)
+        readers.append(_SourceReader(dataset, source, split, prefix, labels))
+        readers[-1].read(md5=md5, progress=progress)
+    splits = dataset.order({name for reader in readers for name in reader.splits})
+    for reader in readers:
+        reader.tell(found, next(iter(splits), ""))
     if not any(found.rows.values()):
         names = ", ".join(str(source) for source in sources)
         what = f"split {split} of {dataset.name}" if split else dataset.name
-        raise UsageError(f"{names}: holds no image of {what}{_hint(found)}")
+        raise UsageError(f"{names}: holds no image of {what}{_hint(found, dataset)}")
+    for name, path in found.entered.items():
+        if name not in found.rows and name not in found.findings:
+            found.findings[name] = [Finding(path, "refused", ("no-images",), images=0)]
     return found
 
 
-def _hint(found: Found) -> str:
+def _hint(found: Found, dataset: Dataset) -> str:
     unknown = [f for findings in found.findings.values() for f in findings][:1]
     if unknown:
-        return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}"
+        cure = _LABELS_HINT if _UNKNOWN in unknown[0].reasons and dataset.can_train else ""
+        return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}{cure}"
     if found.other_splits:
         return f"; its names are of {', '.join(sorted(found.other_splits))}"
     if found.outside:
@@ -132,12 +150,13 @@ class _SourceReader:
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
         self._deeper: defaultdict[str | None, list[str]] = defaultdict(list)
+        self._ignored: list[str] = []
 
-    def run(self, found: Found, *, md5: bool, progress: bool) -> None:
-        scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
-        for folder in scanner.scan(self._source):
+    def read(self, *, md5: bool, progress: bool) -> None:
+        """Walk through the source."""
+        self._scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
+        for folder in self._scanner.scan(self._source):
             self._take(folder)
-        found.other_splits |= self._layout.other_splits
         default = self._layout.default_split
         unnamed = self._rows.get(None)
         if unnamed and default is None:
@@ -150,18 +169,30 @@ class _SourceReader:
                 f"{self._source}: holds {default} images in a folder of that name and elsewhere "
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
-        # A finding without a split goes to the first split in a fixed order.
-        splits = self._dataset.order([split for split in self._rows if split is not None])
-        rest = default or next(iter(splits), "")
+        self.splits = self._dataset.order({split or default or "" for split in self._rows})
+
+    def tell(self, found: Found, first: str) -> None:
+        """Add what was read to ``found``; ``first`` is the first split of all sources.
+
+        A finding without a split goes to the first split in a fixed order.
+        """
+        scanner = self._scanner
+        found.other_splits |= self._layout.other_splits
+        rest = self._layout.default_split or next(iter(self.splits), first)
+        for name, path in self._layout.entered.items():
+            found.entered.setdefault(name, "/".join(map(printable, (*self._prefix, path))))
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
         for split, outside in self._layout.outside.items():
             found.outside.setdefault(split or rest, set()).update(outside)
         for finding in scanner.findings:
-            self._findings.append((self._split_of(finding.path), self._named(finding)))
+            split = self._split_of(finding.path)
+            if self._layout.takes(split):
+                self._findings.append((split, self._named(finding)))
         for split, finding in sorted(self._findings, key=lambda pair: pair[1].path):
             found.findings.setdefault(split or rest, []).append(finding)
-        for paths, kept in ((scanner.ignored, found.ignored), (scanner.litter, found.litter)):
+        ignored = [*scanner.ignored, *self._ignored]
+        for paths, kept in ((ignored, found.ignored), (scanner.litter, found.litter)):
             for path in paths:
                 named = "/".join([*map(printable, self._prefix), path])
                 kept.setdefault(self._split_of(path) or rest, []).append(named)
@@ -188,7 +219,7 @@ class _SourceReader:
 
     def _named(self, finding: Finding) -> Finding:
         path = "/".join([*map(printable, self._prefix), finding.path])
-        return Finding(path, finding.verdict, finding.reasons)
+        return replace(finding, path=path)
 
     def _take(self, folder: Folder) -> None:
         place = self._layout.place(folder.parts)
@@ -198,21 +229,36 @@ class _SourceReader:
         where = "/".join(map(printable, (*self._prefix, *folder.parts)))
         before = f"{where}/" if where else ""
         if place.known:
-            self._findings += [
-                (split, Finding(before + printable(name), "refused", ("extension",)))
-                for name in folder.others
-            ]
+            self._refuse_names(split, before, folder.others)
             if folder.images and split != "":
                 self._take_class(folder, split, place, before)
-        elif folder.images and not self._take_flat(folder, place, before):
-            finding = Finding(where or self._source.name, "refused", ("unknown-class",))
+            return
+        images = [name for name in folder.others if is_image(name, OTHER_IMAGE_ENDINGS)]
+        self._ignored += [
+            "/".join(map(printable, (*folder.parts, name)))
+            for name in folder.others
+            if name not in images
+        ]
+        if folder.images and self._take_flat(folder, place, before):
+            self._refuse_names(split, before, images)
+        elif folder.images or images:
+            count = len(folder.images) + len(images)
+            path = where or self._source.name
+            finding = Finding(path, "refused", (_UNKNOWN,), images=count)
             self._findings.append((split or None, finding))
+
+    def _refuse_names(self, split: str | None, before: str, names: Iterable[str]) -> None:
+        self._findings += [
+            (split, Finding(before + printable(name), "refused", ("extension",))) for name in names
+        ]
 
     def _with_corruption(self, folder: Folder, place: Place) -> str | None:
         """Return the split; "" if the images cannot be taken because no corruption is named."""
         if self._dataset.corrupted and place.split is None and place.known:
             where = "/".join(map(printable, (*self._prefix, *folder.parts)))
-            self._findings.append((None, Finding(where, "refused", ("no-severity",))))
+            images = len(folder.images)
+            finding = Finding(where, "refused", ("no-severity",), images=images)
+            self._findings.append((None, finding))
             return ""
         return place.split
 

@@ -46,6 +46,8 @@ class Layout:
         self.outside: dict[str | None, set[str]] = {}
         # The splits of what was skipped because another split is wanted.
         self.other_splits: set[str] = set()
+        # The name of the folder or archive of each split that lies directly in the source.
+        self.entered: dict[str, str] = {}
         real = source.resolve()
         self._context = real.parts[-2:] if real.is_dir() else ()
 
@@ -83,6 +85,8 @@ class Layout:
         if place.wnid and not place.known:
             self.outside.setdefault(place.split, set()).add(place.wnid)
             return False
+        if place.split is not None and len(parts) == 1:
+            self.entered.setdefault(place.split, name)
         return True
 
     def takes(self, split: str | None) -> bool:
