@@ -19,7 +19,7 @@ from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
-from data_shards.sources.archives import is_tar, printable
+from data_shards.sources.archives import is_tar, packed_name, printable
 from data_shards.sources.folders import File, Folder, Scanner
 from data_shards.sources.listing import Item
 
@@ -34,7 +34,8 @@ class Check:
 
     Afterwards ``images`` is the number of images that were examined, ``seconds`` the time
     that it took, ``flags`` how often each flag occurred, ``others`` the number of files whose
-    names are not those of images, and ``litter`` the folders that are hidden or another program's.
+    names are not those of images, ``packed`` the compressed archives among them, and ``litter``
+    the folders that are hidden or another program's.
     """
 
     def __init__(self, paths: Sequence[Path], *, workers: int, progress: bool) -> None:
@@ -45,6 +46,7 @@ class Check:
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
         self.others = 0
+        self.packed: list[str] = []
         self.litter: list[str] = []
 
     def run(self) -> Iterator[Finding]:
@@ -126,6 +128,7 @@ class Check:
         folders = sorted(scanner.scan(source), key=lambda folder: folder.parts)
         images.add(above, folders)
         self.others += len(scanner.ignored)
+        self.packed += [path for path in scanner.ignored if packed_name(path)]
         self.litter += scanner.litter
         findings = [
             replace(found, path=os.path.join(printable(above), found.path))
@@ -138,6 +141,7 @@ class Check:
                     findings.append(Finding(shown, "refused", ("extension",)))
                 else:
                     self.others += 1
+                    self.packed += [name] if packed_name(name) else []
         yield from sorted(findings, key=lambda found: found.path)
 
     def _duplicates(self, rows: DuplicateFinder, images: "_Images") -> Iterator[Finding]:

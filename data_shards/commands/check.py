@@ -60,7 +60,8 @@ def _summary(check: Check, counts: Counter[str]) -> str:
         flags = ", ".join(f"{name} {count:,}" for name, count in sorted(check.flags.items()))
         lines.append(f"flags: {flags}")
     if check.others:
-        lines.append(f"{check.others:,} other files were not looked at")
+        packed = f"; unpack archives such as {min(check.packed)}" if check.packed else ""
+        lines.append(f"{check.others:,} other files were not looked at{packed}")
     if check.litter:
         lines.append(f"folders of other programs are not read: {count_litter(check.litter)}")
     return "\n".join(lines)

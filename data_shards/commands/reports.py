@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +94,11 @@ def report_split(
             told = json.loads(line)
             findings.append(Finding(**{**told, "reasons": tuple(told["reasons"])}))
     verdicts: Counter[str] = Counter()
+    # An archive with another md5 may have whole images that are not the published ones.
+    others = [finding for finding in findings if "md5-mismatch" in finding.reasons]
     for finding in findings:
-        verdicts[finding.verdict] += finding.images or 1
+        if finding not in others:
+            verdicts[finding.verdict] += finding.images or 1
     left_out = [finding for finding in findings if finding.verdict in ("corrupt", "refused")]
     if as_json:
         for finding in findings:
@@ -119,17 +122,15 @@ def report_split(
             f"{folder}: {state['state']}, {manifest.samples:,} images in "
             f"{len(manifest.shards):,} shards, {size:.2f} GB{rate}"
         )
-        _print_findings(manifest, findings, verdicts, folder / FINDINGS_NAME)
+        _print_findings(manifest, verdicts, folder / FINDINGS_NAME)
+        for finding in others:
+            print(f"  not the published archive: {finding.path} has another md5")
     images = manifest.samples + sum(excluded.images for excluded in manifest.excluded)
     holds = limit.holds(count_images(finding.images for finding in left_out), images)
-    # An archive with another md5 may have whole images that are not the published ones.
-    another = any("md5-mismatch" in finding.reasons for finding in findings)
-    return EXIT_CLEAN if holds and not another else EXIT_FINDINGS
+    return EXIT_CLEAN if holds and not others else EXIT_FINDINGS
 
 
-def _print_findings(
-    manifest: Manifest, findings: Iterable[Finding], verdicts: Counter[str], path: Path
-) -> None:
+def _print_findings(manifest: Manifest, verdicts: Counter[str], path: Path) -> None:
     print_left_out(
         [Finding(e.source, "refused", e.reasons, images=e.images) for e in manifest.excluded]
     )

@@ -16,7 +16,8 @@ from data_shards.errors import UsageError
 from data_shards.findings import Finding
 from data_shards.format.manifest import Option
 from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TRAIN, Dataset
-from data_shards.sources.images import Found, Row, find_images
+from data_shards.sources.found import Found, Row
+from data_shards.sources.images import find_images
 from data_shards.sources.listing import Item, Listing
 from data_shards.sources.naming import safe_key, selection_keys, unique_keys
 

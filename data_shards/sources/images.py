@@ -3,87 +3,22 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
-from data_shards.litter import count_litter
-from data_shards.sources.archives import printable
-from data_shards.sources.datasets import VAL, Dataset
-from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, Folder, Scanner, is_image
-from data_shards.sources.labels import DEVKIT, KAGGLE, find_labels, load_labels
+from data_shards.sources.archives import packed_name, printable
+from data_shards.sources.datasets import TRAIN, VAL, Dataset
+from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, File, Folder, Scanner, is_image
+from data_shards.sources.found import UNKNOWN, Found, Row
+from data_shards.sources.labels import DEVKIT, KAGGLE, Labels, find_labels, load_labels
 from data_shards.sources.layouts import Layout, Place
-from data_shards.sources.naming import key_of
+from data_shards.sources.naming import class_in, key_of
 
 _VALIDATION: Final = "ILSVRC2012_val_"
 _LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
-_SHOWN: Final = 5
-_UNKNOWN: Final = "unknown-class"
-_LABELS_HINT: Final = "; --labels takes a table of their classes, a CSV with the columns name,wnid"
-
-
-class Row(NamedTuple):
-    """An image, before it becomes an :class:`~data_shards.sources.listing.Item`."""
-
-    key: str
-    source: str
-    wnid: str
-    path: str
-    offset: int
-    length: int
-    flags: tuple[str, ...] = ()
-
-
-@dataclass
-class Found:
-    """What a search found, by split.
-
-    ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
-    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files,
-    ``litter`` folders that are hidden or another program's, ``deeper`` the images that lie in
-    folders below a class folder, ``entered`` the folder or archive of a split in the source.
-    """
-
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    archives: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    findings: dict[str, list[Finding]] = field(default_factory=dict)
-    outside: dict[str, set[str]] = field(default_factory=dict)
-    ignored: dict[str, list[str]] = field(default_factory=dict)
-    litter: dict[str, list[str]] = field(default_factory=dict)
-    deeper: dict[str, list[str]] = field(default_factory=dict)
-    other_splits: set[str] = field(default_factory=set)
-    entered: dict[str, str] = field(default_factory=dict)
-
-    def warnings(self, split: str, dataset: Dataset) -> list[str]:
-        """Return warnings about other synsets, files that are not images and odd folders."""
-        lines = []
-        homeless = [f for f in self.findings.get(split, []) if _UNKNOWN in f.reasons]
-        if homeless:
-            count = sum(finding.images for finding in homeless)
-            lines.append(
-                f"{count:,} images lie in no class folder, for example in {homeless[0].path}"
-                + (_LABELS_HINT if dataset.can_train else "")
-            )
-        outside = self.outside.get(split)
-        if outside:
-            lines.append(f"synsets that are not in {dataset.name}: {len(outside):,}")
-        ignored = self.ignored.get(split)
-        if ignored:
-            more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
-            shown = ", ".join(sorted(ignored)[:_SHOWN])
-            lines.append(f"{len(ignored):,} files are not images by their names: {shown}{more}")
-        litter = self.litter.get(split)
-        if litter:
-            lines.append(f"folders of other programs are not read: {count_litter(litter)}")
-        deeper = self.deeper.get(split)
-        if deeper:
-            lines.append(
-                f"{len(deeper):,} images lie in folders below a class folder and count as its "
-                f"class: {min(deeper)}"
-            )
-        return lines
 
 
 def find_images(
@@ -101,33 +36,24 @@ def find_images(
     """
     found = Found()
     readers = []
+    given = load_labels(labels) if labels is not None else None
     for source in sources:
         prefix = (source.name,) if len(sources) > 1 and source.is_dir() else ()
-        readers.append(_SourceReader(dataset, source, split, prefix, labels))
+        readers.append(_SourceReader(dataset, source, split, prefix, given))
         readers[-1].read(md5=md5, progress=progress)
     splits = dataset.order({name for reader in readers for name in reader.splits})
     for reader in readers:
         reader.tell(found, next(iter(splits), ""))
+    found.miss_packed(dataset)
+    if given is not None:
+        unlisted = [reader.unlisted for reader in readers if reader.by_table]
+        found.compare_with(dataset, given, next(iter(splits), split or ""), unlisted)
     if not any(found.rows.values()):
         names = ", ".join(str(source) for source in sources)
         what = f"split {split} of {dataset.name}" if split else dataset.name
-        raise UsageError(f"{names}: holds no image of {what}{_hint(found, dataset)}")
-    for name, path in found.entered.items():
-        if name not in found.rows and name not in found.findings:
-            found.findings[name] = [Finding(path, "refused", ("no-images",), images=0)]
+        raise UsageError(f"{names}: holds no image of {what}{found.hint(dataset)}")
+    found.miss_empty()
     return found
-
-
-def _hint(found: Found, dataset: Dataset) -> str:
-    unknown = [f for findings in found.findings.values() for f in findings][:1]
-    if unknown:
-        cure = _LABELS_HINT if _UNKNOWN in unknown[0].reasons and dataset.can_train else ""
-        return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}{cure}"
-    if found.other_splits:
-        return f"; its names are of {', '.join(sorted(found.other_splits))}"
-    if found.outside:
-        return "; its folders are other synsets"
-    return "; it should have folders or archives named by wnid, such as n01440764"
 
 
 class _SourceReader:
@@ -137,14 +63,22 @@ class _SourceReader:
         source: Path,
         split: str | None,
         prefix: tuple[str, ...],
-        labels: Path | None,
+        labels: Labels | None,
     ) -> None:
         self._dataset = dataset
         self._source = source
         self._prefix = prefix
         self._layout = Layout(dataset, split, source)
-        self._labels_file = labels
-        self._labels: dict[str, str] | None = None
+        self._given = labels
+        self._found: Labels | None = None
+        # If no folder says which images belong to the wanted split, a table of labels does.
+        self.by_table = (
+            labels is not None
+            and labels.is_table
+            and split is not None
+            and self._layout.source_split is None
+        )
+        self.unlisted = 0
         self._rows: defaultdict[str | None, list[Row]] = defaultdict(list)
         self._findings: list[tuple[str | None, Finding]] = []
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
@@ -196,6 +130,13 @@ class _SourceReader:
             for path in paths:
                 named = "/".join([*map(printable, self._prefix), path])
                 kept.setdefault(self._split_of(path) or rest, []).append(named)
+        for path in ignored:
+            folder, _, name = path.rpartition("/")
+            name = packed_name(name)
+            split = self._split_of(f"{folder}/{name}.tar".lstrip("/"))
+            if name and self._layout.means_images(name) and self._layout.takes(split):
+                named = "/".join([*map(printable, self._prefix), path])
+                found.packed.append((split or rest, name, named))
         for split, paths in self._deeper.items():
             found.deeper.setdefault(split or rest, []).extend(paths)
         for split, names in self._archives.items():
@@ -228,6 +169,9 @@ class _SourceReader:
         split = self._with_corruption(folder, place)
         where = "/".join(map(printable, (*self._prefix, *folder.parts)))
         before = f"{where}/" if where else ""
+        if self.by_table and place.split is None:
+            self._take_listed(folder, before)
+            return
         if place.known:
             self._refuse_names(split, before, folder.others)
             if folder.images and split != "":
@@ -244,7 +188,7 @@ class _SourceReader:
         elif folder.images or images:
             count = len(folder.images) + len(images)
             path = where or self._source.name
-            finding = Finding(path, "refused", (_UNKNOWN,), images=count)
+            finding = Finding(path, "refused", (UNKNOWN,), images=count)
             self._findings.append((split or None, finding))
 
     def _refuse_names(self, split: str | None, before: str, names: Iterable[str]) -> None:
@@ -273,50 +217,80 @@ class _SourceReader:
         if place.deeper:
             self._deeper[split] += [row.source for row in rows]
 
+    def _take_listed(self, folder: Folder, before: str) -> None:
+        """Take the images that the given table lists; the others belong to other splits."""
+        assert self._given is not None
+        for file in folder.images:
+            wnid = self._given.find(self._source, folder.parts, _stem(file.name))
+            if wnid is None:
+                self.unlisted += 1
+            else:
+                self._take_file(folder, file, None, wnid, before)
+
     def _take_flat(self, folder: Folder, place: Place, before: str) -> bool:
-        """Take images outside class folders by their labels; False if there are no labels."""
+        """Take images outside class folders by names or labels; False if there are neither."""
         if self._dataset.corrupted:
             return False
-        validation = any(name.startswith(_VALIDATION) for name, *_ in folder.images)
-        if not validation and self._labels_file is None:
+        if self._given is None and not any(_says_split(file.name) for file in folder.images):
             return False
-        split = place.split or (VAL if validation else None)
-        if not self._layout.takes(split):
-            return True
-        labels = self._load_labels()
-        known = self._dataset.class_map.labels
-        rows = []
-        for name, path, offset, length in folder.images:
-            wnid = labels.get(name.rpartition(".")[0])
-            source = before + printable(name)
-            if wnid is None:
-                self._findings.append((split, Finding(source, "refused", ("no-label",))))
-            elif wnid in known:
-                rows.append(Row(key_of(wnid, name), source, wnid, path, offset, length))
+        for file in folder.images:
+            split = place.split or _says_split(file.name)
+            if not self._layout.takes(split):
+                continue
+            wnid = self._class_of(folder, file)
+            if wnid:
+                self._take_file(folder, file, split, wnid, before)
             else:
-                self._layout.outside.setdefault(split, set()).add(wnid)
-        if rows:
-            self._note_form(folder, split)
-            self._rows[split] += rows
+                source = before + printable(file.name)
+                self._findings.append((split, Finding(source, "refused", ("no-label",))))
         return True
+
+    def _class_of(self, folder: Folder, file: File) -> str | None:
+        stem = _stem(file.name)
+        if self._given is not None:
+            wnid = self._given.find(self._source, folder.parts, stem)
+            return wnid or class_in(stem)
+        if file.name.startswith(_VALIDATION):
+            return class_in(stem) or self._found_labels().wnids.get(stem)
+        return class_in(stem)
+
+    def _take_file(
+        self, folder: Folder, file: File, split: str | None, wnid: str, before: str
+    ) -> None:
+        if wnid not in self._dataset.class_map.labels:
+            self._layout.outside.setdefault(split, set()).add(wnid)
+            return
+        self._note_form(folder, split)
+        name, path, offset, length = file
+        source = before + printable(name)
+        self._rows[split].append(Row(key_of(wnid, name), source, wnid, path, offset, length))
 
     def _note_form(self, folder: Folder, split: str | None) -> None:
         self._forms[split].add(bool(folder.archive))
         if folder.archive:
             self._archives[split].add(folder.archive)
 
-    def _load_labels(self) -> dict[str, str]:
-        if self._labels is None:
-            path = self._labels_file or self._find_labels()
+    def _found_labels(self) -> Labels:
+        """Return the labels that lie beside the source."""
+        if self._found is None:
+            real = Path(os.path.realpath(self._source))
+            places = [real, *list(real.parents)[:_LABELS_UPWARDS]]
+            path = next((path for p in places if p.is_dir() and (path := find_labels(p))), None)
             if path is None:
                 raise UsageError(
                     f"{self._source}: its validation images lie in no class folders; give "
                     f"--labels, the devkit {DEVKIT}.tar.gz or Kaggle's {KAGGLE}"
                 )
-            self._labels = load_labels(path)
-        return self._labels
+            self._found = load_labels(path)
+        return self._found
 
-    def _find_labels(self) -> Path | None:
-        real = Path(os.path.realpath(self._source))
-        places = [real, *list(real.parents)[:_LABELS_UPWARDS]]
-        return next((path for p in places if p.is_dir() and (path := find_labels(p))), None)
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _says_split(name: str) -> str | None:
+    """Return the split that the published name of an image says, None if it says none."""
+    if name.startswith(_VALIDATION):
+        return VAL
+    return TRAIN if class_in(_stem(name)) else None

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
+from data_shards.sources.datasets import PUBLISHED_MD5, TEST, TRAIN, VAL, Dataset
 
 # Names of folders for splits; in the name of an archive they may be one of several words.
 _SPLIT_NAMES: Final = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "validation": VAL, TEST: TEST}
@@ -19,6 +19,8 @@ _CORRUPTIONS: Final = {
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 }
+# Hugging Face's archives of ILSVRC2012.
+_HUGGING_FACE: Final = re.compile(r"(?:train|val|test)_images(?:_\d+)?")
 # Kaggle's folders without images.
 _NO_IMAGES: Final = frozenset({"Annotations", "ImageSets"})
 
@@ -56,7 +58,21 @@ class Layout:
         """The split of a folder whose names do not say it: the wanted one, or the source's."""
         if self._split is not None or self._dataset.corrupted:
             return self._split
+        return self.source_split
+
+    @property
+    def source_split(self) -> str | None:
+        """The split that the name of the source itself says."""
         return self._named_split(self._context)
+
+    def means_images(self, name: str) -> bool:
+        """Return whether an archive of this name, without endings, holds a split or a class."""
+        return (
+            name in self._dataset.class_map.labels
+            or name.lower() in _SPLIT_NAMES
+            or f"{name}.tar" in PUBLISHED_MD5
+            or _HUGGING_FACE.fullmatch(name) is not None
+        )
 
     def place(self, parts: tuple[str, ...]) -> Place:
         """Return where the images of the folder ``parts`` belong."""

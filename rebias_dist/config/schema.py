@@ -6,6 +6,7 @@ docstring below each field is the text that ``--help`` prints for it.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,11 @@ Radius = Literal["median", "dimension"] | Positive
 # Names become file names, arguments and lines of batch scripts, so they hold no character that
 # a shell interprets.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+
+
+def _with_home(path: str | None) -> str | None:
+    """Return a path whose leading ~ is the home folder, because YAML and '--flag=~' keep it."""
+    return None if path is None else os.path.expanduser(path)
 
 
 class Section(BaseModel):
@@ -158,6 +164,13 @@ class DataConfig(Section):
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
 
+    _home = field_validator("root", "source")(_with_home)
+
+    @field_validator("other_tests")
+    @classmethod
+    def _homes(cls, folders: dict[str, str]) -> dict[str, str]:
+        return {name: os.path.expanduser(folder) for name, folder in folders.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.dataset != "biased_mnist" and self.root is None:
@@ -283,6 +296,8 @@ class Config(Section):
     """Checkpoints."""
     faults: FaultsConfig = FaultsConfig()
     """Faults."""
+
+    _home = field_validator("runs_dir")(_with_home)
 
     @field_validator("name")
     @classmethod
