@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from data_shards.sources.datasets import PUBLISHED_MD5, TEST, TRAIN, VAL, Dataset
+from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TEST, TRAIN, VAL, Dataset
 
 # Names of folders for splits; in the name of an archive they may be one of several words.
-_SPLIT_NAMES: Final = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "validation": VAL, TEST: TEST}
+_SPLIT_NAMES: Final = {
+    **{name: name for name in (TRAIN, SELECTION, VAL, TEST)},
+    **{"training": TRAIN, "validation": VAL},
+}
 _WNID: Final = re.compile(r"n\d{8}")
 _CORRUPTION: Final = re.compile(r"[a-z0-9_]+")
 _SEVERITIES: Final = frozenset("12345")
