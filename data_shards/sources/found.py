@@ -132,8 +132,14 @@ class Found:
             return f"; it holds {min(packed)}, which is compressed: unpack it first"
         return "; it should have folders or archives named by wnid, such as n01440764"
 
-    def miss_empty(self) -> None:
-        """Refuse the folder of a split that has neither images nor other findings."""
+    def miss_empty(self, sources: Sequence[str], first: str) -> None:
+        """Refuse the folder of a split that has neither images nor other findings.
+
+        Empty ``sources`` are told with the split ``first``.
+        """
+        for source in sources:
+            finding = Finding(printable(source), "refused", ("no-images",), images=0)
+            self.findings.setdefault(first, []).append(finding)
         for split, path in self.entered.items():
             if split not in self.rows and split not in self.findings:
                 self.findings[split] = [Finding(path, "refused", ("no-images",), images=0)]

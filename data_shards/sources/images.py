@@ -10,7 +10,7 @@ from typing import Final
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
 from data_shards.sources.archives import packed_name, printable
-from data_shards.sources.datasets import TRAIN, VAL, Dataset
+from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
 from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, File, Folder, Scanner, is_image
 from data_shards.sources.found import UNKNOWN, Found, Row
 from data_shards.sources.labels import DEVKIT, KAGGLE, Labels, find_labels, load_labels
@@ -18,6 +18,7 @@ from data_shards.sources.layouts import Layout, Place
 from data_shards.sources.naming import class_in, key_of
 
 _VALIDATION: Final = "ILSVRC2012_val_"
+_TEST: Final = "ILSVRC2012_test_"
 _LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
 
 
@@ -42,17 +43,19 @@ def find_images(
         readers.append(_SourceReader(dataset, source, split, prefix, given))
         readers[-1].read(md5=md5, progress=progress)
     splits = dataset.order({name for reader in readers for name in reader.splits})
+    first = next(iter(splits), "")
     for reader in readers:
-        reader.tell(found, next(iter(splits), ""))
+        reader.tell(found, first)
     found.miss_packed(dataset)
     if given is not None:
         unlisted = [reader.unlisted for reader in readers if reader.by_table]
-        found.compare_with(dataset, given, next(iter(splits), split or ""), unlisted)
+        found.compare_with(dataset, given, first or split or "", unlisted)
     if not any(found.rows.values()):
         names = ", ".join(str(source) for source in sources)
         what = f"split {split} of {dataset.name}" if split else dataset.name
         raise UsageError(f"{names}: holds no image of {what}{found.hint(dataset)}")
-    found.miss_empty()
+    empty = [s.name for s, r in zip(sources, readers, strict=True) if r.is_empty]
+    found.miss_empty(empty, first)
     return found
 
 
@@ -104,6 +107,13 @@ class _SourceReader:
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
         self.splits = self._dataset.order({split or default or "" for split in self._rows})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of this data set, wanted or not."""
+        layout = self._layout
+        seen = (self._rows, self._findings, layout.other_splits, layout.outside, layout.skipped)
+        return not any(seen)
 
     def tell(self, found: Found, first: str) -> None:
         """Add what was read to ``found``; ``first`` is the first split of all sources.
@@ -291,6 +301,6 @@ def _stem(name: str) -> str:
 
 def _says_split(name: str) -> str | None:
     """Return the split that the published name of an image says, None if it says none."""
-    if name.startswith(_VALIDATION):
-        return VAL
+    if name.startswith((_VALIDATION, _TEST)):
+        return VAL if name.startswith(_VALIDATION) else TEST
     return TRAIN if class_in(_stem(name)) else None

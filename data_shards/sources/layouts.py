@@ -51,6 +51,8 @@ class Layout:
         self.outside: dict[str | None, set[str]] = {}
         # The splits of what was skipped because another split is wanted.
         self.other_splits: set[str] = set()
+        # Whether something was skipped because another corruption is wanted.
+        self.skipped = False
         # The name of the folder or archive of each split that lies directly in the source.
         self.entered: dict[str, str] = {}
         real = source.resolve()
@@ -97,6 +99,7 @@ class Layout:
         if name in _NO_IMAGES:
             return False
         if self._dataset.corrupted and self._split and self._other_corruption(parts, self._split):
+            self.skipped = True
             return False
         place = self.place(parts)
         if not self.takes(place.split):

@@ -116,6 +116,17 @@ def test_a_second_source_without_a_split_is_told_with_the_first(tmp_path):
         ]
 
 
+def test_an_empty_source_among_others_is_missed(tmp_path):
+    trees.write_folder(tmp_path / "a" / "train", TRAIN)
+    (tmp_path / "b").mkdir()  # a disk that is not mounted
+    (train,) = listings(dataset("imagenet9"), [tmp_path / "a", tmp_path / "b"], "train")
+    assert [(f.path, f.reasons) for f in train.findings] == [("b", ("no-images",))]
+    # A source of another split is no mistake.
+    trees.write_folder(tmp_path / "b" / "val", VAL)
+    (train,) = listings(dataset("imagenet9"), [tmp_path / "a", tmp_path / "b"], "train")
+    assert not train.findings
+
+
 def test_a_split_that_lies_in_one_of_two_sources_is_there(tmp_path):
     trees.write_folder(tmp_path / "a" / "train", TRAIN)
     (tmp_path / "a" / "val").mkdir()
