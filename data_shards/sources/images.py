@@ -46,6 +46,10 @@ def find_images(
     first = next(iter(splits), "")
     for reader in readers:
         reader.tell(found, first)
+    if split is None and found.other_splits:
+        others = ", ".join(sorted(found.other_splits))
+        told = f"{dataset.name} has no split {others}, so its folders and archives are not read"
+        found.told.setdefault(first, []).append(told)
     found.miss_packed(dataset)
     if given is not None:
         unlisted = [reader.unlisted for reader in readers if reader.by_table]

@@ -49,7 +49,7 @@ class Layout:
         self._split = split
         # The wnids that are not in the data set, by split. Such folders are not entered.
         self.outside: dict[str | None, set[str]] = {}
-        # The splits of what was skipped because another split is wanted.
+        # The splits of what was skipped: another one is wanted, or the data set has no such split.
         self.other_splits: set[str] = set()
         # Whether something was skipped because another corruption is wanted.
         self.skipped = False
@@ -115,11 +115,11 @@ class Layout:
         """Return whether images of ``split`` are wanted; None is an unnamed split."""
         if split is None:
             return True
-        if self._split is None:
-            return not self._dataset.splits or split in self._dataset.splits
-        if split != self._split:
+        known = not self._dataset.splits or split in self._dataset.splits
+        taken = known if self._split is None else split == self._split
+        if not taken:
             self.other_splits.add(split)
-        return split == self._split
+        return taken
 
     def _split_of(self, parts: tuple[str, ...]) -> str | None:
         if self._dataset.corrupted:

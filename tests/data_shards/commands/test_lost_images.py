@@ -82,9 +82,10 @@ def test_a_split_of_which_nothing_is_left_is_not_silent(tmp_path, capsys, lose, 
     summaries = {line["split"]: line for line in _lines(capsys) if "split" in line}
     assert (summaries["val"]["state"], summaries["val"]["excluded"]) == ("empty", images)
     assert [summaries[split]["samples"] for split in ("train", "selection")] == [18, 2]
-    # No limit lets a whole split go; without it in the command, all is well.
-    assert _convert(source, output, "--max-corrupt", "100") == 1
-    assert _convert(source, output, "--split", "train") == 0
+    if lose is _flat:
+        # No limit lets a whole split go; without it in the command, all is well.
+        assert _convert(source, output, "--max-corrupt", "100") == 1
+        assert _convert(source, output, "--split", "train") == 0
 
 
 def test_only_the_wanted_split_is_missed(tmp_path):
@@ -114,6 +115,19 @@ def test_a_second_source_without_a_split_is_told_with_the_first(tmp_path):
         assert [(f.path, f.reasons, f.images) for f in train.findings] == [
             ("b", ("unknown-class",), 3)
         ]
+
+
+def test_a_split_that_the_data_set_does_not_have_is_told(tmp_path):
+    trees.write_folder(tmp_path / "train", TRAIN)
+    trees.write_folder(tmp_path / "test", VAL)
+    (train,) = listings(dataset("imagenet9"), [tmp_path], selection_fraction=0)
+    told = "imagenet9 has no split test, so its folders and archives are not read"
+    assert told in train.warnings
+    (train,) = listings(dataset("imagenet9"), [tmp_path], "train", selection_fraction=0)
+    assert told not in train.warnings
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UsageError, match="holds no image of imagenet9; its names are of test"):
+        listings(dataset("imagenet9"), [tmp_path])
 
 
 def test_an_empty_source_among_others_is_missed(tmp_path):
