@@ -125,7 +125,6 @@ class _SourceReader:
         A finding without a split goes to the first split in a fixed order.
         """
         scanner = self._scanner
-        found.other_splits |= self._layout.other_splits
         rest = self._layout.default_split or next(iter(self.splits), first)
         for name, path in self._layout.entered.items():
             found.entered.setdefault(name, "/".join(map(printable, (*self._prefix, path))))
@@ -137,6 +136,7 @@ class _SourceReader:
             split = self._split_of(finding.path)
             if self._layout.takes(split):
                 self._findings.append((split, self._named(finding)))
+        found.other_splits |= self._layout.other_splits
         for split, finding in sorted(self._findings, key=lambda pair: pair[1].path):
             found.findings.setdefault(split or rest, []).append(finding)
         ignored = [*scanner.ignored, *self._ignored]

@@ -159,6 +159,22 @@ def test_an_empty_folder_of_that_name_is_missed_and_not_replaced(tmp_path, pets)
     assert [f.reasons for f in selection.findings] == [("no-images",)]
 
 
+def test_a_lost_folder_of_that_name_is_not_replaced_in_any_call(tmp_path, pets):
+    photos = _photos(tmp_path / "photos")
+    (photos / "selection").rename(tmp_path / "elsewhere")
+    (photos / "selection").symlink_to(tmp_path / "elsewhere")
+    whole = listings(pets, [photos], selection_fraction=0.5)
+    assert {split: len(keys) for split, keys in _keys(whole).items()} == {
+        "train": 6,
+        "selection": 0,
+        "val": 6,
+    }
+    (train,) = listings(pets, [photos], "train", selection_fraction=0.5)
+    assert train.items == whole[0].items
+    with pytest.raises(UsageError, match="selection: link-to-folder"):
+        listings(pets, [photos], "selection", selection_fraction=0.5)
+
+
 def test_a_source_may_be_selection_data_as_a_whole(tmp_path, pets):
     photos = _photos(tmp_path / "photos")
     options = {"selection_fraction": 1}
