@@ -56,9 +56,17 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _with_home(word: str) -> str:
+    """Return an argument whose path begins with ~ as the shell leaves it in ``--option=~/path``."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--"):
+        return f"{option}{equals}{os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
 def cli(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     # Only the module of the command that was asked for is imported: some take seconds.
     completing = "_ARGCOMPLETE" in os.environ  # the shell asks what could come next
     words = os.environ.get("COMP_LINE", "").split() if completing else argv

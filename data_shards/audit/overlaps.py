@@ -16,6 +16,7 @@ from data_shards.files import write_synced
 from data_shards.findings import Finding
 from data_shards.format.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split, map_array
 from data_shards.images.duplicates import DuplicateFinder
+from data_shards.litter import children
 from data_shards.sources.listing import Item
 
 DUPLICATES_NAME = "duplicates.jsonl"
@@ -100,7 +101,7 @@ def _compare(splits: Sequence[_Split], workers: int) -> list[Finding]:
 
 
 def _folders(output: Path) -> list[Path]:
-    return sorted(path.parent for path in output.glob(f"[!.]*/{MANIFEST_NAME}"))
+    return [path.parent for path in children(output, f"*/{MANIFEST_NAME}")]
 
 
 def _splits(folders: Iterable[Path]) -> list[_Split]:

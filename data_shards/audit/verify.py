@@ -38,7 +38,7 @@ from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
 _STRETCH = 2**20  # bytes that are read at a time
 _LARGEST_TEXT = 2**20  # bytes of a sample's class or facts
 _IMAGE, _CLASS, _FACTS = ("jpg", "png"), "cls", "json"
-_SHARD = re.compile(r".*\.tar", re.IGNORECASE)
+_SHARD = re.compile(r"[^.].*\.tar", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

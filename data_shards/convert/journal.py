@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_shards.convert.plan import Conversion
 from data_shards.errors import DataShardsError, UsageError
@@ -53,17 +53,18 @@ class Sample(_Model):
 
 
 class Note(_Model):
-    """A finding, and whether its image was left out."""
+    """A finding, and whether its image or its images were left out."""
 
     path: str
     verdict: Verdict
     reasons: tuple[str, ...]
     left_out: bool
+    images: NonNegativeInt = 1
 
     @property
     def finding(self) -> Finding:
         """The note as a finding."""
-        return Finding(self.path, self.verdict, self.reasons)
+        return Finding(self.path, self.verdict, self.reasons, images=self.images)
 
     @property
     def damage(self) -> bool:
@@ -114,6 +115,7 @@ class Head(_Model):
                     verdict=found.verdict,
                     reasons=found.reasons,
                     left_out=found.verdict in ("corrupt", "refused"),
+                    images=found.images,
                 )
                 for found in listing.findings
             ),
@@ -122,7 +124,7 @@ class Head(_Model):
     @property
     def listed(self) -> int:
         """The number of images, including those that the source refused."""
-        return self.images + sum(note.left_out for note in self.notes)
+        return self.images + sum(note.images for note in self.notes if note.left_out)
 
     @cached_property
     def plan(self) -> Plan:

@@ -24,8 +24,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -66,10 +68,22 @@ class Shard(_Record):
 
 
 class Excluded(_Record):
-    """A source image that was left out, and why (short codes)."""
+    """A source image that was left out, and why (short codes).
+
+    A folder or an archive that was left out has its number of ``images``, 0 if it was not read.
+    """
 
     source: str
     reasons: tuple[str, ...]
+    images: _Count = 1
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The manifests of a split without such folders keep their bytes and their digest.
+        content: dict[str, Any] = write(self)
+        if self.images == 1:
+            del content["images"]
+        return content
 
 
 class Normalize(_Record):

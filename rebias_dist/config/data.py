@@ -6,6 +6,7 @@ No torch here, as in the schema.
 from __future__ import annotations
 
 import math
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -21,6 +22,11 @@ from rebias_dist.methods.options import (
 
 MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
 """Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
+
+
+def with_home(path: str | None) -> str | None:
+    """Return a path whose leading ~ is the home folder, because YAML and '--flag=~' keep it."""
+    return None if path is None else os.path.expanduser(path)
 
 
 class AugmentConfig(BaseModel):
@@ -125,6 +131,13 @@ class DataConfig(BaseModel):
     on_damaged: Literal["stop", "skip"] = "stop"
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
+
+    _home = field_validator("root", "source")(with_home)
+
+    @field_validator("other_tests")
+    @classmethod
+    def _homes(cls, folders: dict[str, str]) -> dict[str, str]:
+        return {name: os.path.expanduser(folder) for name, folder in folders.items()}
 
     @property
     def conflict_ratio(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -102,8 +103,9 @@ def config_comment(name: str) -> str:
 
 def find_config(name: str) -> Path:
     """Return the path of a configuration given as a file or as the name of a shipped one."""
-    if Path(name).is_file():
-        return Path(name)
+    given = Path(os.path.expanduser(name))
+    if given.is_file():
+        return given
     shipped = configs_folder() / name.removeprefix("configs/").removesuffix(".yaml")
     path = shipped.with_name(shipped.name + ".yaml")
     if path.is_file() and path.resolve().is_relative_to(configs_folder().resolve()):

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rebias_dist.config.data import DataConfig
+from rebias_dist.config.data import DataConfig, with_home
 from rebias_dist.methods.options import (
     STRICT,
     Count,
@@ -67,6 +67,8 @@ class NetworkConfig(Section):
     checkpoint: str | None = None
     """A run whose last checkpoint has the initial weights, as in 'runs/biased': those of its
     network of the same name if it has one, else those of its only network."""
+
+    _home = field_validator("checkpoint")(with_home)
 
     def build_options(self) -> dict[str, Any]:
         """Return the options that were set, as ``models.build`` takes them."""
@@ -235,6 +237,8 @@ class Config(Section):
     """Checkpoints."""
     faults: FaultsConfig = FaultsConfig()
     """Faults."""
+
+    _home = field_validator("runs_dir")(with_home)
 
     @field_validator("name")
     @classmethod

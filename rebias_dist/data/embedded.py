@@ -15,7 +15,7 @@ from rebias_dist.errors import ConfigError, DataError
 def cache_folder() -> Path:
     """Return the folder for things made once: REBIAS_CACHE, or ~/.cache/rebias_dist."""
     chosen = os.environ.get("REBIAS_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "rebias_dist"
+    return Path(os.path.expanduser(chosen)) if chosen else Path.home() / ".cache" / "rebias_dist"
 
 
 def plan_biased_mnist(

@@ -151,6 +151,8 @@ def test_other_shards_with_clusters_biases_and_some_of_the_classes(runs, tmp_pat
         assert np.shape(seven["networks"]["g0"]["confusion"]) == (3, 3)
         f_on_fog = seven["networks"]["f"]["accuracy"]
         assert entry["corruptions"]["f"]["corruptions"]["fog"]["severities"] == {"3": f_on_fog}
+    # A recycle bin of a NAS beside the splits is none of them.
+    shutil.copytree(val, tmp_path / "#recycle")
     below = found(capsys, runs / "a", "--on", tmp_path, "--on", f"c={tmp_path / 'c'}")
     assert list(below[0]["splits"]) == ["val", "c/fog-3"]
     code, out, _ = run(capsys, runs / "a", "--on", val, "--on", some)

@@ -219,6 +219,22 @@ def test_a_flag_overrides_one_field_and_leaves_the_others(tmp_path):
     assert [g.width for g in config.g] == [2.0, 4.0]
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(
+        tmp_path,
+        "runs_dir: ~/runs\n"
+        "data: {dataset: pets, root: ~/shards, test_splits: [val], other_tests: {a: ~/a, b: b~}}\n",
+    )
+    config = parse_train(["--config=~/mine.yaml"]).config
+    assert config.runs_dir == f"{tmp_path}/runs"
+    assert config.data.root == f"{tmp_path}/shards"
+    assert config.data.other_tests == {"a": f"{tmp_path}/a", "b": "b~"}
+    assert config == parse_train(["--config=~/mine.yaml", "--data.root=~/shards"]).config
+    assert parse_train(["--data.source=~/mnist"]).config.data.source == f"{tmp_path}/mnist"
+    assert parse_train(["--runs-dir=~"]).config.runs_dir == str(tmp_path)
+
+
 def test_the_defaults_of_a_list_survive_a_flag_for_one_of_its_fields(tmp_path):
     path = written(tmp_path, "epochs: 1")
     config = parse_train(["--config", path, "--g.0.width", "2.0"]).config

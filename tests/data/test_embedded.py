@@ -52,6 +52,12 @@ def test_made_once_and_named_by_what_made_it(cache, mnist_folder, tmp_path):
     assert sorted(cache.iterdir()) == sorted([folder, *different])
 
 
+def test_a_tilde_in_the_cache_is_the_home_folder(mnist_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REBIAS_CACHE", "~/mine")
+    assert prepare_biased_mnist(**VALUES, source=mnist_folder).parent == tmp_path / "mine"
+
+
 def test_no_selection_split_without_a_fraction(mnist_folder):
     folder = prepare_biased_mnist(**{**VALUES, "selection_fraction": 0}, source=mnist_folder)
     assert not (folder / "selection").exists()
