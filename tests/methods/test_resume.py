@@ -14,7 +14,7 @@ from rebias_dist.train import main
 from tests.faults.test_resume_exactly import _digest
 
 NEW = sorted(METHODS.keys() - {"vanilla", "biased", "rubi", "learned_mixin", "rebias"})
-STEPS, STOPS = 22, (4, 9, 15)  # an epoch has about ten steps
+STEPS, STOPS = 18, (5, 11)  # an epoch has eight steps
 
 
 def settings(small_run: dict, name: str) -> dict:
