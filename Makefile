@@ -36,7 +36,7 @@ demo: .venv/.installed  ## train vanilla, biased and rebias on 3,600 digits, com
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/demo.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/demo-* --out report --name demo
 
-results: .venv/.installed  ## five methods, three rho, three seeds each; writes docs/results.md
+results: .venv/.installed  ## seven methods, three rho, three seeds each; writes docs/results.md
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/results-*-rho* --out report --name results
 	cp report/results.md report/results.png report/results-rho.png docs/

@@ -11,13 +11,6 @@ from rebias_dist.reporting.runs import plain
 if TYPE_CHECKING:
     from rebias_dist.evaluation.loaded_run import LoadedRun
 
-_METHODS = {
-    "rebias": "ReBias (Bahng et al., ICML 2020): f was trained to be independent, by HSIC, of a "
-    "deliberately biased network g that was trained against it",
-    "vanilla": "cross-entropy alone, without any treatment of bias",
-    "rubi": "RUBi: f's logits were masked by those of a biased network g",
-    "learned_mixin": "LearnedMixin: f was trained in an ensemble with a fixed, biased network g",
-}
 _MANY = 40  # with more classes, their names are only in config.json
 
 
@@ -56,7 +49,7 @@ def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str
     return (
         f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
         f"An image classifier of {len(classes)} classes ({names}). Method: "
-        f"{_METHODS.get(config.method.name, config.method.name)}.\n\n"
+        f"{config.facts.about or plain(config.method.name)}.\n\n"
         f"Weights: step {loaded.step}, {CHOICES[choice]}."
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
-from rebias_dist.methods.registry import METHODS
+from rebias_dist.methods.registry import METHODS, Facts
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
 from rebias_dist.reporting.runs import Run, plain
 from rebias_dist.reporting.training_data import rho_of, seeds_of
@@ -18,6 +18,13 @@ from rebias_dist.runs.results import judged_network
 from rebias_dist.runs.results_schema import Score
 
 ABSENT = "–"
+MARK = "†"
+MARK_NOTE = f"{MARK} : trained with the bias labels of the training images."
+
+
+def mark(label: str, facts: Facts | None) -> str:
+    """Return a label, with a mark if the method sees the bias labels of the training images."""
+    return f"{label} {MARK}" if facts and facts.bias_labels else label
 
 
 @dataclass
@@ -37,6 +44,11 @@ class Group:
     def rho(self) -> float | None:
         """Return the training correlation, None where it is not known."""
         return rho_of(self.config)
+
+    @property
+    def marked(self) -> str:
+        """Return the label for tables, with a mark where the method sees bias labels."""
+        return mark(plain(self.label, 200), self.config.facts)
 
     @property
     def networks(self) -> list[str]:
@@ -149,12 +161,11 @@ class Comparison:
 def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     """Group runs by data set and setting; return also a note on each run that is left out."""
     notes = [f"{plain(run.name)}: {run.problem}" for run in runs if run.problem]
-    order = list(METHODS)
     known = [run for run in runs if run.config]
     # Runs without results come last within their method: they join groups that have some.
     if not known:
         return [], notes
-    known.sort(key=lambda run: (order.index(_config(run).method.name), run.results is None))
+    known.sort(key=lambda run: (_place(_config(run).method.name), run.results is None))
     frame = frame_of(known)
     about = frame.drop_duplicates("folder")[["setting", "series"]].itertuples(index=False)
     groups: dict[str, Group] = {}
@@ -180,6 +191,11 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
         )
         for dataset in datasets
     ], notes
+
+
+def _place(method: str) -> int:
+    """Return the place of a method in tables; those of users come last."""
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 def _config(run: Run) -> Config:

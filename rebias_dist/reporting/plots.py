@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting import svg
 from rebias_dist.reporting.comparison import Comparison
 from rebias_dist.reporting.frame import Figure
@@ -23,7 +25,20 @@ _OF_METHOD: dict[str, dict[str, Any]] = {
     "learned_mixin": {"color": svg.PURPLE, "marker": "v"},
     "rebias": {"color": svg.BLUE, "marker": "o"},
 }
-_OF_OTHERS = {"color": svg.INK, "marker": "P"}
+_COLOURS = (svg.INK, svg.VERMILION, svg.GREEN, svg.PURPLE, svg.BLUE)
+_MARKERS = "PX*<>hpd8"
+# Five colours and nine markers have no common divisor, so no two methods look alike.
+_OF_METHOD |= {
+    name: {"color": colour, "marker": marker}
+    for name, colour, marker in zip(
+        [name for name in METHODS if name not in _OF_METHOD],
+        cycle(_COLOURS),
+        cycle(_MARKERS),
+        strict=False,
+    )
+}
+_OF_OTHERS = {"color": svg.INK, "marker": "H"}
+_OF_SOURCES = "DsPX*^v<>ph"
 _OF_NETWORK: dict[str, dict[str, Any]] = {
     "f": {"color": svg.BLUE, "marker": "o"},
     "g": {"color": svg.VERMILION, "marker": "^"},
@@ -105,12 +120,12 @@ def _key(label: str, **style: Any) -> Line2D:
 def rho_picture(runs: Comparison) -> Drawing:
     """Draw accuracy over ρ: a panel with all methods, and one for each beside published points."""
     known = published()
-    known = known[known["dataset"] == "biased_mnist"].sort_values("rho")
-    marks = dict(zip(published()["source"].unique(), "DsPX*", strict=False))
+    known = known[known["dataset"] == "biased_mnist"]
+    marks = dict(zip(known["source"].unique(), cycle(_OF_SOURCES), strict=False))
     ticks = sorted({*known["rho"], *(group.rho for group in runs.groups)} - {None})
     series = {group.series: group.config.method.name for group in runs.groups}
     methods = list(dict.fromkeys(series.values()))
-    known = known[known["method"].isin(methods)]
+    known = known[known["method"].isin(methods)].sort_values("rho")
     columns = min(3, len(methods) + 1)
     rows = -(-(len(methods) + 1) // columns)
     figure = svg.canvas(3.6 * columns, 2.7 * rows + 0.5)
@@ -127,9 +142,9 @@ def rho_picture(runs: Comparison) -> Drawing:
         keys.append(_key(plain(name), **style))
     panels[0].set_title("all, as measured here")
     hollow = {"linestyle": ":", "linewidth": 0.8, "markersize": 6, "markerfacecolor": "none"}
-    for (known_as, source), found in known.groupby(["method", "source"]):
-        colour = _OF_METHOD.get(str(known_as), _OF_OTHERS)["color"]
-        panel = panels[1 + methods.index(str(known_as))]
+    for (theirs, source), found in known.groupby(["method", "source"]):
+        colour = _OF_METHOD.get(str(theirs), _OF_OTHERS)["color"]
+        panel = panels[1 + methods.index(str(theirs))]
         x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
         panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):
@@ -145,7 +160,7 @@ def rho_picture(runs: Comparison) -> Drawing:
         panel.set_ylabel("accuracy, %")
     there = [source for source in marks if source in set(known["source"])]
     hollow["linestyle"] = "none"
-    keys = keys[:12] + [_key(s, color=svg.INK, marker=marks[s], **hollow) for s in there]
+    keys = keys[:20] + [_key(s, color=svg.INK, marker=marks[s], **hollow) for s in there]
     figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
 

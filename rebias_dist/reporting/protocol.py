@@ -44,6 +44,16 @@ _OF_HSIC = {
 }
 
 
+_VIEWS = {
+    **{f"data.augment.{colour}": 0.0 for colour in ("brightness", "contrast", "saturation", "hue")},
+    "data.augment.rotation": 0.0,
+    "data.augment.rand_augment": 0,
+    "data.augment.grayscale_probability": 0.0,
+    "data.views": 1,
+    "data.sampling": "uniform",
+}
+
+
 class Departure(NamedTuple):
     """A setting in which a run differs from the published experiment."""
 
@@ -55,15 +65,19 @@ class Departure(NamedTuple):
 def departures(group: Group) -> list[Departure] | None:
     """Return how runs depart from the published protocol; None where no protocol is known.
 
-    Settings that do not reach the figures are ignored: a g that the method lacks, a radius where
-    no HSIC is computed, and the seeds.
+    A method that was not published on the data set departs by its name alone. Settings that do not
+    reach the figures are ignored: a g that the method lacks, a radius where no HSIC is computed,
+    and the seeds.
     """
     config = group.config
     protocol = PROTOCOLS.get(config.data.dataset)
     if protocol is None:
         return None
-    wanted = {**protocol.settings, **_OF_EVERY_METHOD, **_OF_HSIC}
-    wanted |= protocol.of_method.get(config.method.name, {})
+    name = config.method.name
+    if name not in protocol.of_method:
+        return [Departure("method.name", name, "no experiment of this method on this data set")]
+    wanted = {**protocol.settings, **_OF_EVERY_METHOD, **_OF_HSIC, **_VIEWS}
+    wanted |= protocol.of_method[name]
     found = {**flat(config.model_dump()), "g": len(config.g)}
     # The number of digits in a folder shows in the size of its test sets.
     own = config.data.root is None and config.data.source is None
@@ -90,8 +104,8 @@ def _matters(key: str, config: Config) -> bool:
         return config.has_f
     if key.startswith("radius.") or key in _OF_HSIC:
         return config.facts.hsic
-    if key == "method.lambda_f":
-        return config.method.name in ("rubi", "learned_mixin", "rebias")
+    if key == "method.lambda_f" and config.method.name in ("vanilla", "biased"):
+        return False
     return key.removeprefix("method.") not in config.method.unused()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
 from rebias_dist.evaluation.text import CHOICES
-from rebias_dist.reporting.comparison import ABSENT, Comparison, Group, leads
+from rebias_dist.methods.registry import METHODS
+from rebias_dist.reporting.comparison import ABSENT, MARK, MARK_NOTE, Comparison, Group, leads, mark
 from rebias_dist.reporting.frame import Figure, over_seeds
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published
@@ -44,7 +45,7 @@ def results_table(runs: Comparison) -> Table:
     columns |= {f"{plain(split, 60)}, unbiased": (split, "unbiased") for split in clustered}
     rows = []
     for group in runs.groups:
-        name = plain(group.label, 200)
+        name = group.marked
         for checkpoint in group.checkpoints if group.runs else ():
             # f and g0 have a row in every method, so that the rows of methods compare.
             for network in dict.fromkeys(["f", "g0", *group.networks]):
@@ -61,9 +62,15 @@ def results_table(runs: Comparison) -> Table:
     ]
     if clustered:
         notes.append("unbiased: mean over cells of class and texture cluster.")
+    notes += _legend(name for name, *_ in rows)
     caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle if marked"
     body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
     return Table(caption, body, 3, notes)
+
+
+def _legend(names: Iterable[str]) -> list[str]:
+    """Return what the mark means, if a name has it."""
+    return [MARK_NOTE] if any(name.endswith(MARK) for name in names) else []
 
 
 def _title(split: str, sizes: Sequence[int]) -> str:
@@ -103,6 +110,7 @@ def measures_table(runs: Comparison) -> Table | None:
 def leads_table(runs: Comparison) -> Table | None:
     """Return each method's lead over vanilla; None where there is nothing to compare."""
     rows = []
+    names = {group.label: group.marked for group in runs.groups}
     for setting, *lead in leads(runs.frame, runs.judged_split).itertuples(name=None):
         one = Figure(*lead)
         reading = "better" if one.low > 0 else "worse" if one.high < 0 else "not told apart"
@@ -110,21 +118,24 @@ def leads_table(runs: Comparison) -> Table | None:
         if len(one.values) == 1:
             reading, interval = "one seed decides nothing", ABSENT
         figures = (f"{100 * one.mean:+.1f}", interval, str(len(one.values)))
-        rows.append((plain(setting, 200), reading, *figures))
+        rows.append((names[setting], reading, *figures))
     columns = [_NAME, "reading", "lead", "95 % interval", "seeds in common"]
     note = (
         "Differences seed by seed between f of the method and f of vanilla under the same "
         "setting, with the checkpoint that counts; Student's interval. It is wide with few seeds."
     )
     caption = f"Lead over vanilla on {plain(runs.judged_split, 30)}, in percentage points"
-    return Table(caption, pd.DataFrame(rows, columns=columns), 2, [note]) if rows else None
+    notes = [note, *_legend(name for name, *_ in rows)]
+    return Table(caption, pd.DataFrame(rows, columns=columns), 2, notes) if rows else None
 
 
 _MNIST = """The accuracy is that of f; for the method biased it is that of g. A table below lists
-what differs from the published experiments. If anything does, the rows do not compare two codes."""
+what differs from the published experiments. If anything does, the rows do not compare two codes.
+Published figures of one method differ by their source, which the second column names."""
 _NINE = """unbiased: the mean over cells of class and texture cluster with at least 10 validation
 images, over three clusterings; – where the validation shards had no clusters. The accuracy is that
-of f; for the method biased it is that of g."""
+of f; for the method biased it is that of g. Published figures of one method differ by their source,
+which the second column names."""
 
 
 def published_table(runs: Comparison) -> Table | None:
@@ -161,18 +172,26 @@ def published_table(runs: Comparison) -> Table | None:
     for series in dict.fromkeys(group.series for group in runs.groups):
         example = next(group for group in runs.groups if group.series == series)
         for checkpoint in example.checkpoints:
-            row = {"method": plain(series, 200), "source": f"here, {CHOICES[checkpoint]}"}
+            name = mark(plain(series, 200), example.config.facts)
+            row = {"method": name, "source": f"here, {CHOICES[checkpoint]}"}
             for title, (rho, split, measure, _) in columns.items():
                 row[title] = ABSENT
                 if group := of_series.get((series, rho)):
                     row[title] = runs.text(group, checkpoint, split, group.judged_network, measure)
             rows.append(row)
+    # Those of a method stand together, for they differ from source to source.
+    labels = list(known["label"].unique())
+    known = known.sort_values("label", key=lambda found: found.map(labels.index), kind="stable")
     theirs = [
-        {"method": str(label), "source": str(source)}
+        {"method": mark(str(label), METHODS.get(str(method))), "source": str(source)}
         | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
-        for (label, source), found in known.groupby(["label", "source"], sort=False)
+        for (label, method, source), found in known.groupby(
+            ["label", "method", "source"], sort=False
+        )
     ]
-    return Table(caption, pd.DataFrame([*rows, *theirs]), 2, [note.replace("\n", " ")], len(theirs))
+    body = pd.DataFrame([*rows, *theirs])
+    notes = [note.replace("\n", " "), *_legend(body["method"])]
+    return Table(caption, body, 2, notes, len(theirs))
 
 
 def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:

@@ -22,6 +22,8 @@ from rebias_dist.config.files import validate
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.evaluation.loaded_run import LoadedRun
+from rebias_dist.methods.base import Method
+from rebias_dist.methods.registry import Facts
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
@@ -115,11 +117,16 @@ def test_figures_of_other_weights_are_on_no_card(runs, tmp_path):
     assert "| 120 | f |" in model_card(run, export.describe(run), "last", 0.0)
 
 
-def test_the_card_of_a_method_that_it_does_not_know_names_it(runs):
+class Mine(Method):
+    facts = Facts(has_g=False)
+
+
+def test_the_card_of_a_method_of_the_user_names_it(runs):
     run = load(runs / "a")
-    method = run.config.method.model_copy(update={"name": "mine"})
+    name = f"{__name__}:Mine"
+    method = run.config.method.model_copy(update={"name": name})
     other = LoadedRun(**{**vars(run), "config": run.config.model_copy(update={"method": method})})
-    assert "Method: mine." in model_card(other, export.describe(run), "best", 0.0)
+    assert f"Method: {name}." in model_card(other, export.describe(run), "best", 0.0)
 
 
 @pytest.mark.parametrize("network", ["resnet18", "bagnet18"])

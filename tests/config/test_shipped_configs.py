@@ -7,15 +7,18 @@ import pytest
 
 from rebias_dist.commands.train import cli, parse_train
 from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.train import main
 from tests.support.imagenets import write_imagenet
 
 SHIPPED = [name for name, _ in list_configs()]
 IMAGENETS = [name for name in SHIPPED if name.startswith("imagenet")]
 NAMES = {
-    "imagenet9": {"rebias", "vanilla", "biased", "rubi", "learned_mixin", "stylised"}
-    | {"rebias_n256", "rebias_n512"},
-    "biased_mnist": {"rebias", "vanilla", "biased", "rubi", "learned_mixin", "demo"},
+    "imagenet9": {
+        *("rebias", "vanilla", "biased", "rubi", "learned_mixin", "stylised"),
+        *("lff", "softcon", "flac", "rebias_n256", "rebias_n512"),
+    },
+    "biased_mnist": {*METHODS, "demo"},
     "imagenet1k": {"rebias", "rebias_n1024"},
 }
 LARGER = [name for name in SHIPPED if "_n" in name]
@@ -73,6 +76,24 @@ def _flags(name, roots):
     return ["--config", name, "--data.root", str(roots.get(name) or roots[root])]
 
 
+def _ordinary(names):
+    """Mark as slow those whose method is no other way of training than one of the others."""
+    alike = ("lff", "spectral_decoupling", "flac", "badd", "bias_balance", "group_dro")
+    alike += ("fairkl", "end")
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name.rpartition("/")[2] in alike else name
+        for name in names
+    ]
+
+
+def _two_steps_of_the_game(name, steps_per_epoch):
+    """Return the flags for two steps after one epoch of pretraining, where there is any."""
+    (key,) = [key for key in read_config_file(name)["method"] if "pretrain" in key] or [None]
+    if key is None:
+        return ["--max-steps", "2"]
+    return [f"--method.{key}", "1", "--max-steps", str(steps_per_epoch + 2)]
+
+
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "biased_mnist/demo"])
 def test_the_plan_for_as_many_ranks_as_fit(roots, few_digits, name, monkeypatch, capsys):
     config = validate(read_config_file(name))
@@ -105,17 +126,13 @@ def test_missing_shards_are_one_line_with_the_cure(name, tmp_path, monkeypatch, 
     assert f"--output {root}'" in line
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGENETS if name not in LARGER])
+@pytest.mark.parametrize("name", _ordinary([n for n in IMAGENETS if n not in LARGER]))
 def test_two_steps(roots, tmp_path, name):
-    method = name.split("/")[1]
     flags = [*_flags(name, roots), "--name", "a", "--runs-dir", str(tmp_path)]
     flags += ["--data.resize", "48", "--data.crop", "40", "--radius.fraction", "0.01"]
     flags += ["--global-batch", "16", "--micro-batch", "8", "--log.every_steps", "1"]
-    flags += ["--data.workers", "1", "--max-steps", "2"]
+    flags += ["--data.workers", "1", *_two_steps_of_the_game(name, 130 // 16)]
     flags += ["--evaluate.batch", "8"]
-    if method == "learned_mixin":  # pretraining, then the game
-        epoch = 130 // 16
-        flags += ["--method.g_pretrain_epochs", "1", "--max-steps", str(epoch + 2)]
     if name == "imagenet9/vanilla":
         tests = {"imagenet-a": str(roots["imagenet9-a"] / "test")}
         flags += ["--data.other_tests", json.dumps(tests)]
@@ -134,14 +151,12 @@ def test_two_steps(roots, tmp_path, name):
     _check_losses(tmp_path / "a/metrics.jsonl", config)
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("biased_mnist")])
+@pytest.mark.parametrize("name", _ordinary([n for n in SHIPPED if n.startswith("biased_mnist")]))
 def test_two_steps_on_digits(few_digits, tmp_path, name):
     flags = ["--config", name, "--data.source", str(few_digits), "--data.image_size", "14"]
     flags += ["--name", "a", "--runs-dir", str(tmp_path), "--log.every_steps", "1"]
-    flags += ["--global-batch", "48", "--micro-batch", "24", "--max-steps", "2"]
-    if name == "biased_mnist/learned_mixin":
-        epoch = 432 // 48  # a tenth of the digits is held out
-        flags += ["--method.g_pretrain_epochs", "1", "--max-steps", str(epoch + 2)]
+    flags += ["--global-batch", "48", "--micro-batch", "24"]
+    flags += _two_steps_of_the_game(name, 432 // 48)  # a tenth of the digits is held out
     config = parse_train(flags).config
     splits = main(config)["checkpoints"]["last"]["splits"]
     assert set(splits) >= {"biased", "unbiased", "rho0"}

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
+from rebias_dist.reporting import plots
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published
+from rebias_dist.reporting.tables import leads_table, published_table, results_table
 from tests.commands.test_report import compared, method, write_run
 
 SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
@@ -21,11 +23,29 @@ SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
 
 # ---------------------------------------------------------------- protocols
 
+_OF_TWO_LOADERS = ("epochs", "global_batch", "scheduler.step_size")
+_NAMED = {
+    "imagenet9/rebias": ["method.swap_inner_bandwidth"],
+    "imagenet9/lff": ["optimizer.name"],
+    "imagenet9/softcon": ["epochs", "global_batch", "method.g_pretrain_epochs"],
+    "imagenet9/flac": ["method.g_pretrain_epochs"],
+    "biased_mnist/lff": ["scheduler.step_size"],
+    "biased_mnist/bias_balance": ["scheduler.step_size"],
+    "biased_mnist/softcon": [*_OF_TWO_LOADERS, "method.g_pretrain_epochs", "data.sampling"],
+    "biased_mnist/biascon": _OF_TWO_LOADERS,
+    "biased_mnist/flac": ["scheduler.step_size", "method.g_pretrain_epochs"],
+    "biased_mnist/badd": [
+        *("optimizer.weight_decay", "scheduler.step_size", "method.g_pretrain_epochs")
+    ],
+    "biased_mnist/fairkl": ["method.regulariser_weight", "method.epsilon"],
+    "biased_mnist/end": ["method.disentangle_weight", "method.entangle_weight"],
+}
+
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "/demo" not in name])
 def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
-    """Their comments name the choices: a selection split, the micro-batch, and of which network
-    a radius is in g's step, where it is the median of each.
+    """Their comments name the choices: a selection split, the micro-batch, and others of the
+    method, such as the radii in g's step. Methods without published figures have no protocol.
     """
     config = validate({**read_config_file(name), "name": "x"})
     found = departures(Group("", "", config))
@@ -34,9 +54,10 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         return
     assert found is not None
     keys = {one.key for one in found}
-    named = {"data.selection", "micro_batch"}
-    if name.startswith("imagenet9/rebias"):
-        named.add("method.swap_inner_bandwidth")
+    named = {"data.selection", "micro_batch", *_NAMED.get(re.sub("_n[0-9]+$", "", name), ())}
+    if name.rpartition("/")[2] in ("jtt", "spectral_decoupling", "group_dro"):
+        assert keys == {"method.name"}
+        return
     if "_n" in name:  # a larger batch for more ranks
         named |= {"global_batch", "optimizer.lr"}
         assert "not the published protocol" in config_comment(name)
@@ -55,6 +76,7 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         ({"g": [{"kernel_size": 1}, {"kernel_size": 3}]}, "g"),
         ({"radius": {"f": "median", "g": 1.0}}, "radius.f"),
         ({"method": {"name": "rebias", "lambda_f": 2.0}}, "method.lambda_f"),
+        ({"method": {"name": "group_dro"}}, "method.name"),
     ],
 )
 def test_each_departure_is_named(change, key):
@@ -79,9 +101,20 @@ re-run of the paper, ML Reproducibility Challenge 2020
 Vanilla .999 10.2  .997 48.6  .995 73.0  .99 88.1  .98 93.6  .95 96.9  .9 98.1  .85 98.4
 Biased  .999 10.0  .997 10.0  .995 10.0  .99 10.0            .95 12.7  .9 14.3  .85 15.5
 ReBias  .999 21.1  .997 62.0  .995 75.8  .99 87.6  .98 93.5  .95 96.5  .9 97.9  .85 98.2
-Nahon et al., ICCV 2023
-LfF     .999 15.3  .997 63.7  .995 90.3  .99 95.1
-SoftCon .999 65.0  .997 88.6  .995 93.1  .99 95.2
+Nahon et al., ICCV 2023, table 1
+LfF             .999 15.3  .997 63.7  .995 90.3  .99 95.1
+SoftCon         .999 65.0  .997 88.6  .995 93.1  .99 95.2
+BiasBal         .999 76.8  .997 91.2  .995 93.9  .99 96.3
+BiasCon+BiasBal .999 94.0  .997 97.3  .995 97.7  .99 98.1
+EnD             .999 52.3  .997 83.7  .995 93.9  .99 96.0
+FairKL          .999 89.6  .997 94.1  .995 97.0  .99 97.9
+Nahon et al.    .999 58.7  .997 92.7  .995 95.5  .99 97.7
+Barbano et al., ICLR 2023, table 3, without jitter and oversampling
+BiasCon+BiasBal .999 30.3  .997 82.8  .995 88.2  .99 95.0
+page of the authors of AdamP (Heo et al., ICLR 2021), with Adam
+ReBias          .999 22.9  .997 63.0  .995 74.9  .99 87.0
+page of the authors of AdamP (Heo et al., ICLR 2021), with AdamP
+ReBias          .999 30.5  .997 70.9  .995 80.9  .99 89.6
 """
 IMAGENET9 = """
 README of the public ReBias code
@@ -96,6 +129,14 @@ Vanilla ResNet-18  94.0 92.7 30.5
 LearnedMixin       79.2 76.6 19.0
 RUBi               93.9 92.5 31.0
 ReBias             94.0 92.7 30.5
+page of the authors of AdamP (Heo et al., ICLR 2021), with Adam
+ReBias             93.8 92.6 31.2
+page of the authors of AdamP (Heo et al., ICLR 2021), with AdamP
+ReBias             95.2 94.5 32.9
+Barbano et al., ICLR 2023, table 5
+LfF                91.2 89.6 29.4
+SoftCon            95.3 94.1 34.1
+FairKL             95.1 94.8 35.7
 """
 METHODS = {
     "Vanilla": "vanilla",
@@ -105,6 +146,12 @@ METHODS = {
     "LearnedMixin": "learned_mixin",
     "RUBi": "rubi",
     "ReBias": "rebias",
+    "LfF": "lff",
+    "SoftCon": "softcon",
+    "BiasBal": "bias_balance",
+    "BiasCon+BiasBal": "biascon",
+    "EnD": "end",
+    "FairKL": "fairkl",
 }
 
 
@@ -139,14 +186,87 @@ def test_published_figures_have_sources_and_agree_with_the_shipped_configuration
         label = {"biased": "Biased BagNet-18", "stylised": "Stylised ImageNet"}
         stem = name.partition("/")[2]
         comment = config_comment(name)
-        told = re.search(r"([\d.]+) / ([\d.]+) / ([\d.]+) \(README", comment)
+        told = re.search(r"([\d.]+) / ([\d.]+) / ([\d.]+) \((README|Barbano)", comment)
+        if "published figures are not recorded here" in comment:
+            assert told is None
+            continue
         assert told, name
         found = [
             p.percent
             for p in figures
-            if "README" in p.source and (p.method == stem or p.label == label.get(stem))
+            if told[4] in p.source
+            and p.dataset == "imagenet9"
+            and (p.method == stem or p.label == label.get(stem))
         ]
-        assert found == [float(part) for part in told.groups()], name
+        assert found == [float(part) for part in told.groups()[:3]], name
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("biased_mnist")])
+def test_the_figures_that_a_configuration_of_digits_names_are_published(name):
+    comment = " ".join(config_comment(name).split())
+    stem = name.partition("/")[2]
+    theirs = {
+        source: found.sort_values("rho", ascending=False)["percent"].tolist()[:4]
+        for (dataset, method, source), found in published().groupby(["dataset", "method", "source"])
+        if (dataset, method) == ("biased_mnist", stem)
+    }
+    told = re.findall(r"([\d.]+) / ([\d.]+) / ([\d.]+) / ([\d.]+)(?! [:/])", comment)
+    told = [[float(part.rstrip(".")) for part in one] for one in told if not one[0].startswith(".")]
+    assert all(one in theirs.values() for one in told)
+    assert bool(told) is bool(theirs)
+
+
+def test_methods_that_see_bias_labels_are_marked(tmp_path):
+    """In the tables of the page, with a line that says what the mark is; theirs too."""
+    write_run(tmp_path / "a", method("vanilla"), {"unbiased": {"f": 500}})
+    write_run(tmp_path / "b", method("end"), {"unbiased": {"f": 640}})
+    (runs,), _ = compared(tmp_path / "a", tmp_path / "b")
+    for make in (results_table, leads_table, published_table):
+        table = make(runs)
+        names = set(table.body.iloc[:, 0])
+        assert "end †" in names
+        assert "vanilla †" not in names
+        assert table.notes[-1] == "† : trained with the bias labels of the training images."
+    names = published_table(runs).body["method"].tolist()
+    seeing = {"BiasBal", "BiasCon+BiasBal", "EnD", "FairKL"}
+    assert {name for name in names if name.endswith("†")} == {f"{n} †" for n in (*seeing, "end")}
+    (alone,), _ = compared(tmp_path / "a")
+    assert not [note for note in results_table(alone).notes if "†" in note]
+
+
+def test_the_published_figures_of_a_method_stand_together_with_their_sources(tmp_path):
+    write_run(tmp_path / "a", method("rebias"), {"unbiased": {"f": 640, "g0": 100}})
+    (runs,), _ = compared(tmp_path / "a")
+    body = published_table(runs).body
+    at_997 = body.set_index("method")["ρ\u00a00.997"]
+    assert at_997["Vanilla"].tolist() == ["33.4", "48.6"]
+    assert at_997["ReBias"].tolist() == ["64.2", "62.0", "63.0", "70.9"]
+    names = body["method"].tolist()
+    assert [names.index("ReBias") + i for i in range(4)] == [
+        place for place, name in enumerate(names) if name == "ReBias"
+    ]
+
+
+def test_methods_look_different_in_pictures():
+    looks = [tuple(plots._OF_METHOD[name].values()) for name in plots.METHODS]
+    assert len(set(looks)) == len(plots.METHODS)
+
+
+def test_a_method_of_the_user_comes_last(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_a_report.py").write_text(
+        "from rebias_dist.methods.base import Method\n"
+        "from rebias_dist.methods.registry import Facts\n"
+        "class Mine(Method):\n"
+        "    facts = Facts(has_g=False, bias_labels=True)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "mine_for_a_report:Mine"
+    write_run(tmp_path / "a", method(name), {"unbiased": {"f": 500}})
+    write_run(tmp_path / "b", method("end"), {"unbiased": {"f": 640}})
+    (runs,), notes = compared(tmp_path / "a", tmp_path / "b")
+    assert not notes
+    assert [group.marked for group in runs.groups] == ["end †", f"{name} †"]
+    assert [one.key for one in departures(runs.groups[1])] == ["method.name"]
 
 
 def test_rho_of_shards_that_were_made_elsewhere_is_theirs_or_unknown(tmp_path):

@@ -14,8 +14,9 @@ from launch.commands import sweep
 from launch.sweep.grid import Cell, plan_cells, read_sweep
 from launch.sweep.results_csv import git_commit, write_table
 from launch.sweep.runner import shares
-from rebias_dist.config.files import configs_folder, validate
+from rebias_dist.config.files import configs_folder, read_config_file, validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.methods.registry import METHODS
 from tests import ROOT
 from tests.commands.test_report import write_run
 
@@ -123,6 +124,26 @@ def test_the_commit_is_that_of_the_checkout():
     if head.returncode != 0:
         pytest.skip("not in a checkout")
     assert git_commit().removesuffix("-dirty") in head.stdout.split()
+
+
+@pytest.mark.parametrize("name", ["biased_mnist/sweeps/published", "biased_mnist/sweeps/flac"])
+def test_the_sweeps_of_all_methods_are_the_shipped_configurations(name):
+    """But for what the published protocol has: nothing held out, and BatchNorm sees all."""
+    weights = {0.999: 10_000.0, 0.997: 2_000.0, 0.995: 1_500.0, 0.99: 110.0}
+    planned = plan_cells(read_sweep(name), name, None, None)
+    for cell in planned:
+        method, data = cell.config.method, cell.config.data
+        values = read_config_file(f"biased_mnist/{method.name}")
+        values |= {"name": cell.name, "seed": cell.config.seed}
+        values["micro_batch"] = values["global_batch"]
+        values["data"] |= {"rho": data.rho, "seed": cell.config.seed, "selection": "none"}
+        if method.name == "flac":
+            values["method"]["flac_weight"] = weights[data.rho]
+        expected = validate(values)
+        unused = {"radius"} | ({"g"} if not expected.has_g else set())
+        assert cell.config.model_dump(exclude=unused) == expected.model_dump(exclude=unused)
+    methods = {cell.config.method.name for cell in planned}
+    assert methods == ({"flac"} if name.endswith("flac") else METHODS.keys() - {"flac"})
 
 
 @pytest.mark.parametrize(
