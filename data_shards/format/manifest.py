@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from data_shards.errors import DataShardsError
+from data_shards.file_system import mapped
 from data_shards.files import open_regular, read_regular
 
 FORMAT = 2
@@ -218,11 +219,11 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     Raises DataShardsError as :func:`load_split`.
     """
     path = folder / INDEX_NAME
-    index, mapped = _map(path)
+    index, pages = _map(path)
     _check_index(path, manifest, index)
-    if mapped is not None:
+    if pages is not None:
         # The check has read all pages. Drop them: those that are read again take memory then.
-        mapped.madvise(mmap.MADV_DONTNEED)
+        pages.madvise(mmap.MADV_DONTNEED)
     return index
 
 
@@ -245,8 +246,9 @@ def _map(path: Path) -> tuple[NDArray[Any], mmap.mmap | None]:
                 raise ValueError(f"it has {size} bytes, which is not what {shape[0]} rows take")
             if size == begin:
                 return np.zeros(0, dtype=dtype), None
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapped, dtype, shape[0], begin), mapped
+            pages = mapped(file)
+            content = file.read() if pages is None else memoryview(pages)[begin:]
+            return np.frombuffer(content, dtype, shape[0]), pages
         except Exception as error:  # numpy evaluates the header and raises what Python does
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataShardsError(f"{path}: malformed: {reason}") from None

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from data_shards.files import sync_folder, write_synced
+from data_shards.file_system import sync_folder
+from data_shards.files import write_synced
 from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 
@@ -84,8 +85,9 @@ def _needed(value: Any) -> int:
 
 
 def _check_space(folder: Path, state: dict[str, Any]) -> None:
-    needed, free = _needed(state) + _OVERHEAD, shutil.disk_usage(folder).free
-    if free < needed:
+    needed, disk = _needed(state) + _OVERHEAD, shutil.disk_usage(folder)
+    free = disk.free
+    if disk.total and free < needed:  # a file system of FUSE may know no sizes
         raise RebiasError(
             f"{folder}: no room for a checkpoint: it needs {needed / 1e6:.1f} MB and "
             f"{free / 1e6:.1f} MB are free, so {(needed - free) / 1e6:.1f} MB are missing; "
