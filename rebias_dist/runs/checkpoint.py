@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -25,6 +24,7 @@ from data_shards.file_system import sync_folder
 from data_shards.files import write_synced
 from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.models.untrusted import load_untrusted
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})$")
@@ -184,8 +184,8 @@ def load(folder: Path, step: int) -> dict[str, Any]:
         # Check the hash before torch.load, which accepts flipped bits silently.
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
             raise DataError(f"{path}/{_STATE}: its content does not match its SHA-256")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = load_untrusted(io.BytesIO(content))
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not an intact checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("step") != step:
