@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data_shards.errors import DataShardsError
 from data_shards.file_system import lock, sync_folder
@@ -20,15 +22,21 @@ from data_shards.file_system import lock, sync_folder
 _HOST = hashlib.sha256(os.fsencode(os.uname().nodename)).hexdigest()[:8]
 _STAGED = ".tmp"
 _LONGEST_NAME = 200  # bytes of the text that names a holder
+_MOST_DIGITS = 300  # of a whole number, which then fits a float
+SMALL = 1 << 20  # bytes of a JSON file; most have a few hundred
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put ``path`` into an OSError: the system does not say which file it could not write."""
+    """Put ``path`` into an OSError that names no file, or a temporary one of this name.
+
+    The system does not say which file it could not write.
+    """
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.filename is None or str(error.filename).startswith(str(path)):
+            error.filename = str(path)
         raise
 
 
@@ -76,6 +84,48 @@ def read_regular(path: Path) -> bytes:
 
 class HeldError(Exception):
     """Another process holds a lock; the message names it."""
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return the value of JSON that anyone may have written; ValueError if it is damaged.
+
+    That includes what Python's parser takes beyond JSON, and numbers that no float holds.
+    """
+    try:
+        return json.loads(content, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"{text[:20]}… is no sensible number")
+    return int(text)
+
+
+def read_json(path: Path, most: int = SMALL) -> Any:
+    """Return the value in a JSON file of at most ``most`` bytes.
+
+    DataShardsError if it cannot be read, is larger, or is damaged.
+    """
+    with open_regular(path) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise DataShardsError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > most:
+        raise DataShardsError(f"{path}: larger than {most} bytes, which nothing here writes")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DataShardsError(f"{path}: damaged ({error})") from None
 
 
 def hold(path: Path, role: str) -> BinaryIO:
@@ -149,10 +199,13 @@ def temporary_file(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
     """
     path, file = _create_locked(folder, name)
     try:
-        with file:
-            yield path, file
+        yield path, file
     finally:
-        path.unlink(missing_ok=True)
+        try:
+            with naming(path):
+                file.close()  # this writes what is left
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:

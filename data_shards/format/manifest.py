@@ -31,7 +31,7 @@ from pydantic import (
 
 from data_shards.errors import DataShardsError
 from data_shards.file_system import mapped
-from data_shards.files import open_regular, read_regular
+from data_shards.files import open_regular, parse_json, read_regular
 
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"
@@ -181,7 +181,7 @@ def parse_manifest(path: Path) -> tuple[Manifest, bool]:
     """
     content = read_regular(path)
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         if isinstance(found, dict):
             found.pop("digest", None)
         manifest = Manifest.model_validate_json(json.dumps(found))
@@ -189,7 +189,7 @@ def parse_manifest(path: Path) -> tuple[Manifest, bool]:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataShardsError(f"{path}: malformed at {where}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataShardsError(f"{path}: malformed: {error}") from None
     return manifest, content == manifest.to_json()
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.file_system import lock, sync_folder
+from data_shards.files import naming
 from data_shards.gather.urls import Task
 
 JOURNAL_NAME = "gather.jsonl"
@@ -49,8 +50,9 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a line and remember it."""
-        self._file.write(record.model_dump_json().encode() + b"\n")
-        self._file.flush()
+        with naming(Path(self._file.name)):
+            self._file.write(record.model_dump_json().encode() + b"\n")
+            self._file.flush()
         self.records[record.task] = record
 
 

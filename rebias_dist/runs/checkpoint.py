@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from data_shards.file_system import sync_folder
-from data_shards.files import write_synced
+from data_shards.files import naming, parse_json, write_synced
 from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.models.untrusted import load_untrusted
@@ -117,7 +117,7 @@ def save(
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}"
     temporary.mkdir()
-    with open(temporary / _STATE, "wb") as file:
+    with naming(temporary / _STATE), open(temporary / _STATE, "wb") as file:
         hashing = _Hashing(file)
         try:
             torch.save(state, hashing)  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def load(folder: Path, step: int) -> dict[str, Any]:
 def _record(path: Path, step: int) -> dict[str, Any]:
     try:
         text = (path / _RECORD).read_bytes()
-        record = json.loads(text)
+        record = parse_json(text)
         if record["format"] != FORMAT:
             raise DataError(f"{path}: has format {record['format']!r}; only {FORMAT} is read")
         del record["sha256"]
@@ -211,7 +211,7 @@ def _record(path: Path, step: int) -> dict[str, Any]:
             and (best is None or isinstance(best, int))
         ):
             raise TypeError("a value has a wrong type")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not an intact checkpoint ({error})") from None
     return dict(record)
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 
-from data_shards.files import write_synced
+from data_shards.files import parse_json, write_synced
 from rebias_dist.errors import RebiasError
 from rebias_dist.telemetry.progress import Progress, Rate, describe
 
@@ -341,7 +341,7 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
         for number, line in enumerate(file, start=1):
             try:
                 # After a crash of the node or on a full disk the last line may be incomplete.
-                step = json.loads(line)["step"]
+                step = parse_json(line)["step"]
             except (ValueError, KeyError, TypeError):
                 step = None
             if not isinstance(step, int):
