@@ -6,7 +6,8 @@ import os
 import sys
 import traceback
 
-from data_shards.errors import EXIT_INTERNAL, DataShardsError
+from data_shards.errors import EXIT_FINDINGS, EXIT_INTERNAL, DataShardsError
+from data_shards.streams import run_command
 
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
@@ -66,7 +67,11 @@ def _with_home(word: str) -> str:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    argv = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    given = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    return run_command("rebias-shards", lambda: _run(given))
+
+
+def _run(argv: list[str]) -> int:
     # Only the module of the command that was asked for is imported: some take seconds.
     completing = "_ARGCOMPLETE" in os.environ  # the shell asks what could come next
     words = os.environ.get("COMP_LINE", "").split() if completing else argv
@@ -86,8 +91,11 @@ def cli(argv: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         # A full disk or a missing permission: the message of the system says it all.
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INTERNAL
+        print(
+            f"error: {error.filename or 'input or output'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
+        return EXIT_FINDINGS
     except Exception as error:
         traceback.print_exc()
         print(f"internal error: {error!r}", file=sys.stderr)

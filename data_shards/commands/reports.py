@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS
+from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, DataShardsError
 from data_shards.findings import Finding, count_images, shown_count
 from data_shards.format.manifest import Manifest
 
@@ -85,14 +85,18 @@ def report_split(
 ) -> int:
     """Print the findings and a summary of a published split; return the exit code."""
     from data_shards.convert.publish import FINDINGS_NAME
-    from data_shards.files import read_regular
+    from data_shards.files import parse_json, read_regular
 
     folder = output / manifest.split
     findings = []
     if FINDINGS_NAME in manifest.files:
-        for line in read_regular(folder / FINDINGS_NAME).splitlines():
-            told = json.loads(line)
-            findings.append(Finding(**{**told, "reasons": tuple(told["reasons"])}))
+        path = folder / FINDINGS_NAME
+        try:
+            for line in read_regular(path).splitlines():
+                told = parse_json(line)
+                findings.append(Finding(**{**told, "reasons": tuple(told["reasons"])}))
+        except (ValueError, KeyError, TypeError):
+            raise DataShardsError(f"{path}: damaged; 'rebias-shards verify' says more") from None
     verdicts: Counter[str] = Counter()
     # An archive with another md5 may have whole images that are not the published ones.
     others = [finding for finding in findings if "md5-mismatch" in finding.reasons]

@@ -18,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_shards.convert.plan import Conversion
 from data_shards.errors import DataShardsError, UsageError
+from data_shards.file_system import sync_folder, try_out
 from data_shards.files import (
     locked,
+    naming,
     read_regular,
     remove_stale,
-    sync_folder,
     temporary_file,
     write_synced,
 )
@@ -157,6 +158,7 @@ class Work:
         """Make the folder or go on in it; UsageError if it was begun with something else."""
         for folder in (self.shards, self.temporary, self._journal):
             folder.mkdir(parents=True, exist_ok=True)
+        try_out(self.temporary)
         with self.locked():
             if not self._plan.exists():
                 write_synced(self._plan, _sealed(head))
@@ -203,7 +205,7 @@ class Work:
         """Write the record of a shard that is finished."""
         sync_folder(self.shards)
         path = self._record(record.number)
-        with temporary_file(self.temporary, path.name) as (temporary, file):
+        with naming(path), temporary_file(self.temporary, path.name) as (temporary, file):
             file.write(_sealed(record))
             file.flush()
             os.fsync(file.fileno())

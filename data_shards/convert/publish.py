@@ -16,7 +16,8 @@ import numpy as np
 from data_shards.convert.journal import Head, Note, Record, Work
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import move_folder, sync_folder
+from data_shards.file_system import sync_folder
+from data_shards.files import move_folder
 from data_shards.findings import Finding, count_images
 from data_shards.format.manifest import HASH_BYTES, Excluded, Manifest, load_manifest
 from data_shards.format.writer import Row, differs, index_of, npy, present, rows_of, write_records
@@ -141,8 +142,10 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
             for note in notes
             if note.left_out
         ]
-        for stale in work.shards.glob("*.tmp"):
-            stale.unlink()
+        shard_names = {shard.name for shard in shards}
+        for path in work.shards.iterdir():  # left by a process that was killed while it published
+            if path.name not in shard_names:
+                path.unlink()
         write_records(
             work.shards,
             plan,

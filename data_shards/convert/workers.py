@@ -8,6 +8,7 @@ and cannot kill a worker before Python 3.14. ``pebble`` gives up all items when 
 it begins one, and :func:`mark` could not restart its time limit.
 """
 
+import logging
 import multiprocessing
 import os
 import resource
@@ -217,6 +218,7 @@ def _serve(
     global _working
     _working = state, seconds
     end_with_parent()
+    logging.disable(logging.WARNING)  # each worker would repeat what its parent has said
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(memory)
     while True:

@@ -1,7 +1,6 @@
 """Read the samples of shards: images by their offset, facts by a walk through the tars."""
 
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import open_regular
+from data_shards.files import open_regular, parse_json
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
 from data_shards.litter import children
 
@@ -120,7 +119,7 @@ def _facts_of(path: Path) -> dict[str, Facts]:
 
 def _parse(where: str, key: str, text: bytes, extension: str) -> Facts:
     try:
-        facts: dict[str, Any] = json.loads(text)
+        facts: dict[str, Any] = parse_json(text)
         width, height = facts["size"]
         return Facts(
             key=key,
@@ -130,5 +129,5 @@ def _parse(where: str, key: str, text: bytes, extension: str) -> Facts:
             flags=tuple(str(flag) for flag in facts["flags"]),
             extension=extension,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise DataShardsError(f"{where}: malformed facts") from None

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import argcomplete
 
+from data_shards.streams import run_command
 from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks.placement import is_rank_zero
 
@@ -67,16 +68,24 @@ def _tell(program: str, error: RebiasError) -> None:
         print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
 
 
-def run_cli(program: str, command: Callable[[], int | None]) -> None:
+def run_cli(program: str, command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its code; an expected error is printed as one line.
 
     Args:
         program: name in the error.
         command: returns the exit code, or None for 0.
     """
+    raise SystemExit(run_command(program, lambda: _code(program, command)))
+
+
+def _code(program: str, command: Callable[[], int | None]) -> int:
     try:
-        raise SystemExit(command() or 0)
+        return command() or 0
     except RebiasError as error:
         leave(program, error)
     except KeyboardInterrupt:
         leave(program, RebiasError("interrupted at once; the last checkpoint is intact"))
+    except OSError as error:
+        # A full disk or a missing permission: the message of the system says it all.
+        where = error.filename or "input or output"
+        leave(program, RebiasError(f"{where}: {error.strerror or error}"))

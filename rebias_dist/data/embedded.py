@@ -13,9 +13,17 @@ from rebias_dist.errors import ConfigError, DataError
 
 
 def cache_folder() -> Path:
-    """Return the folder for things made once: REBIAS_CACHE, or ~/.cache/rebias_dist."""
+    """Return the folder for things made once: REBIAS_CACHE, or ~/.cache/rebias_dist.
+
+    ConfigError if this user has no home.
+    """
     chosen = os.environ.get("REBIAS_CACHE")
-    return Path(os.path.expanduser(chosen)) if chosen else Path.home() / ".cache" / "rebias_dist"
+    try:
+        return (
+            Path(os.path.expanduser(chosen)) if chosen else Path.home() / ".cache" / "rebias_dist"
+        )
+    except RuntimeError:  # in a container, the user may have no entry
+        raise ConfigError("HOME is not set, so there is no cache; set REBIAS_CACHE") from None
 
 
 def plan_biased_mnist(
