@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -118,12 +117,3 @@ def kill_all(seconds: float) -> list[int]:
         if time.monotonic() > deadline:
             return [process.pid for process in left]
     return []
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA numbers them, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu != "-1"]
-    devices = [name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]
-    return [str(number) for number in range(len(devices))]

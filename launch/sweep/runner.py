@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from launch.local.children import Child, on_stop_signals, visible_gpus
+from launch.local.children import Child, on_stop_signals
 from launch.record.display import duration
 from launch.record.reading import printable
 from launch.sweep.grid import Cell
 from launch.sweep.results_csv import note_commit
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
+from rebias_dist.ranks.placement import visible_gpus
 
 _TAIL = 15  # lines shown of a failed command's output
 
