@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from data_shards.errors import EXIT_INTERNAL, DataShardsError
+from data_shards.signals import interrupt, on_stop_signals
 
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
@@ -69,7 +70,8 @@ def cli(argv: list[str] | None = None) -> int:
         argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        with on_stop_signals(interrupt):
+            code: int = arguments.run(arguments)
     except DataShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

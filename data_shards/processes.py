@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 
+from data_shards.signals import STOP_SIGNALS
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -36,12 +38,20 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def ignore_stop_signals() -> None:
+    """Ignore the signals that ask a program to stop, except SIGTERM."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def end_with_parent() -> None:
     """Called in a worker that ``multiprocessing`` started: let it end when its parent does.
 
-    An interrupt from the terminal is left to the parent, which ends its workers.
+    Terminals and batch systems signal whole process groups. The parent hears that as well, and
+    ends its workers, some of them by SIGTERM.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_stop_signals()
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)

@@ -1,12 +1,11 @@
-"""Child processes: start one with a log, hear the requests to stop, kill all that is left."""
+"""Child processes: start one with a log, kill all that is left."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import psutil
 PARENT = "REBIAS_PARENT_PID"
 """Environment variable with the process that a child dies with."""
 
-# Ctrl-C, kill, the warning of a batch system ahead of its time limit, a closed terminal.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 # A batch system warns whole process groups with SIGUSR2, which would kill torchrun. The ranks
 # inherit this until they set their own handler.
 _SHIELD = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "child")
@@ -71,17 +68,6 @@ class Child(subprocess.Popen[bytes]):
         with self._log.open("rb") as log:
             log.seek(max(self._begin, self._log.stat().st_size - most))
             return log.read()
-
-
-def on_stop_signals(handler: Callable[[int, object], None]) -> None:
-    """Call a handler for the signals that ask this process to stop.
-
-    A signal that is ignored stays ignored, except SIGUSR2: nohup ignores SIGHUP, and a shell
-    ignores the SIGINT of its background jobs.
-    """
-    for number in _STOP_SIGNALS:
-        if number == signal.SIGUSR2 or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
 
 
 def stopped_processes(ancestor: int) -> list[int]:

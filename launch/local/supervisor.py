@@ -18,8 +18,8 @@ from typing import Any
 
 from data_shards.files import HeldError, hold
 from data_shards.processes import adopt_orphans
+from data_shards.signals import on_stop_signals
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
-from launch.local.children import on_stop_signals
 from launch.record.exit_codes import final_code
 from launch.record.locks import launcher_lock
 from rebias_dist.errors import (
@@ -93,11 +93,11 @@ class Supervisor:
     def run(self) -> int:
         """Supervise the run to its end; return the exit code."""
         adopt_orphans()
-        on_stop_signals(self._receive)
-        try:
-            return self._attempts()
-        except OSError as error:
-            raise RebiasError(f"{self._folder}: {error.strerror or error}") from None
+        with on_stop_signals(self._receive):
+            try:
+                return self._attempts()
+            except OSError as error:
+                raise RebiasError(f"{self._folder}: {error.strerror or error}") from None
 
     def _attempts(self) -> int:
         self._logs.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from launch.local.children import Child, on_stop_signals
+from data_shards.signals import on_stop_signals
+from launch.local.children import Child
 from launch.record.display import duration
 from launch.record.reading import printable
 from launch.sweep.grid import Cell
@@ -144,9 +145,6 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
         for runner in runners:
             runner.stop()
 
-    on_stop_signals(stop)
-    # Cells inherit what is ignored, and a request to stop reaches them as SIGINT.
-    signal.signal(signal.SIGINT, stop)
     free: SimpleQueue[CellRunner] = SimpleQueue()
     for runner in runners:
         free.put(runner)
@@ -171,7 +169,9 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
         finally:
             free.put(runner)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with on_stop_signals(stop), ThreadPoolExecutor(jobs) as pool:
+        # Cells inherit what is ignored, and a request to stop reaches them as SIGINT.
+        signal.signal(signal.SIGINT, stop)
         failed = [text for text in pool.map(work, range(1, len(cells) + 1), cells) if text]
     for text in failed:
         print(f"failed: {text}", file=sys.stderr)

@@ -10,9 +10,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from data_shards.signals import interrupt, on_stop_signals
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
@@ -103,7 +105,12 @@ def cli(argv: Sequence[str] | None = None) -> None:
         placement = resolve_placement()
         wanted = "auto" if config is None else config.device
         device = choose_device(wanted, placement.local_rank, placement.bound)
-        with process_group(placement, device) as consensus:
+        with ExitStack() as held:
+            if placement.world_size == 1:
+                # Among several ranks these signals keep their effect: they end a rank at once, and
+                # a handler would have to wait until the other ranks answer.
+                held.enter_context(on_stop_signals(interrupt))
+            consensus = held.enter_context(process_group(placement, device))
             evaluated, problems = evaluate_all(
                 arguments.checkpoints,
                 arguments.on,

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_shards.ordering import derive
-from data_shards.processes import die_with_parent
+from data_shards.processes import die_with_parent, ignore_stop_signals
 from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import DamagedSample, ShardDataset
@@ -170,8 +170,7 @@ def _shield_worker(parent: int, worker_id: int) -> None:
     killed parent, the run could not be resumed.
     """
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    ignore_stop_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
 
