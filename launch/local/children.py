@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,12 @@ import psutil
 PARENT = "REBIAS_PARENT_PID"
 """Environment variable with the process that a child dies with."""
 
+# Another run's place among its ranks, as inside a batch job, does not hold for a child. PET_… are
+# options of torchrun; PET_STANDALONE would have its store listen on all interfaces.
+_PLACEMENT = re.compile(
+    r"(SLURM_|PMI|OMPI_|PET_|TORCHELASTIC_).*|MASTER_(ADDR|PORT)|ROLE_NAME|"
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)"
+)
 # A batch system warns whole process groups with SIGUSR2, which would kill torchrun. The ranks
 # inherit this until they set their own handler.
 _SHIELD = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "child")
@@ -29,7 +36,8 @@ class Child(subprocess.Popen[bytes]):
         command: the program and its arguments.
         log: file for the output; its folder is made if there is none.
         ranks: processes that share the cores of the calling thread.
-        environment: variables of the child, to which this class adds its own.
+        environment: variables of the child. This class adds its own, and leaves out those that say
+            which rank a process is.
     """
 
     def __init__(
@@ -39,7 +47,7 @@ class Child(subprocess.Popen[bytes]):
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as output:
-            self._begin = self._read = output.tell()
+            self._begin = output.tell()
             super().__init__(
                 [*_SHIELD, *command],
                 stdin=subprocess.DEVNULL,
@@ -47,21 +55,13 @@ class Child(subprocess.Popen[bytes]):
                 stderr=subprocess.STDOUT,
                 env={
                     "OMP_NUM_THREADS": str(threads),
-                    **environment,
+                    **{k: v for k, v in environment.items() if not _PLACEMENT.fullmatch(k)},
                     "GLOO_SOCKET_IFNAME": "lo",
                     "NCCL_SOCKET_IFNAME": "lo",
                     PARENT: str(os.getpid()),
                 },
                 start_new_session=True,
             )
-
-    def new_output(self) -> bytes:
-        """Return the output since the last call."""
-        with self._log.open("rb") as log:
-            log.seek(self._read)
-            text = log.read()
-        self._read += len(text)
-        return text
 
     def last_output(self, most: int) -> bytes:
         """Return at most ``most`` bytes from the end of the child's output."""

@@ -120,7 +120,7 @@ class CellRunner:
         opening = "" if self._live else f"{title} "
         print(f"{opening}{verdict} in {duration(time.monotonic() - begin)}", flush=True)
         if code != 0 and not self.stopping:
-            for line in _without_torchrun(_last_lines(child))[-_TAIL:]:
+            for line in _last_lines(child)[-_TAIL:]:
                 print(f"    {line}", flush=True)
         return code
 
@@ -186,12 +186,6 @@ def _last_lines(child: Child) -> list[str]:
     text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", child.last_output(20_000))
     lines = printable(text.replace(b"\r", b"\n")).split("\n")
     return [line for line in lines if line.strip()]
-
-
-def _without_torchrun(lines: list[str]) -> list[str]:
-    """Cut off torchrun's own traceback, which says only that a rank failed, not why."""
-    ends = (i for i, line in enumerate(lines) if re.match(r"E\d{4} .*failed \(exitcode", line))
-    return lines[: next(ends, len(lines))]
 
 
 def _show_progress(title: str, seconds: float, lines: list[str]) -> None:
