@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data_shards.processes import usable_cores
 from rebias_dist import methods, models
 from rebias_dist.config import plan
 from rebias_dist.config.plan import Plan
@@ -18,6 +21,7 @@ from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
+from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
 from rebias_dist.models import feature_dim
@@ -34,6 +38,7 @@ from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.recorder import Recorder
+from rebias_dist.waits import told
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
     root = ""
-    with consensus.on_rank_zero() as leader:
+    told_of = told("preparation of the data", aloud=consensus.rank == 0)
+    with consensus.on_rank_zero() as leader, told_of:
         if leader:
             root = str(data_root(config))
             open_data(config, Path(root)).check()
@@ -304,6 +310,9 @@ def facts(
         named[name] = (
             f"{kind}, {parameter_count(networks[name]):,} parameters" if name in networks else "–"
         )
+    # The workers of an evaluation are started while those of the training are still there.
+    together, workers = config.b + config.evaluate.batch, config.data.workers
+    needed = transit_memory(workers, together, math.prod(sample_shape(config, data)))
     radius = "not used"
     if method.is_coupled:
         radius = f"f {config.radius.f}, g {config.radius.g}"
@@ -311,10 +320,24 @@ def facts(
         "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
         "held out": f"selection {chosen}; tests {tests}",
         "decoder": describe_decoder(data.train.decoder),
+        "data workers": f"{workers} a rank"
+        + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),
         **named,
         "kernel radius": radius,
-        "device": str(device),
+        "device": f"{device}{_threads()}" if device.type == "cpu" else str(device),
     }
+
+
+def _threads() -> str:
+    """Return the number of torch's threads, and a better one if the machine is busy."""
+    threads, cores = torch.get_num_threads(), usable_cores()
+    free = max(1, cores - round(os.getloadavg()[0]))
+    if free >= threads:
+        return f", {threads} threads"
+    return (
+        f", {threads} threads; other programs use about {cores - free} of {cores} cores, so "
+        f"OMP_NUM_THREADS={free} may be faster"
+    )
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -86,4 +86,5 @@ def _say(line: str) -> None:
         _log.info("%s", line)
     elif sys.stderr is not None:
         with suppress(OSError, ValueError):  # it may be closed
-            print(line, file=sys.stderr, flush=True)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")  # as in the log
+            print(f"{now} INFO {line}", file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from data_shards.processes import usable_cores
+
 PARENT = "REBIAS_PARENT_PID"
 """Environment variable with the process that a child dies with."""
 
@@ -43,7 +45,7 @@ class Child(subprocess.Popen[bytes]):
     def __init__(
         self, command: Sequence[str], log: Path, ranks: int, environment: Mapping[str, str]
     ) -> None:
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+        threads = max(1, usable_cores() // ranks)
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as output:
