@@ -333,7 +333,7 @@ def _threads() -> str:
     threads, cores = torch.get_num_threads(), usable_cores()
     free = max(1, cores - round(os.getloadavg()[0]))
     if free >= threads:
-        return f", {threads} threads"
+        return f", {threads} thread{'s' if threads > 1 else ''}"
     return (
         f", {threads} threads; other programs use about {cores - free} of {cores} cores, so "
         f"OMP_NUM_THREADS={free} may be faster"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.signals import interrupt, on_stop_signals
-from rebias_dist.commands.parser import OneLineParser, run_cli
+from rebias_dist.commands.parser import OneLineParser, run_cli, set_thread_defaults
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
@@ -31,6 +31,7 @@ _EPILOG = """examples:
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
+_MINUTES = 10.0  # how long ranks wait for each other
 _OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
 
 
@@ -97,7 +98,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
     def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
+        set_thread_defaults()
         # These import torch; --help and usage errors need not wait for that.
+        from rebias_dist.data.workers import bounded_waits
         from rebias_dist.evaluation import text
         from rebias_dist.evaluation.checkpoints import evaluate_all
         from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
@@ -110,7 +113,8 @@ def cli(argv: Sequence[str] | None = None) -> None:
                 # Among several ranks these signals keep their effect: they end a rank at once, and
                 # a handler would have to wait until the other ranks answer.
                 held.enter_context(on_stop_signals(interrupt))
-            consensus = held.enter_context(process_group(placement, device))
+            held.enter_context(bounded_waits(_MINUTES, lambda: False))
+            consensus = held.enter_context(process_group(placement, device, _MINUTES))
             evaluated, problems = evaluate_all(
                 arguments.checkpoints,
                 arguments.on,

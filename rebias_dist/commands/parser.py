@@ -68,7 +68,7 @@ def _tell(program: str, error: RebiasError) -> None:
         print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
 
 
-def _set_thread_defaults() -> None:
+def set_thread_defaults() -> None:
     """Set what OpenMP reads when torch is imported, unless the user has set it."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # A thread that waits spins for long by default, and so takes the time of those that it
@@ -87,7 +87,6 @@ def run_cli(program: str, command: Callable[[], int | None]) -> None:
         program: name in the error.
         command: returns the exit code, or None for 0.
     """
-    _set_thread_defaults()
     try:
         raise SystemExit(command() or 0)
     except RebiasError as error:

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,19 +82,20 @@ def fetched_by_workers(
         RebiasError: a worker failed or brings nothing within the bound.
         InterruptedRun: this process was asked to stop while a worker brought nothing.
     """
-    loader = DataLoader(
-        fetcher,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        prefetch_factor=_PREFETCHED if workers else None,
-        timeout=_LOOK if workers else 0,
-        # Python 3.14's default would start each worker with its own copy of torch in memory.
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
-        # DataLoader draws a number from its generator; this keeps the global one unchanged.
-        generator=torch.Generator(),
-    )
+    with _without_advice():
+        loader = DataLoader(
+            fetcher,
+            batch_size=None,
+            sampler=requests,
+            num_workers=workers,
+            prefetch_factor=_PREFETCHED if workers else None,
+            timeout=_LOOK if workers else 0,
+            # Python 3.14's default would start each worker with its own copy of torch in memory.
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
+            # DataLoader draws a number from its generator; this keeps the global one unchanged.
+            generator=torch.Generator(),
+        )
     if not workers:
         yield from loader
         return
@@ -105,12 +107,21 @@ def fetched_by_workers(
         return
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hide torch's warning of more workers than cores, a number that the user has chosen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+
+
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
     global _starter
     _starter = os.getpid()
     before = set(multiprocessing.active_children())
     try:
-        return iter(loader)
+        with _without_advice():
+            return iter(loader)
     except (OSError, RuntimeError) as error:
         raise _of_workers(error) from None
     finally:
@@ -143,8 +154,8 @@ def _next(source: Iterator[Any]) -> Any:
         if waited > _bounds.seconds:
             end_workers()
             raise RebiasError(
-                f"no data for {duration(waited)} (three quarters of faults.step_minutes): a data "
-                "worker hangs, or the file system does not answer"
+                f"no data for {duration(waited)}: a data worker hangs, or the file system does not "
+                "answer (the limit is three quarters of faults.step_minutes)"
             )
         if waited > told:
             told *= 2
