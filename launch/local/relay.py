@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 from contextlib import suppress
@@ -55,9 +56,9 @@ class Relay:
             while True:
                 is_last = self._ended.is_set()
                 while text := self._next():
-                    self._shown += os.write(stderr, text)
+                    self._shown += _write(stderr, text)
                 while self._unwritten:
-                    os.write(stderr, self._unwritten.pop(0))
+                    _write(stderr, self._unwritten.pop(0))
                 if is_last:
                     return
                 self._ended.wait(_LOOK)
@@ -69,3 +70,11 @@ class Relay:
                 return log.read(_AT_ONCE)
         except FileNotFoundError:
             return b""
+
+
+def _write(descriptor: int, text: bytes) -> int:
+    while True:
+        try:
+            return os.write(descriptor, text)
+        except BlockingIOError:  # another program has made it non-blocking
+            select.select([], [descriptor], [])
