@@ -14,9 +14,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Call ``handler`` for each stop signal inside the block.
 
-    A signal that is ignored stays ignored, except SIGUSR2: nohup ignores SIGHUP, and a shell
-    ignores the SIGINT of its background jobs. Programs of this project start others with SIGUSR2
-    ignored, because it would end them before they listen.
+    SIGINT and SIGHUP stay ignored where they are: nohup ignores SIGHUP, and a shell ignores the
+    SIGINT of its background jobs. SIGTERM and SIGUSR2 are heard in any case: programs of this
+    project stop each other by SIGTERM, and start others with SIGUSR2 ignored, because it would end
+    them before they listen.
     """
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread may set handlers; in another thread signals keep their effect.
@@ -24,7 +25,8 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
         return
     earlier = {}
     for number in STOP_SIGNALS:
-        if number == signal.SIGUSR2 or signal.getsignal(number) != signal.SIG_IGN:
+        is_own = number in (signal.SIGTERM, signal.SIGUSR2)
+        if is_own or signal.getsignal(number) != signal.SIG_IGN:
             earlier[number] = signal.signal(number, handler)
     try:
         yield
