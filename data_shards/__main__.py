@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from data_shards.errors import EXIT_FINDINGS, EXIT_INTERNAL, DataShardsError
+from data_shards.signals import interrupt, on_stop_signals
 from data_shards.streams import run_command
 
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
@@ -82,7 +83,8 @@ def _run(argv: list[str]) -> int:
         argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        with on_stop_signals(interrupt):
+            code: int = arguments.run(arguments)
     except DataShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data_shards.processes import usable_cores
 from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.data import MADE_FROM, DataConfig
@@ -24,6 +27,7 @@ from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
+from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method, TrainingSet
 from rebias_dist.models import feature_dim
@@ -41,6 +45,7 @@ from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.recorder import Recorder
+from rebias_dist.waits import told
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
     root = ""
-    with consensus.on_rank_zero() as leader:
+    told_of = told("preparation of the data", aloud=consensus.rank == 0)
+    with consensus.on_rank_zero() as leader, told_of:
         if leader:
             root = str(data_root(config))
             open_data(config, Path(root)).check()
@@ -323,9 +329,11 @@ class Outline:
     """Number of training samples."""
     selection: int | None
     tests: dict[str, int]
+    shape: tuple[int, int, int]
+    """Of what the networks see: channels, height, width."""
 
 
-def outline(data: Data) -> Outline:
+def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
     """Return what the plan says of open shards."""
     manifest = data.train.manifest
     return Outline(
@@ -334,6 +342,7 @@ def outline(data: Data) -> Outline:
         train=len(data.train),
         selection=None if data.selection is None else len(data.selection),
         tests={split: len(dataset) for split, dataset in data.tests.items()},
+        shape=shape,
     )
 
 
@@ -353,6 +362,9 @@ def facts(
         if name in networks:
             trained = sum(p.numel() for p in networks[name].parameters() if p.requires_grad)
             named[name] = f"{given.name}, {trained:,} parameters"
+    # The workers of an evaluation are started while those of the training are still there.
+    together, workers = config.b + config.evaluate.batch, config.data.workers
+    needed = transit_memory(workers, together, math.prod(data.shape))
     radius = "not used"
     if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
@@ -360,7 +372,21 @@ def facts(
         "data": data.text,
         "held out": f"selection {chosen}; tests {tests}",
         "decoder": describe_decoder(choose_decoder(config.data.decoder)),
+        "data workers": f"{workers} a rank"
+        + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),
         **named,
         "kernel radius": radius,
-        "device": str(device),
+        "device": f"{device}{_threads()}" if device.type == "cpu" else str(device),
     }
+
+
+def _threads() -> str:
+    """Return the number of torch's threads, and a better one if the machine is busy."""
+    threads, cores = torch.get_num_threads(), usable_cores()
+    free = max(1, cores - round(os.getloadavg()[0]))
+    if free >= threads:
+        return f", {threads} thread{'s' if threads > 1 else ''}"
+    return (
+        f", {threads} threads; other programs use about {cores - free} of {cores} cores, so "
+        f"OMP_NUM_THREADS={free} may be faster"
+    )

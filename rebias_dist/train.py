@@ -12,6 +12,7 @@ if __name__ == "__main__":
     cli()  # it ends the process
 
 import logging
+import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
@@ -20,7 +21,8 @@ from rebias_dist import assemble
 from rebias_dist.config import plan
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
-from rebias_dist.errors import NonFiniteError, RolledBack
+from rebias_dist.data.workers import bounded_waits
+from rebias_dist.errors import InterruptedRun, NonFiniteError, RolledBack
 from rebias_dist.evaluation import tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.method_engine import MethodEngine
@@ -33,6 +35,7 @@ from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.telemetry import dashboard
 from rebias_dist.telemetry.flops import Work
+from rebias_dist.waits import duration, told
 
 log = logging.getLogger("rebias_dist")
 
@@ -47,7 +50,8 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
             from what it was.
 
     Returns:
-        The content of results.json: the test figures of the last and the best checkpoint.
+        The content of results.json: the test figures of the last and the best checkpoint. Empty if
+        ``evaluate.final`` is ``none``.
 
     Raises:
         RebiasError: one of the expected errors, alike on all ranks; or a RankError, which is
@@ -92,6 +96,9 @@ class Trainer:
     def run(self, resume: str, overrides: Collection[str]) -> dict[str, Any]:
         """Train to the end and return the content of results.json."""
         folder, total = self.parts.folder, self.parts.layout.total_steps
+        self.held.enter_context(
+            bounded_waits(self.config.faults.step_minutes, lambda: bool(self.ranks.stop))
+        )
         self.found = resume_run(
             self.config,
             self.at,
@@ -113,17 +120,23 @@ class Trainer:
         parts = self.parts
         self.work = Work(parts.method, parts.networks, parts.shape, parts.layout.N)
         self.is_first_step = True
+        self.seconds_per_image: float | None = None  # of an evaluation, once there was one
         try:
             self.introduce(overrides)
             # A run that was stopped inside an evaluation enters its epoch again, without steps.
             for number in range(self.at.epoch, self.parts.layout.epochs):
                 self.before_epoch(number)
                 while self.at.step < self.epoch.end:
-                    self.step()
+                    first = self.is_first_step and self.consensus.rank == 0
+                    with told("the first step", aloud=first):
+                        self.step()
                 self.after_epoch()
                 if self.at.step >= total:
                     break
             return self.finish()
+        except InterruptedRun:
+            self.keeper.status = "interrupted"
+            raise
         except NonFiniteError as error:
             # All ranks see the reduced gradients, so all of them come here.
             text = f"step {self.at.step}: {error}{origin(self.consensus.gather(error.here))}"
@@ -135,7 +148,7 @@ class Trainer:
         """Log the plan and the step to continue from; record them for a new run."""
         config, parts, at = self.config, self.parts, self.at
         self.telemetry.state("starting", step=at.step, epoch=at.epoch)
-        data, device = assemble.outline(parts.data), self.ranks.device
+        data, device = assemble.outline(parts.data, parts.shape), self.ranks.device
         facts = assemble.facts(config, data, parts.networks, parts.method, device)
         facts["started by"] = self.ranks.started_by
         for line in self.found.warnings():
@@ -152,6 +165,12 @@ class Trainer:
                     parts.folder.write_config(config)
         if self.found.step is None:
             self.engine.load_checkpoints()
+        if config.max_steps is not None and config.evaluate.final == "test":
+            log.info(
+                "the test on %s images follows step %d; '--evaluate.final none' leaves it out",
+                f"{sum(map(len, parts.data.tests.values())):,}",
+                parts.layout.total_steps,
+            )
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)
         else:
@@ -176,9 +195,9 @@ class Trainer:
 
     def step(self) -> None:
         """Take one step, unless a rank was asked to stop or has met a fault."""
+        self.ranks.where.step = self.at.step
         # A damaged batch is a fault, which leave_if_asked raises on all ranks.
         batches, damage = next(self.batches)
-        self.ranks.where.step = self.at.step
         self.keeper.save_if_due()
         self.keeper.leave_if_asked(damage)
         if self.at.step in self.found.left_out:
@@ -210,9 +229,12 @@ class Trainer:
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
+            begin = time.monotonic()
             figures = evaluate_splits(
                 self.evaluator, parts.data.monitored, at.radii, self.keeper.leave_if_asked
             )
+            images = sum(map(len, parts.data.monitored.values()))
+            self.seconds_per_image = (time.monotonic() - begin) / images
             tensorboard.show(self.telemetry, at.step, number, figures)
             dashboard.show_weights(
                 self.telemetry, at.step, parts.networks, number + 1, parts.layout.epochs
@@ -231,6 +253,14 @@ class Trainer:
         """Evaluate the last and the best checkpoint on test data, and write results.json."""
         parts, at, telemetry = self.parts, self.at, self.telemetry
         self.keeper.wait()
+        if self.config.evaluate.final == "none":
+            log.info("finished after %d steps; not tested (evaluate.final none)", at.step)
+            self.keeper.status = "finished"
+            return {}
+        if self.config.max_steps is not None and self.seconds_per_image is not None:
+            checkpoints = 1 if at.best_step == at.step else 2
+            images = checkpoints * sum(map(len, parts.data.tests.values()))
+            log.info("the test takes about %s", duration(images * self.seconds_per_image))
         telemetry.state("evaluating", step=at.step, epoch=at.epoch)
         tested, lost = evaluate_checkpoints(
             self.evaluator, at, parts.folder.checkpoints, self.keeper.leave_unsaved_if_asked
@@ -238,7 +268,8 @@ class Trainer:
         for choice, why in lost.items():
             log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
         final = results.assemble(self.config, parts.data.classes, tested, at.step, lost)
-        with self.consensus.on_rank_zero() as leader:
+        told_of = told("results and TensorBoard", aloud=self.consensus.rank == 0)
+        with self.consensus.on_rank_zero() as leader, told_of:
             if leader:
                 results.write(parts.folder.results_file, final)
                 tensorboard.show_final(telemetry, self.config, final, at.epoch)

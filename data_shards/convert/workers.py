@@ -10,7 +10,6 @@ it begins one, and :func:`mark` could not restart its time limit.
 
 import logging
 import multiprocessing
-import os
 import resource
 import signal
 from collections import deque
@@ -20,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, TypeVar
 
 from data_shards.errors import DataShardsError
-from data_shards.processes import end_with_parent
+from data_shards.processes import end_with_parent, usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +54,7 @@ class _Job(Generic[T]):
 
 def default_workers() -> int:
     """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return usable_cores()
 
 
 def map_surviving(

@@ -50,7 +50,7 @@ def _outline(config: Config) -> Outline:
     data = assemble.open_data(config, assemble.data_root(config))
     # Refuse what the data do not allow.
     assemble.check_labels(config, data.train.labels, data.train.bias, data.classes)
-    return assemble.outline(data)
+    return assemble.outline(data, assemble.sample_shape(config, data))
 
 
 def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outline:
@@ -64,6 +64,8 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
     for name, other in config.data.other_tests.items():
         place = Path(other)
         tests[name] = len(open_split(place.parent, place.name, classes=train.plan.classes))
+    cropped = config.data.augmentation == "crop_flip"
+    side = config.data.crop if cropped else config.data.image_size
     shards = sum(math.ceil(len(part.ids) / part.plan.samples_per_shard) for part in parts.values())
     return Outline(
         f"{train.plan.dataset}, not made yet: the run first writes {shards} shards to {folder}, "
@@ -72,4 +74,5 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
         len(train.ids),
         len(parts["selection"].ids) if "selection" in parts else None,
         tests,
+        (3, side, side),
     )

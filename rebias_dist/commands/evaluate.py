@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rebias_dist.commands.parser import OneLineParser, run_cli
+from data_shards.signals import interrupt, on_stop_signals
+from rebias_dist.commands.parser import OneLineParser, run_cli, set_thread_defaults
 from rebias_dist.config.data import MADE_FROM
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config, show_only
 from rebias_dist.config.schema import Config
@@ -37,6 +39,7 @@ _USED = {
     *("precision", "device", "method.name", "evaluate.batch", "evaluate.hsic_samples"),
     *(f"data.{key}" for key in (*_DATA, *_IMAGES)),
 }
+_MINUTES = 10.0  # how long ranks wait for each other
 _OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
 
 
@@ -106,7 +109,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
     def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
+        set_thread_defaults()
         # These import torch; --help and usage errors need not wait for that.
+        from rebias_dist.data.workers import bounded_waits
         from rebias_dist.evaluation import text
         from rebias_dist.evaluation.checkpoints import evaluate_all
         from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
@@ -114,7 +119,13 @@ def cli(argv: Sequence[str] | None = None) -> None:
         placement = resolve_placement()
         wanted = "auto" if config is None else config.device
         device = choose_device(wanted, placement.local_rank, placement.bound)
-        with process_group(placement, device) as consensus:
+        with ExitStack() as held:
+            if placement.world_size == 1:
+                # Among several ranks these signals keep their effect: they end a rank at once, and
+                # a handler would have to wait until the other ranks answer.
+                held.enter_context(on_stop_signals(interrupt))
+            held.enter_context(bounded_waits(_MINUTES, lambda: False))
+            consensus = held.enter_context(process_group(placement, device, _MINUTES))
             evaluated, problems = evaluate_all(
                 arguments.checkpoints,
                 arguments.on,

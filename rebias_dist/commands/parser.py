@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import argcomplete
 
+from data_shards.processes import usable_cores
 from data_shards.streams import run_command
 from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks.placement import is_rank_zero
@@ -66,6 +67,18 @@ def _tell(program: str, error: RebiasError) -> None:
     if is_rank_zero() or isinstance(error, (PlacementError, RankError)):
         kind = "" if isinstance(error, InterruptedRun) else "error: "
         print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
+
+
+def set_thread_defaults() -> None:
+    """Set what OpenMP reads when torch is imported, unless the user has set it."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # A thread that waits spins for long by default, and so takes the time of those that it
+        # waits for, if other programs use the cores too. Results do not depend on it.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's, less than a millisecond
+        os.environ.setdefault("KMP_BLOCKTIME", "1")  # Intel's, in milliseconds
+    cores = usable_cores()
+    if cores < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def run_cli(program: str, command: Callable[[], int | None]) -> NoReturn:

@@ -142,6 +142,9 @@ class EvaluateConfig(Section):
     """Samples of a forward pass."""
     monitor: str = "unbiased"
     """The test split that chooses the oracle 'best' where data.selection is none."""
+    final: Literal["test", "none"] = "test"
+    """At the end of the run evaluate the last and the best checkpoint on the test splits, or not,
+    as for a first try. The same command without 'none', or rebias-evaluate, does it later."""
     hsic_samples: Annotated[int, Field(ge=4)] = 2048
     """Largest number of samples of a split on whose features HSIC is reported."""
 
@@ -182,7 +185,8 @@ class FaultsConfig(Section):
     start_minutes: Positive = 10.0
     """How long the ranks wait for each other until the first step."""
     step_minutes: Positive = 10.0
-    """How long they wait afterwards, before a rank that does not answer is given up."""
+    """How long they wait afterwards, before a rank that does not answer is given up. A rank waits
+    three quarters of that for its data."""
 
 
 class Config(Section):
@@ -322,6 +326,7 @@ class Config(Section):
         # The data themselves are compared, by their digest: they may have been moved.
         for key in ("root", "source", "other_tests", "workers", "decoder"):
             del identity["data"][key]
+        del identity["evaluate"]["final"]
         if self.data.on_damaged == "stop":  # then it decides only whether the run goes on
             del identity["data"]["verify"]
         return identity
