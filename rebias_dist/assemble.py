@@ -44,6 +44,7 @@ from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
+from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
 from rebias_dist.waits import told
 
@@ -66,6 +67,10 @@ class Parts:
     """Channels, height and width of the networks' input."""
     folder: RunFolder
     snapshot: Snapshot
+
+    def work(self) -> Work:
+        """Count the model FLOPs of the steps."""
+        return Work(self.method, self.networks, self.shape, self.layout.N)
 
 
 def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:

@@ -101,6 +101,11 @@ class Minimax:
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of all players for the coming steps."""
+        for player in [*([self.f] if self.f else []), *self.gs]:
+            player.set_learning_rate(rate)
+
     # ---------------------------------------------------------------- passes
 
     def _forward(
@@ -146,12 +151,7 @@ class Minimax:
     # ---------------------------------------------------------------- the batch
 
     def _batches(self, batches: list[MicroBatch], weights: Tensor | None) -> list[Batch]:
-        """Return what methods see of this rank's micro-batches, a row for each view.
-
-        Args:
-            batches: this rank's micro-batches.
-            weights: of this rank's samples, in their order.
-        """
+        """Return what methods see of this rank's micro-batches: a row for each view."""
         parts = [None] * len(batches) if weights is None else weights.chunk(len(batches))
         return [
             Batch(
