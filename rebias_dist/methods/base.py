@@ -107,7 +107,7 @@ class Method:
     """The class of its options; a class of the user's sets it."""
     f_needs_g: ClassVar[bool] = False
     """``f_terms`` uses the outputs of every g."""
-    observes: ClassVar[bool] = False
+    observes: bool = False
     """``values`` and ``observe`` are called in each step."""
     needs_whole_batch: ClassVar[bool] = True
     """The coupled terms use the labels, bias labels or places of the samples."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.methods.base import Batch, Method, Output, Term, TrainingSet, wide
-from rebias_dist.methods.bias_balance import balanced_logits, count_pairs, prior_of
+from rebias_dist.methods.bias_balance import balanced_logits, prior_of
 from rebias_dist.methods.contrastive import of_views, same, weighted_contrast
 from rebias_dist.methods.options import BiasConOptions
 from rebias_dist.objectives import Features, Rows, coupled_by_rows
@@ -66,28 +66,3 @@ def biascon(own: Rows, all: Rows, *, temperature: float = 0.07) -> Tensor:
     """
     positive = same(own, all, "labels") & ~same(own, all, "bias")
     return weighted_contrast(own, all, positive, temperature)
-
-
-def sampling_weights(labels: Tensor, bias: Tensor, ratio: float) -> Tensor:
-    """Return the weights with which the loader of the views draws the training samples.
-
-    ``1 / p(b|y)``, at most ``ratio`` times the smallest of them. The authors draw with
-    replacement; their ratio is 10 on Biased-MNIST and UTKFace, 30 or 50 on CelebA.
-
-    Args:
-        labels: ``(N,)`` int64, of the training set.
-        bias: ``(N,)`` int64, of the training set.
-        ratio: 1 or more; 1 draws all samples alike.
-
-    Returns:
-        ``(N,)`` float64.
-
-    Raises:
-        ValueError: ``ratio`` is below 1.
-    """
-    if not ratio >= 1:
-        raise ValueError(f"ratio is {ratio}; it must be 1 or more")
-    counts = count_pairs(labels, bias, int(labels.max()) + 1, int(bias.max()) + 1)
-    of_class = counts.sum(0)
-    weights = of_class[labels] / counts[bias, labels]
-    return weights.clamp(max=ratio * weights.min())

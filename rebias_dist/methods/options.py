@@ -161,8 +161,14 @@ class SpectralDecouplingOptions(MethodConfig):
     name: str = "spectral_decoupling"
     coefficient: Positive = 2e-5
     """Weight of the mean squared logits."""
-    anneal_step: CountOrZero = 450
-    """The step of the game from which the cross-entropy is multiplied by the coefficient, too."""
+    anneal_step: CountOrZero | None = 450
+    """The step of the game, if any, from which the cross-entropy is multiplied by the coefficient,
+    too."""
+    form: Literal["plain", "urw", "spw1", "spw2", "spw3"] = "plain"
+    """The penalty: plain for any number of classes; for two classes also those of the authors'
+    CelebA table, of which spw3 gave their result (with coefficient 0.1, anneal_step null)."""
+    ratio: Positive = 1.0
+    """form spw1, spw2: factor on the logit of class 1 or of class 0 in the penalty."""
 
 
 class SoftConOptions(MethodConfig):

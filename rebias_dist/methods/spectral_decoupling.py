@@ -12,30 +12,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from rebias_dist.methods.base import Batch, Method, Output, wide
+from rebias_dist.errors import ConfigError
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
 from rebias_dist.methods.options import SpectralDecouplingOptions
+
+Form = Literal["plain", "urw", "spw1", "spw2", "spw3"]
 
 TARGETS = (0.44, 2.5)
 """The logits of classes 0 and 1 that form spw3 pulls towards, of the authors' CelebA run."""
 
 
 class SpectralDecoupling(Method):
-    """f minimises CE + c · mean of its squared logits; from a step on, CE has the factor c too."""
+    """f minimises CE + c · mean of its squared logits; from a step on, CE has the factor c too.
+
+    With two classes, z is the difference of the two logits in the forms other than plain.
+    """
 
     config: SpectralDecouplingOptions
+
+    def __init__(self, config: SpectralDecouplingOptions) -> None:
+        super().__init__(config)
+        # These forms need the number of samples of each class in the batch.
+        self.observes = config.form in ("urw", "spw3")
+
+    def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
+        """Refuse the forms for two classes with other numbers of classes."""
+        if self.config.form != "plain" and training.classes != 2:
+            raise ConfigError(
+                f"method.form: {self.config.form} is for 2 classes, but the data have "
+                f"{training.classes}; use plain"
+            )
+
+    def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
+        """Return nothing: the labels of the batch are enough."""
+        return {}
+
+    def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Return N over the number of samples of each sample's class."""
+        return class_weights(batch.labels)
 
     def f_terms(
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the CE and the penalty, weighted for this step."""
-        logits = wide(f.logits)
-        of_ce, of_penalty = term_weights(
-            self.config.coefficient, batch.step, self.config.anneal_step
-        )
-        return {
-            "ce": of_ce * cross_entropy(logits, batch.labels, reduction="none"),
-            "squared_logits": of_penalty * squared_logits(logits),
-        }
+        logits, form, c = wide(f.logits), self.config.form, self.config.coefficient
+        of_ce, of_penalty = term_weights(c, batch.step, self.config.anneal_step)
+        ce = cross_entropy(logits, batch.labels, reduction="none")
+        penalty = squared_logits(logits)
+        if form != "plain":
+            z, weights = logits[:, 1] - logits[:, 0], batch.weights
+            ce, penalty = binary_terms(z, batch.labels, weights, form=form, ratio=self.config.ratio)
+        return {"ce": of_ce * ce, "squared_logits": of_penalty * penalty}
 
 
 def squared_logits(logits: Tensor) -> Tensor:
@@ -49,7 +76,7 @@ def squared_logits(logits: Tensor) -> Tensor:
     return (logits.reshape(len(logits), -1) ** 2).mean(1)
 
 
-def term_weights(coefficient: float, step: int, anneal_step: int) -> tuple[float, float]:
+def term_weights(coefficient: float, step: int, anneal_step: int | None) -> tuple[float, float]:
     """Return the weights of the classification loss and of the penalty in a step.
 
     Before ``anneal_step``: (1, c). From it on: (c, c), so that the classification loss is scaled
@@ -58,9 +85,10 @@ def term_weights(coefficient: float, step: int, anneal_step: int) -> tuple[float
     Args:
         coefficient: c.
         step: counted from 0.
-        anneal_step: the first step of the second phase; 0 has no first phase.
+        anneal_step: the first step of the second phase; None: there is none.
     """
-    return (1.0 if step < anneal_step else coefficient), coefficient
+    annealed = anneal_step is not None and step >= anneal_step
+    return (coefficient if annealed else 1.0), coefficient
 
 
 def binary_log_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,15 +101,27 @@ def binary_log_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -logsigmoid(logits * (2 * labels.to(logits.dtype) - 1))
 
 
-def binary_objective(
+def class_weights(labels: Tensor) -> Tensor:
+    """Return N over the number of samples of each sample's class, ``(N,)`` float64.
+
+    Args:
+        labels: ``(N,)`` int64, of the whole batch.
+    """
+    counts = torch.bincount(labels).double()
+    return len(labels) / counts[labels]
+
+
+def binary_terms(
     logits: Tensor,
     labels: Tensor,
-    coefficient: float,
+    weights: Tensor | None,
     *,
-    form: Literal["plain", "urw", "spw1", "spw2", "spw3"] = "plain",
+    form: Form = "plain",
     ratio: float = 1.0,
-) -> Tensor:
-    """Return an objective of the authors' CelebA table, for the whole batch.
+) -> tuple[Tensor, Tensor]:
+    """Return the per-sample terms of an objective of the authors' CelebA table.
+
+    The objective is the mean of the first over the batch plus c times that of the second:
 
     * plain: mean log-loss + c · mean z².
     * urw: the sum of the two classes' mean log-losses + c · mean z².
@@ -90,28 +130,25 @@ def binary_objective(
     * spw3, the authors' result: mean log-loss + c · (mean of (z - 2.5)² over class 1 + mean of
       (z - 0.44)² over class 0).
 
-    The mean over a class that the batch lacks is 0 (in the authors' code NaN).
+    A class that the batch lacks adds nothing (in the authors' code NaN).
 
     Args:
         logits: ``(N,)``, z.
         labels: ``(N,)``, 0 or 1.
-        coefficient: c.
+        weights: of :func:`class_weights`, for urw and spw3.
         form: which of them.
         ratio: of spw1 and spw2.
+
+    Returns:
+        The losses and the penalties, ``(N,)`` each.
     """
     losses, first = binary_log_loss(logits, labels), labels == 1
-    loss = _of_classes(losses, labels) if form == "urw" else losses.mean()
     if form == "spw3":
+        assert weights is not None
         away = torch.where(first, logits - TARGETS[1], logits - TARGETS[0])
-        return loss + coefficient * _of_classes(away**2, labels)
+        return losses, weights * away**2
     scaled = {"spw1": first, "spw2": ~first}.get(form, torch.zeros_like(first))
-    return loss + coefficient * (torch.where(scaled, ratio * logits, logits) ** 2).mean()
-
-
-def _of_classes(values: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the means over class 0 and over class 1."""
-    total = values.new_zeros(())
-    for label in (0, 1):
-        members = labels == label
-        total = total + (values * members).sum() / members.sum().clamp(min=1)
-    return total
+    if form == "urw":
+        assert weights is not None
+        losses = weights * losses
+    return losses, torch.where(scaled, ratio * logits, logits) ** 2

@@ -187,13 +187,14 @@ class Minimax:
             f = by_player.pop(0) if self.f is not None else None
             values = self.method.values(f, by_player, batch)
             found.append(per_sample(values, len(batch.labels), f"{self._name}.values()"))
-        names = sorted(found[0])
-        local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
-        rows = gather_rows(local, self.counts)
-        weights = self.method.observe(dict(zip(names, rows.unbind(1), strict=True)), whole)
+        rows: dict[str, Tensor] = {}
+        if names := sorted(found[0]):
+            local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
+            rows = dict(zip(names, gather_rows(local, self.counts).unbind(1), strict=True))
+        weights = self.method.observe(rows, whole)
         if weights is None:
-            return torch.ones(len(local), dtype=torch.float64, device=rows.device)
-        per_sample({"weights": weights}, len(rows), f"{self._name}.observe()")
+            weights = torch.ones(self.N, dtype=torch.float64, device=whole.labels.device)
+        per_sample({"weights": weights}, self.N, f"{self._name}.observe()")
         rank = dist.get_rank() if dist.is_initialized() else 0
         begin = sum(self.counts[:rank])
         return weights[begin : begin + self.counts[rank]]

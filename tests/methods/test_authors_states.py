@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from rebias_dist.config.files import validate
+from rebias_dist.data.sampling import draws_of
 from rebias_dist.methods import group_dro, jtt, lff
-from rebias_dist.methods.biascon import sampling_weights
 from tests.methods import test_authors_values
 from tests.methods.authors import CASES, cases_of, check, inputs, pool, relative
 
@@ -17,15 +19,24 @@ cases = partial(cases_of, CHECKED)
 
 @pytest.mark.parametrize("case", cases("biascon_sampling"))
 def test_sampling_weights(case):
-    labels, bias = inputs(case, "yt", "bt")
-    weights = sampling_weights(labels, bias, CASES[case]["parameters"]["ratio"])
+    labels, bias = (x.numpy() for x in inputs(case, "yt", "bt"))
+    weights = weights_of(labels, bias, CASES[case]["parameters"]["ratio"])
     value, state = CASES[case]["value"], CASES[case]["state"]
     assert relative(weights[:60], state["clipped_weights_first_60"]) < 1e-12
     assert float(weights.sum()) == pytest.approx(value["sum_clipped"], rel=1e-12)
-    free = sampling_weights(labels, bias, float("inf"))
+    free = weights_of(labels, bias, 1e12)
     assert float(free.sum()) == pytest.approx(value["sum_unclipped"], rel=1e-12)
     assert float(weights.max()) == pytest.approx(state["clip_level"], rel=1e-12)
-    assert int((free > weights).sum()) == state["number_clipped"]
+    assert int((free > weights * (1 + 1e-12)).sum()) == state["number_clipped"]
+
+
+def weights_of(labels, bias, ratio):
+    """The chance of each sample, from that of its group."""
+    data = validate({"data": {"sampling": f"bias_conflicting:{ratio}"}}).data
+    draws = draws_of(data, labels, bias, [str(i) for i in range(labels.max() + 1)])
+    weights = torch.zeros(len(labels), dtype=torch.float64)
+    weights[draws.members] = torch.from_numpy(np.repeat(draws.weights / draws.sizes, draws.sizes))
+    return weights
 
 
 @pytest.mark.parametrize("case", cases("lff_gce"))

@@ -8,7 +8,6 @@ from rebias_dist.errors import ConfigError
 from rebias_dist.methods import (
     badd,
     bias_balance,
-    biascon,
     group_dro,
     jtt,
     lff,
@@ -65,14 +64,6 @@ def test_labels_out_of_range_are_refused(labels, bias):
         bias_balance.count_pairs(torch.tensor(labels), torch.tensor(bias), 2, 2)
 
 
-def test_sampling_weights_with_ratio_one_are_alike():
-    labels, bias = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
-    assert biascon.sampling_weights(labels, bias, 1).tolist() == [1, 1, 1, 1]
-    assert biascon.sampling_weights(labels, bias, 2.5).tolist() == [1.5, 1.5, 2.5, 1]
-    with pytest.raises(ValueError, match="ratio is 0"):
-        biascon.sampling_weights(labels, bias, 0)
-
-
 @pytest.mark.parametrize(("errors", "said"), [([False] * 3, "no training"), ([True] * 3, "all tr")])
 def test_jtt_refuses_an_error_set_without_any_or_with_all(errors, said):
     with pytest.raises(ConfigError, match=said):
@@ -113,7 +104,11 @@ def test_spectral_decoupling_of_large_logits_and_of_one_class_is_finite():
     logits = torch.tensor([-500.0, 300.0], requires_grad=True)
     labels = torch.tensor([1, 1])
     for form in ("plain", "urw", "spw1", "spw2", "spw3"):
-        value = spectral_decoupling.binary_objective(logits, labels, 0.1, form=form, ratio=3.0)
+        weights = spectral_decoupling.class_weights(labels)
+        losses, penalties = spectral_decoupling.binary_terms(
+            logits, labels, weights, form=form, ratio=3.0
+        )
+        value = losses.mean() + 0.1 * penalties.mean()
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.isfinite(), form
         assert gradient.isfinite().all(), form

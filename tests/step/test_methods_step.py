@@ -220,6 +220,44 @@ def test_two_steps_are_those_of_the_formula(name, micro_batches):
             torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12, msg=f"{key}.{part}")
 
 
+@pytest.mark.parametrize("form", ["urw", "spw1", "spw2", "spw3"])
+def test_spectral_decoupling_of_two_classes_is_that_of_the_table(form):
+    """The means over each class are those of the whole batch, not of a micro-batch."""
+    labels = torch.tensor([1, 0, 0, 0, 1, 1, 0, 0])
+    torch.manual_seed(0)
+    net = models.build("simple_convnet", num_classes=2, width=0.25, norm="none").double()
+    options = {"form": form, "ratio": 3.0, "coefficient": 0.2, "anneal_step": None}
+    method = methods.build(options_class("spectral_decoupling")(**options))
+    method.prepare(TrainingSet(labels, labels, 2, (3, 8, 8)), {"f": net})
+    optimizer = OptimizerConfig(name="sgd", lr=RATE, momentum=0.0)
+    precision = Precision("float64", torch.device("cpu"))
+    f = Player("f", net, optimizer=optimizer, precision=precision)
+    game = Minimax(
+        method,
+        f,
+        [],
+        normalise=lambda images: images.double() / 255,
+        global_batch=8,
+        micro_batches=4,
+        seed=0,
+    )
+    pixels = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    logits = net(pixels.double() / 255)[0].detach()
+    parts = [x.chunk(4) for x in (pixels, labels, labels, torch.arange(8))]
+    batches = [MicroBatch(*part, index) for index, part in enumerate(zip(*parts, strict=True))]
+    found = game.step(batches, 0, None).reduce(8)["f/loss"]
+    z, of_ce = logits[:, 1] - logits[:, 0], losses_of(logits, labels)
+    one, two = labels == 1, labels == 0
+    loss = of_ce[one].mean() + of_ce[two].mean() if form == "urw" else of_ce.mean()
+    penalty = {
+        "urw": (z**2).mean(),
+        "spw1": torch.where(one, 3 * z, z).square().mean(),
+        "spw2": torch.where(two, 3 * z, z).square().mean(),
+        "spw3": (z[one] - 2.5).square().mean() + (z[two] - 0.44).square().mean(),
+    }[form]
+    assert found == pytest.approx(float(loss + 0.2 * penalty), rel=1e-10)
+
+
 def test_a_contrastive_loss_of_each_rank_alone_is_another_loss():
     """A control: what the usual code computes on two ranks, the mean of the ranks' own losses."""
     generator = torch.Generator().manual_seed(3)
