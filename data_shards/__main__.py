@@ -22,8 +22,8 @@ _COMMANDS = {
     "cluster": "cluster the images of a split by texture",
 }
 
-_EXIT_CODES = """exit codes: 0 clean, 1 findings (the data are damaged or cannot be had),
-            2 wrong use, 70 internal error"""
+_EXIT_CODES = """exit codes: 0 clean, 1 findings (the data are damaged or cannot be had) or a file
+            that cannot be read or written, 2 wrong use, 70 internal error"""
 
 
 def _epilog(examples: str) -> str:

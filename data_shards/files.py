@@ -58,7 +58,10 @@ def regular_descriptor(path: Path) -> int:
 
     OSError for anything else, such as a device or a FIFO.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError:  # a NUL, or a sign that the encoding of this locale's file names lacks
+        raise OSError(errno.EINVAL, "no file can have this name here", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))

@@ -14,6 +14,8 @@ import launch.__main__
 from tests import ROOT
 from tests.commands.test_completion import SCRIPTS
 from tests.commands.test_report import write_run
+from tests.faults.processes import write_config
+from tests.launch.launched import started, state
 
 RUN = ROOT / "tests/fixtures/format2/run"
 SHARDS = ROOT / "tests/fixtures/format2/shards"
@@ -164,3 +166,14 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     )
     assert done.returncode == 0
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.slow
+def test_the_launcher_without_stdin_and_stderr_finishes_its_run(small_run, tmp_path, latin1):
+    config = write_config(tmp_path / "config.yaml", {**small_run, "max_steps": 2})
+    closing = ["sh", "-c", 'exec "$@" 2>&- <&-', "sh"]
+    launcher = started("local", config, "--name", "a", cwd=tmp_path, before=closing, **latin1)
+    ended = launcher.end()
+    assert (ended.code, ended.left) == (0, []), ended.out
+    assert "Traceback" not in ended.out
+    assert state(tmp_path / "runs/a")["status"] == "finished"
