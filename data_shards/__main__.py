@@ -6,7 +6,9 @@ import os
 import sys
 import traceback
 
-from data_shards.errors import EXIT_INTERNAL, DataShardsError
+from data_shards.errors import EXIT_FINDINGS, EXIT_INTERNAL, DataShardsError
+from data_shards.signals import interrupt, on_stop_signals
+from data_shards.streams import run_command
 
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
@@ -56,9 +58,21 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _with_home(word: str) -> str:
+    """Return an argument whose path begins with ~ as the shell leaves it in ``--option=~/path``."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--"):
+        return f"{option}{equals}{os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
 def cli(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    given = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    return run_command("rebias-shards", lambda: _run(given))
+
+
+def _run(argv: list[str]) -> int:
     # Only the module of the command that was asked for is imported: some take seconds.
     completing = "_ARGCOMPLETE" in os.environ  # the shell asks what could come next
     words = os.environ.get("COMP_LINE", "").split() if completing else argv
@@ -69,7 +83,8 @@ def cli(argv: list[str] | None = None) -> int:
         argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        with on_stop_signals(interrupt):
+            code: int = arguments.run(arguments)
     except DataShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -78,8 +93,11 @@ def cli(argv: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         # A full disk or a missing permission: the message of the system says it all.
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INTERNAL
+        print(
+            f"error: {error.filename or 'input or output'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
+        return EXIT_FINDINGS
     except Exception as error:
         traceback.print_exc()
         print(f"internal error: {error!r}", file=sys.stderr)

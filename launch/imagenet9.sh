@@ -3,8 +3,12 @@
 # verify, train. Each stage starts when the one before it has succeeded (afterok). If one fails,
 # the later ones are cancelled; the same command then continues where it stopped.
 #
-#     imagenet9.sh --source DIR --output shards/imagenet9 [-- OPTIONS OF rebias-launch slurm]
-#     imagenet9.sh --gather LIST --source DIR --output shards/imagenet9
+# The layout of the training is checked before the first stage is submitted.
+#
+#     launch/imagenet9.sh --source ILSVRC2012 --output shards/imagenet9 -- --gpus-per-node 8
+#     launch/imagenet9.sh --source ILSVRC2012 --output shards/imagenet9 \
+#         --train imagenet9/rebias_n256 -- --nodes 2 --gpus-per-node 8 --time 12:00:00
+#     launch/imagenet9.sh --gather urls.txt --source gathered --output shards/imagenet9
 #
 #   --source DIR    ILSVRC2012 as archives, or as folders train/ and val/; --gather fills it
 #   --output DIR    folder for the shards; the output of the jobs goes to DIR-logs
@@ -18,8 +22,7 @@
 #   --data WORD     an option of sbatch for all stages except the training: --data=--partition=cpu
 #   --env FILE      file that a job reads first [env.sh beside this file]
 #   --python FILE   the interpreter [python]
-#   -- …            options of 'rebias-launch slurm' for the training:
-#                   -- --nodes 2 --gpus-per-node 8 --time 12:00:00
+#   -- …            options of 'rebias-launch slurm' for the training
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -66,6 +69,13 @@ for i in "${!convert[@]}"; do
     esac
 done
 command -v sbatch > /dev/null || usage "sbatch: not found; is this a login node of a cluster?"
+# The user's own options for sbatch follow a second '--'.
+[[ " ${options[*]} " == *' -- '* ]] || options+=(--)
+training() {
+    "$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "$@"
+}
+# Whatever the training refuses, such as more ranks than it has micro-batches, is refused here.
+training --dry-run "${options[@]}" > /dev/null
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 logs=$output-logs
@@ -103,7 +113,4 @@ for split in train selection val; do
         "${merge[@]}")
 done
 job=$(submit verify "$job" -- -m data_shards verify "$output")
-# The user's own options for sbatch follow a second '--'.
-[[ " ${options[*]} " == *' -- '* ]] || options+=(--)
-"$python" -m launch slurm "$train" --set "data.root=$output" --env "$env" "${options[@]}" \
-    --dependency="afterok:$job" --kill-on-invalid-dep=yes
+training "${options[@]}" --dependency="afterok:$job" --kill-on-invalid-dep=yes

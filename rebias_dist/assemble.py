@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from data_shards.processes import usable_cores
 from rebias_dist import methods
 from rebias_dist.config import plan
-from rebias_dist.config.data import DataConfig
+from rebias_dist.config.data import MADE_FROM, DataConfig
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
@@ -21,6 +27,7 @@ from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
+from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method, TrainingSet
 from rebias_dist.models import feature_dim
@@ -37,7 +44,9 @@ from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
+from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
+from rebias_dist.waits import told
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Parts:
     folder: RunFolder
     snapshot: Snapshot
 
+    def work(self) -> Work:
+        """Count the model FLOPs of the steps."""
+        return Work(self.method, self.networks, self.shape, self.layout.N)
+
 
 def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     """Build the parts of a run; a collective.
@@ -79,7 +92,8 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
     root = ""
-    with consensus.on_rank_zero() as leader:
+    told_of = told("preparation of the data", aloud=consensus.rank == 0)
+    with consensus.on_rank_zero() as leader, told_of:
         if leader:
             root = str(data_root(config))
             open_data(config, Path(root)).check()
@@ -92,7 +106,8 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     with consensus.together():
         networks = build_networks(config, classes, precision)
         check_networks(config, networks, shape, precision)
-        method.prepare(training_set(config, data, shape, device), networks)
+        check_labels(config, data.train.labels, data.train.bias, data.classes)
+        method.prepare(training_set(data, shape, device), networks)
     players = build_players(config, method, networks, shape, classes, precision)
     normalise = build_normalise(data, precision)
     assert config.name is not None
@@ -134,16 +149,13 @@ def open_records(
 def data_root(config: Config) -> Path:
     """Return the folder of the shards; the embedded data set is made on the first call."""
     data = config.data
-    if data.root is not None:
-        return Path(data.root)
-    return prepare_biased_mnist(
-        rho=data.rho,
-        confusing_colours=data.confusing_colours,
-        seed=data.seed,
-        image_size=data.image_size,
-        selection_fraction=0.0 if data.selection == "none" else data.selection,
-        source=data.source,
-    )
+    return prepare_biased_mnist(**made_from(data)) if data.root is None else Path(data.root)
+
+
+def made_from(data: DataConfig) -> dict[str, Any]:
+    """Return the values from which the shards of Biased-MNIST are made where there is no root."""
+    fraction = 0.0 if data.selection == "none" else data.selection
+    return {key: getattr(data, key) for key in MADE_FROM} | {"selection_fraction": fraction}
 
 
 def as_recorded(data: DataConfig) -> DataConfig:
@@ -176,23 +188,37 @@ def open_data(config: Config, root: Path) -> Data:
     return Data(train, selection, tests)
 
 
-def training_set(
-    config: Config, data: Data, shape: tuple[int, int, int], device: torch.device
-) -> TrainingSet:
-    """Return what a method sees of the training data.
+def check_labels(
+    config: Config,
+    labels: NDArray[np.integer],
+    bias: NDArray[np.integer],
+    classes: Sequence[str],
+) -> None:
+    """Check that the method and the sampling can use the labels of the training samples.
+
+    Args:
+        config: of the run.
+        labels: ``[n]``
+        bias: ``[n]``; -1: none.
+        classes: names of the classes.
 
     Raises:
-        ConfigError: the method needs bias labels, and a training sample has none.
+        ConfigError: a bias label that is needed is missing, or a class or group is empty.
     """
+    draws_of(config.data, labels, bias, classes)
+    without = int((bias < 0).sum())
+    if config.facts.bias_labels and without:
+        raise ConfigError(
+            f"method.name: {config.method.name} needs bias labels, but {without:,} of the "
+            f"{len(bias):,} training samples have none; make shards with bias labels, or choose "
+            "another method"
+        )
+
+
+def training_set(data: Data, shape: tuple[int, int, int], device: torch.device) -> TrainingSet:
+    """Return what a method sees of the training data."""
     labels = torch.from_numpy(data.train.labels.astype(np.int64))
     bias = torch.from_numpy(data.train.bias.astype(np.int64))
-    without = (bias < 0).nonzero()
-    if config.facts.bias_labels and len(without):
-        raise ConfigError(
-            f"method.name: {config.method.name} needs bias labels, but {len(without):,} of the "
-            f"{len(bias):,} training samples in {data.train.folder} have none; make the shards "
-            "with bias labels, or choose a method that does without"
-        )
     return TrainingSet(labels.to(device), bias.to(device), len(data.classes), shape)
 
 
@@ -297,36 +323,75 @@ def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: i
     )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What the plan says of the data."""
+
+    text: str
+    """Name, shards and folder."""
+    classes: tuple[str, ...]
+    train: int
+    """Number of training samples."""
+    selection: int | None
+    tests: dict[str, int]
+    shape: tuple[int, int, int]
+    """Of what the networks see: channels, height, width."""
+
+
+def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
+    """Return what the plan says of open shards."""
+    manifest = data.train.manifest
+    return Outline(
+        text=f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
+        classes=data.classes,
+        train=len(data.train),
+        selection=None if data.selection is None else len(data.selection),
+        tests={split: len(dataset) for split, dataset in data.tests.items()},
+        shape=shape,
+    )
+
+
 def facts(
     config: Config,
-    data: Data,
+    data: Outline,
     networks: dict[str, nn.Module],
     method: Method,
     device: torch.device,
 ) -> dict[str, str]:
     """Return the plan's lines on the data, the networks and the device."""
-    manifest = data.train.manifest
-    tests = ", ".join(f"{split} {len(dataset):,}" for split, dataset in data.tests.items())
-    chosen = "none" if data.selection is None else f"{len(data.selection):,}"
+    tests = ", ".join(f"{split} {samples:,}" for split, samples in data.tests.items())
+    chosen = "none" if data.selection is None else f"{data.selection:,}"
     named = {}
-    for name in ("f", *(f"g{index}" for index in range(len(config.g)))):
-        kind = config.f.name if name == "f" else config.g[int(name[1:])].name
-        named[name] = (
-            f"{kind}, {parameter_count(networks[name]):,} parameters" if name in networks else "–"
-        )
+    for name, given in {"f": config.f, **{f"g{i}": g for i, g in enumerate(config.g)}}.items():
+        named[name] = "–"
+        if name in networks:
+            trained = sum(p.numel() for p in networks[name].parameters() if p.requires_grad)
+            named[name] = f"{given.name}, {trained:,} parameters"
+    # The workers of an evaluation are started while those of the training are still there.
+    together, workers = config.b + config.evaluate.batch, config.data.workers
+    needed = transit_memory(workers, together, math.prod(data.shape))
     radius = "not used"
     if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
     return {
-        "data": f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
+        "data": data.text,
         "held out": f"selection {chosen}; tests {tests}",
-        "decoder": describe_decoder(data.train.decoder),
+        "decoder": describe_decoder(choose_decoder(config.data.decoder)),
+        "data workers": f"{workers} a rank"
+        + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),
         **named,
         "kernel radius": radius,
-        "device": str(device),
+        "device": f"{device}{_threads()}" if device.type == "cpu" else str(device),
     }
 
 
-def parameter_count(network: nn.Module) -> int:
-    """Return the number of trained parameters."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+def _threads() -> str:
+    """Return the number of torch's threads, and a better one if the machine is busy."""
+    threads, cores = torch.get_num_threads(), usable_cores()
+    free = max(1, cores - round(os.getloadavg()[0]))
+    if free >= threads:
+        return f", {threads} thread{'s' if threads > 1 else ''}"
+    return (
+        f", {threads} threads; other programs use about {cores - free} of {cores} cores, so "
+        f"OMP_NUM_THREADS={free} may be faster"
+    )

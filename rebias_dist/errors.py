@@ -26,6 +26,10 @@ class ConfigError(RebiasError):
     exit_code = EXIT_USAGE
 
 
+class ArgumentError(ConfigError, ValueError):
+    """A function of the Python API was called with a wrong value, perhaps from a configuration."""
+
+
 class PlacementError(ConfigError):
     """The launch environment is wrong. It may be wrong for one rank, so each rank prints it."""
 

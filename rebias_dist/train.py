@@ -20,11 +20,13 @@ from rebias_dist import assemble
 from rebias_dist.config import plan
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
-from rebias_dist.errors import NonFiniteError, RolledBack
+from rebias_dist.data.workers import bounded_waits
+from rebias_dist.errors import InterruptedRun, NonFiniteError, RolledBack
 from rebias_dist.evaluation import tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
-from rebias_dist.evaluation.splits import evaluate_checkpoints, evaluate_splits
+from rebias_dist.evaluation.splits import evaluate_splits
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
 from rebias_dist.ranks.session import Session, session
@@ -32,7 +34,7 @@ from rebias_dist.runs import results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.telemetry import dashboard
-from rebias_dist.telemetry.flops import Work
+from rebias_dist.waits import told
 
 log = logging.getLogger("rebias_dist")
 
@@ -47,7 +49,8 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
             from what it was.
 
     Returns:
-        The content of results.json: the test figures of the last and the best checkpoint.
+        The content of results.json: the test figures of the last and the best checkpoint. Empty if
+        ``evaluate.final`` is ``none``.
 
     Raises:
         RebiasError: one of the expected errors, alike on all ranks; or a RankError, which is
@@ -80,18 +83,22 @@ class Trainer:
 
     def __init__(self, config: Config, ranks: Session, held: ExitStack) -> None:
         self.config, self.ranks, self.held = config, ranks, held
-        self.consensus = ranks.consensus
+        self.consensus, self.leads = ranks.consensus, ranks.consensus.rank == 0
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
             config, parts.networks, parts.normalise, parts.precision, ranks.consensus
         )
         self.engine = MethodEngine(config, parts, self.evaluator)
+        self.forecast = Forecast(config, parts)
         ranks.where.log_file = parts.folder.path / "logs" / f"rank{ranks.consensus.rank}.log"
 
     def run(self, resume: str, overrides: Collection[str]) -> dict[str, Any]:
         """Train to the end and return the content of results.json."""
         folder, total = self.parts.folder, self.parts.layout.total_steps
+        self.held.enter_context(
+            bounded_waits(self.config.faults.step_minutes, lambda: bool(self.ranks.stop))
+        )
         self.found = resume_run(
             self.config,
             self.at,
@@ -103,15 +110,14 @@ class Trainer:
             held=self.held,
         )
         if self.found.finished is not None:
-            if self.consensus.rank == 0:
+            if self.leads:
                 print(f"{folder.path}: finished already, after {self.found.step} steps")
             return self.found.finished
         self.recorder, self.keeper = assemble.open_records(
             self.config, self.parts, self.ranks, self.held
         )
         self.telemetry, self.meter = self.recorder.telemetry, self.recorder.meter
-        parts = self.parts
-        self.work = Work(parts.method, parts.networks, parts.shape, parts.layout.N)
+        self.work = self.parts.work()
         self.is_first_step = True
         try:
             self.introduce(overrides)
@@ -119,11 +125,15 @@ class Trainer:
             for number in range(self.at.epoch, self.parts.layout.epochs):
                 self.before_epoch(number)
                 while self.at.step < self.epoch.end:
-                    self.step()
+                    with told("the first step", aloud=self.is_first_step and self.leads):
+                        self.step()
                 self.after_epoch()
                 if self.at.step >= total:
                     break
             return self.finish()
+        except InterruptedRun:
+            self.keeper.status = "interrupted"
+            raise
         except NonFiniteError as error:
             # All ranks see the reduced gradients, so all of them come here.
             text = f"step {self.at.step}: {error}{origin(self.consensus.gather(error.here))}"
@@ -135,9 +145,9 @@ class Trainer:
         """Log the plan and the step to continue from; record them for a new run."""
         config, parts, at = self.config, self.parts, self.at
         self.telemetry.state("starting", step=at.step, epoch=at.epoch)
-        facts = assemble.facts(
-            config, parts.data, parts.networks, parts.method, self.ranks.device
-        ) | {"started by": self.ranks.started_by}
+        outline = assemble.outline(parts.data, parts.shape)
+        facts = assemble.facts(config, outline, parts.networks, parts.method, self.ranks.device)
+        facts["started by"] = self.ranks.started_by
         for line in self.found.warnings():
             log.warning("%s", line)
         for line in plan.describe(config, parts.layout, facts):
@@ -146,12 +156,12 @@ class Trainer:
             # Save before writing config.yaml, so that a crash in between can be retried.
             self.keeper.begin_to_save()
             self.keeper.wait()
-        if overrides:
-            with self.consensus.on_rank_zero() as leader:
-                if leader:
-                    parts.folder.write_config(config)
+        with self.consensus.on_rank_zero() as leader:
+            if leader and overrides:
+                parts.folder.write_config(config)
         if self.found.step is None:
             self.engine.load_checkpoints()
+        self.forecast.announce(parts.layout.total_steps)
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)
         else:
@@ -176,26 +186,22 @@ class Trainer:
 
     def step(self) -> None:
         """Take one step, unless a rank was asked to stop or has met a fault."""
+        self.ranks.where.step = self.at.step
         # A damaged batch is a fault, which leave_if_asked raises on all ranks.
         batches, damage = next(self.batches)
-        self.ranks.where.step = self.at.step
         self.keeper.save_if_due()
         self.keeper.leave_if_asked(damage)
         if self.at.step in self.found.left_out:
             log.warning("step %d failed twice and is left out", self.at.step)
             self.at.step += 1
             return
-        epoch, game = self.epoch, self.parts.game
-        rate = plan.rate_of_step(self.config, self.parts.layout, self.at.step)
-        for player in self.parts.players.values():
-            player.set_learning_rate(rate)
+        epoch, game, step = self.epoch, self.parts.game, self.at.step
+        game.set_learning_rate(plan.rate_of_step(self.config, self.parts.layout, step))
         if epoch.playing:
-            metrics = game.step(batches, self.at.step, self.at.radii)
-            self.parts.method.after_step(self.at.step - game.first_step, self.engine)
+            metrics = game.step(batches, step, self.at.radii)
+            self.parts.method.after_step(step - game.first_step, self.engine)
         else:
-            metrics = game.pretrain(
-                batches, self.at.step, train_f=epoch.train_f, train_g=epoch.train_g
-            )
+            metrics = game.pretrain(batches, step, train_f=epoch.train_f, train_g=epoch.train_g)
         self.at.step += 1
         if self.is_first_step:
             self.is_first_step = False
@@ -210,9 +216,9 @@ class Trainer:
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
-            figures = evaluate_splits(
-                self.evaluator, parts.data.monitored, at.radii, self.keeper.leave_if_asked
-            )
+            leave = self.keeper.leave_if_asked
+            with self.forecast.evaluating():
+                figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
             tensorboard.show(self.telemetry, at.step, number, figures)
             dashboard.show_weights(
                 self.telemetry, at.step, parts.networks, number + 1, parts.layout.epochs
@@ -231,20 +237,13 @@ class Trainer:
         """Evaluate the last and the best checkpoint on test data, and write results.json."""
         parts, at, telemetry = self.parts, self.at, self.telemetry
         self.keeper.wait()
+        if self.config.evaluate.final == "none":
+            log.info("finished after %d steps; not tested (evaluate.final none)", at.step)
+            self.keeper.status = "finished"
+            return {}
+        self.forecast.tell(1 if at.best_step == at.step else 2)
         telemetry.state("evaluating", step=at.step, epoch=at.epoch)
-        tested, lost = evaluate_checkpoints(
-            self.evaluator, at, parts.folder.checkpoints, self.keeper.leave_unsaved_if_asked
-        )
-        for choice, why in lost.items():
-            log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
-        final = results.assemble(self.config, parts.data.classes, tested, at.step, lost)
-        with self.consensus.on_rank_zero() as leader:
-            if leader:
-                results.write(parts.folder.results_file, final)
-                tensorboard.show_final(telemetry, self.config, final, at.epoch)
-                tensorboard.project(telemetry, self.config, parts.data, self.evaluator, at.step)
-        self.consensus.agree(telemetry.fault)
-        for line in results.closing_text(final, parts.folder.path).splitlines():
-            log.info("%s", line)
+        leave = self.keeper.leave_unsaved_if_asked
+        final = test_and_record(self.config, parts, self.evaluator, telemetry, leave)
         self.keeper.status = "finished"
         return final

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,18 @@ def small_run(few_digits, tmp_path):
         "evaluate": {"every_epochs": 3},
         "data": {"source": str(few_digits), "image_size": 8, "rho": 0.8},
     }
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of 2 MB, or of as many as the test says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    megabytes = getattr(request, "param", 2)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small file system can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -7,6 +7,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
-from data_shards.sources.archives import printable
+from data_shards.sources.archives import is_tar, packed_name, printable
 from data_shards.sources.folders import File, Folder, Scanner
 from data_shards.sources.listing import Item
 
@@ -32,8 +33,9 @@ class Check:
     """One check of ``paths``; :meth:`run` yields what it finds.
 
     Afterwards ``images`` is the number of images that were examined, ``seconds`` the time
-    that it took, ``flags`` how often each flag occurred, and ``others`` the number of files
-    whose names are not those of images.
+    that it took, ``flags`` how often each flag occurred, ``others`` the number of files whose
+    names are not those of images, ``packed`` the compressed archives among them, and ``litter``
+    the folders that are hidden or another program's.
     """
 
     def __init__(self, paths: Sequence[Path], *, workers: int, progress: bool) -> None:
@@ -44,6 +46,8 @@ class Check:
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
         self.others = 0
+        self.packed: list[str] = []
+        self.litter: list[str] = []
 
     def run(self) -> Iterator[Finding]:
         """Yield findings: on files that were not taken, then on images, then on duplicates.
@@ -79,7 +83,7 @@ class Check:
 
         def wanted(parts: tuple[str, ...]) -> bool:
             # Archives later, one by one: a damaged one must not end the walk.
-            if parts[-1][-4:].lower() == ".tar":
+            if is_tar(parts[-1]):
                 tars.append(parts)
                 return False
             return True
@@ -124,8 +128,10 @@ class Check:
         folders = sorted(scanner.scan(source), key=lambda folder: folder.parts)
         images.add(above, folders)
         self.others += len(scanner.ignored)
+        self.packed += [path for path in scanner.ignored if packed_name(path)]
+        self.litter += scanner.litter
         findings = [
-            Finding(os.path.join(printable(above), found.path), found.verdict, found.reasons)
+            replace(found, path=os.path.join(printable(above), found.path))
             for found in scanner.findings
         ]
         for folder in folders:
@@ -135,6 +141,7 @@ class Check:
                     findings.append(Finding(shown, "refused", ("extension",)))
                 else:
                     self.others += 1
+                    self.packed += [name] if packed_name(name) else []
         yield from sorted(findings, key=lambda found: found.path)
 
     def _duplicates(self, rows: DuplicateFinder, images: "_Images") -> Iterator[Finding]:

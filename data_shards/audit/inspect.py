@@ -75,7 +75,7 @@ class Inspection:
             "height": self.heights.to_dict(),
             "image_bytes": self.image_bytes.to_dict(),
             "flags": dict(self.flags),
-            "excluded": len(self.left_out),
+            "excluded": sum(left_out.images or 1 for left_out in self.left_out),
             "excluded_reasons": dict(self.excluded),
             "shards": self.shards,
             "shard_samples": self.shard_samples.to_dict(),
@@ -93,7 +93,9 @@ def inspect_split(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> 
         heights.append(facts.size[1])
         formats[facts.extension] += 1
         flags.update(facts.flags)
-    reasons = Counter(reason for left_out in manifest.excluded for reason in left_out.reasons)
+    reasons: Counter[str] = Counter()
+    for left_out in manifest.excluded:
+        reasons.update(dict.fromkeys(left_out.reasons, left_out.images or 1))
     return Inspection(
         dataset=manifest.dataset,
         split=manifest.split,

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.convert.publish import PIXELS_NAME, confirmed
-from data_shards.files import write_synced
+from data_shards.files import read_regular, write_synced
 from data_shards.findings import Finding
 from data_shards.format.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split, map_array
 from data_shards.images.duplicates import DuplicateFinder
+from data_shards.litter import children
 from data_shards.sources.listing import Item
 
 DUPLICATES_NAME = "duplicates.jsonl"
@@ -58,9 +59,12 @@ def write_overlaps(output: Path, workers: int) -> list[Finding]:
         splits = _splits(folders)
         findings = _compare(splits, workers) if len(splits) > 1 else []
         if len(splits) > 1:
-            write_synced(path, "".join(finding.to_json() + "\n" for finding in findings).encode())
-        else:
-            path.unlink(missing_ok=True)
+            content = "".join(finding.to_json() + "\n" for finding in findings).encode()
+            # Finished shards are often read-only.
+            if not path.is_file() or read_regular(path) != content:
+                write_synced(path, content)
+        elif path.exists():
+            path.unlink()
         # If another process has published a split meanwhile, this list lacks its images.
         if _folders(output) == folders:
             return findings
@@ -100,7 +104,7 @@ def _compare(splits: Sequence[_Split], workers: int) -> list[Finding]:
 
 
 def _folders(output: Path) -> list[Path]:
-    return sorted(path.parent for path in output.glob(f"[!.]*/{MANIFEST_NAME}"))
+    return [path.parent for path in children(output, f"*/{MANIFEST_NAME}")]
 
 
 def _splits(folders: Iterable[Path]) -> list[_Split]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular
+from data_shards.files import open_regular, parse_json
 from data_shards.findings import Finding, Verdict
 from data_shards.format.manifest import (
     HASH_BYTES,
@@ -38,7 +38,7 @@ from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
 _STRETCH = 2**20  # bytes that are read at a time
 _LARGEST_TEXT = 2**20  # bytes of a sample's class or facts
 _IMAGE, _CLASS, _FACTS = ("jpg", "png"), "cls", "json"
-_SHARD = re.compile(r".*\.tar", re.IGNORECASE)
+_SHARD = re.compile(r"[^.].*\.tar", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +281,11 @@ class _Walk:
 
     def _check_facts(self, name: str, row: np.void, text: bytes) -> None:
         try:
-            facts = json.loads(text)
+            facts = parse_json(text)
             self._facts[name.partition(".")[0]] = facts["sha256"]
             canonical = json.dumps(facts, sort_keys=True).encode()
             bias = facts.get("bias", NO_BIAS)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._say("altered", name)
             return
         if canonical != text:

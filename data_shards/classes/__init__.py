@@ -1,6 +1,6 @@
 """Class maps: one CSV for each data set, from source folder to label and class name.
 
-The first line that is not a comment (``#``) names the columns. ``wnid`` is the name of the
+The first line that is not a comment (``# …``) names the columns. ``wnid`` is the name of the
 source's folder, a WordNet id for ImageNet. ``class`` is the class it counts as, by default the
 wnid itself. ``label`` is the number of the class; by default classes are numbered as they first
 appear.
@@ -87,7 +87,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     header: list[str] | None = None
     rows = []
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or _is_comment(line, header):
             continue
         try:
             cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
@@ -101,12 +101,24 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"not {', '.join(cells)[:80]!r}"
                 )
             continue
+        if line.startswith("#"):
+            raise UsageError(
+                f"{path}:{number}: {cells[0][:40]!r} may be a comment or a folder; put a blank "
+                f'behind the # of a comment, or quotes around the name of a folder: "#name"'
+            )
         if len(cells) != len(header):
             raise UsageError(
                 f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}"
             )
         rows.append((number, dict(zip(header, cells, strict=True))))
     return rows
+
+
+def _is_comment(line: str, header: list[str] | None) -> bool:
+    """Whether a line is a comment for sure: a row may begin with # too, if a folder does."""
+    return line.startswith("#") and (
+        header is None or line[1:2] in ("", " ", "\t", "#") or line.count(",") + 1 != len(header)
+    )
 
 
 def _label(text: str, path: Path, line: int) -> int:

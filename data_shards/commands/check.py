@@ -16,6 +16,7 @@ from pathlib import Path
 from data_shards.audit.check import Check
 from data_shards.commands.shared import add_workers_argument, workers_of
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS
+from data_shards.litter import count_litter
 
 EXAMPLE = """
 python -m data_shards check ILSVRC2012/train ILSVRC2012/val --workers 8
@@ -59,5 +60,8 @@ def _summary(check: Check, counts: Counter[str]) -> str:
         flags = ", ".join(f"{name} {count:,}" for name, count in sorted(check.flags.items()))
         lines.append(f"flags: {flags}")
     if check.others:
-        lines.append(f"{check.others:,} other files were not looked at")
+        packed = f"; unpack archives such as {min(check.packed)}" if check.packed else ""
+        lines.append(f"{check.others:,} other files were not looked at{packed}")
+    if check.litter:
+        lines.append(f"folders of other programs are not read: {count_litter(check.litter)}")
     return "\n".join(lines)

@@ -7,7 +7,8 @@ default layer is the published one, VGG-16's conv3_3 before its ReLU. The textur
 temporary file: 132 kB an image for 256 channels, 6.6 GB for 50,000 images.
 
 With --import, the clusters come from a published list with the columns path, category,
-cluster1 …, joined by the names of the files. Images that are not in the list get no row.
+cluster1 …. A path is that of the image in its source, or its class (or its folder) and its name, or
+its name alone. Images that are not in the list get no row.
 """
 
 import argparse

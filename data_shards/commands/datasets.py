@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             type=float,
             default=SELECTION_FRACTION,
             metavar="PART",
-            help="fraction of each class's training images that is held out for selection; with 0 "
-            "there is no such split (default %(default)s)",
+            help="fraction of each class's training images that is held out for selection, unless "
+            "there is a folder 'selection' beside them; with 0 there is no such split; with 1 and "
+            "--split selection, all of --source is selection data (default %(default)s)",
         )
         parser.add_argument(
             "--stylised",
@@ -80,9 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             "--labels",
             type=Path,
             metavar="FILE",
-            help="the classes of validation images without class folders: the devkit "
+            help="the classes of images without class folders: the devkit "
             "(ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv or a CSV with the "
-            "columns name,wnid (default: searched beside the source)",
+            "columns name,wnid; a name may be a path below the source. If no folder names the "
+            "split, --split has just the images of that CSV (default: searched beside the source)",
         )
     parser.add_argument(
         "--no-md5",

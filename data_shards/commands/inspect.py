@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_shards.audit.inspect import Inspection, Spread
 from data_shards.errors import EXIT_CLEAN, UsageError
+from data_shards.findings import shown_count
 
 EXAMPLE = """
 python -m data_shards inspect data/imagenet9
@@ -77,7 +78,7 @@ def _text(folder: Path, found: Inspection, *, listed: bool) -> str:
         f"  height         {_spread(found.heights)} pixels",
         f"  image file     {_spread(found.image_bytes, 1e3)} kB",
         f"  flags          {_counts(found.flags)}",
-        f"  left out       {len(found.left_out)}"
+        f"  left out       {shown_count([left_out.images for left_out in found.left_out])}"
         + (f" ({_counts(found.excluded)})" if found.left_out else ""),
     ]
     if listed:

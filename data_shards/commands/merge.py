@@ -8,12 +8,11 @@ import argparse
 import time
 from pathlib import Path
 
+from data_shards.commands.reports import report_overlaps, report_split
 from data_shards.commands.shared import (
     add_limit_arguments,
     add_workers_argument,
     parse_limit,
-    report_overlaps,
-    report_split,
     workers_of,
 )
 

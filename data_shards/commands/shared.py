@@ -7,21 +7,21 @@ import json
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, UsageError
-from data_shards.findings import Finding
-from data_shards.format.manifest import Manifest
+from data_shards.commands.reports import (
+    print_left_out,
+    report_empty,
+    report_overlaps,
+    report_part,
+    report_split,
+)
+from data_shards.errors import EXIT_CLEAN, UsageError
 
 if TYPE_CHECKING:
     from data_shards.convert.plan import Conversion
     from data_shards.convert.publish import Limit
-    from data_shards.sources.listing import Listing
-
-_SHOWN = 10
 
 
 def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,16 +145,19 @@ def run_listings(arguments: argparse.Namespace) -> int:
     else:
         limit = Limit(most, f"--max-corrupt {arguments.max_corrupt}")
     conversions = [Conversion(listing, options) for listing in listings_from(arguments)]
-    for conversion in conversions:
+    full = [conversion for conversion in conversions if conversion.listing.items]
+    empty = [c.listing for c in conversions if not c.listing.items]
+    for conversion in full:
         conversion.check()
-        for warning in conversion.listing.warnings:
-            print(f"warning: {conversion.listing.split}: {warning}", file=sys.stderr)
+    for listing in (c.listing for c in conversions):
+        for warning in listing.warnings:
+            print(f"warning: {listing.split}: {warning}", file=sys.stderr)
+    code = report_empty(empty, limit, arguments)
     if arguments.dry_run:
-        for conversion in conversions:
+        for conversion in full:
             _dry_run(conversion, workers, part, arguments)
-        return EXIT_CLEAN
-    code = EXIT_CLEAN
-    for conversion in conversions:
+        return code
+    for conversion in full:
         code = max(code, _convert(conversion, workers, limit, part, arguments))
     if part[1] == 1:
         report_overlaps(arguments.output, workers, as_json=arguments.json)
@@ -170,6 +173,7 @@ def _dry_run(
     there = present(arguments.output, conversion.plan)
     found = estimate(conversion, workers, conversion.part(*part))
     listing = conversion.listing
+    left_out = [finding for finding in listing.findings if finding.verdict == "refused"]
     if arguments.json:
         report = {
             "split": listing.split,
@@ -181,6 +185,7 @@ def _dry_run(
             "seconds": round(found.seconds, 1),
             "sampled": found.sampled,
             "damaged_in_sample": found.damaged,
+            "refused": sum(finding.images or 1 for finding in left_out),
             "warnings": listing.warnings,
         }
         print(json.dumps(report))
@@ -191,6 +196,7 @@ def _dry_run(
         f"and {_duration(found.seconds)} with {workers} workers (from {found.sampled} images, "
         f"{found.damaged} of them damaged)"
     )
+    print_left_out(left_out)
 
 
 def _convert(
@@ -236,7 +242,7 @@ def _convert(
         )
     seconds = time.monotonic() - begin
     if manifest is None:
-        _report_part(conversion.listing, part, total, done, seconds, arguments)
+        report_part(conversion.listing, part, total, done, seconds, arguments)
         return EXIT_CLEAN
     state: dict[str, object] = {
         "state": "written" if done else "present",
@@ -246,110 +252,6 @@ def _convert(
     if done:
         state["images_per_second"] = round(done / seconds, 1)
     return report_split(arguments.output, manifest, limit, state, as_json=arguments.json)
-
-
-def _report_part(
-    listing: Listing,
-    part: tuple[int, int],
-    total: int,
-    done: int,
-    seconds: float,
-    arguments: argparse.Namespace,
-) -> None:
-    name, split = f"{part[0]}/{part[1]}", listing.split
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "split": split,
-                    "path": str(arguments.output / split),
-                    "state": "part",
-                    "part": name,
-                    "images": total,
-                    "seconds": round(seconds, 1),
-                    "warnings": listing.warnings,
-                }
-            )
-        )
-        return
-    print(
-        f"{arguments.output / split}: part {name} is complete, {total:,} images "
-        f"({done:,} in this run, {done / seconds:,.0f}/s); publish all parts with "
-        f"'python -m data_shards merge {arguments.output} --split {split}'"
-    )
-
-
-def report_split(
-    output: Path, manifest: Manifest, limit: Limit, state: dict[str, object], *, as_json: bool
-) -> int:
-    """Print the findings and a summary of a published split; return the exit code."""
-    from data_shards.convert.publish import FINDINGS_NAME
-    from data_shards.files import read_regular
-
-    folder = output / manifest.split
-    findings = []
-    if FINDINGS_NAME in manifest.files:
-        for line in read_regular(folder / FINDINGS_NAME).splitlines():
-            told = json.loads(line)
-            findings.append(Finding(**{**told, "reasons": tuple(told["reasons"])}))
-    verdicts: Counter[str] = Counter(finding.verdict for finding in findings)
-    damaged = verdicts["corrupt"] + verdicts["refused"]
-    if as_json:
-        for finding in findings:
-            print(finding.to_json())
-        summary = {
-            "split": manifest.split,
-            "path": str(folder),
-            **state,
-            "samples": manifest.samples,
-            "shards": len(manifest.shards),
-            "bytes": sum(shard.bytes for shard in manifest.shards),
-            "excluded": len(manifest.excluded),
-            **{name: verdicts[name] for name in ("corrupt", "refused", "suspect", "duplicate")},
-            "digest": manifest.digest,
-        }
-        print(json.dumps(summary))
-    else:
-        rate = f", {state['images_per_second']:,} images/s" if "images_per_second" in state else ""
-        size = sum(shard.bytes for shard in manifest.shards) / 1e9
-        print(
-            f"{folder}: {state['state']}, {manifest.samples:,} images in "
-            f"{len(manifest.shards):,} shards, {size:.2f} GB{rate}"
-        )
-        _print_findings(manifest, findings, verdicts, folder / FINDINGS_NAME)
-    holds = limit.holds(damaged, manifest.samples + len(manifest.excluded))
-    # An archive with another md5 may have whole images that are not the published ones.
-    another = any("md5-mismatch" in finding.reasons for finding in findings)
-    return EXIT_CLEAN if holds and not another else EXIT_FINDINGS
-
-
-def _print_findings(
-    manifest: Manifest, findings: Iterable[Finding], verdicts: Counter[str], path: Path
-) -> None:
-    if manifest.excluded:
-        print(f"  left out: {len(manifest.excluded):,}")
-        for left_out in manifest.excluded[:_SHOWN]:
-            print(f"    {left_out.source}: {', '.join(left_out.reasons)}")
-        if len(manifest.excluded) > _SHOWN:
-            print(f"    and {len(manifest.excluded) - _SHOWN:,} more")
-    kept = [f"{verdicts[name]:,} {name}" for name in ("suspect", "duplicate") if verdicts[name]]
-    if kept:
-        print(f"  found: {', '.join(kept)}; {path}")
-
-
-def report_overlaps(output: Path, workers: int, *, as_json: bool) -> None:
-    """Compare the splits of ``output`` and print which images occur in several."""
-    from data_shards.audit.overlaps import DUPLICATES_NAME, write_overlaps
-
-    findings = write_overlaps(output, workers)
-    if as_json:
-        for finding in findings:
-            print(finding.to_json())
-    elif findings:
-        print(
-            f"{output}: {len(findings):,} images also occur in another split (kept); "
-            f"{output / DUPLICATES_NAME}"
-        )
 
 
 def _duration(seconds: float) -> str:

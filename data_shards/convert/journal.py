@@ -14,15 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_shards.convert.plan import Conversion
 from data_shards.errors import DataShardsError, UsageError
+from data_shards.file_system import sync_folder, try_out
 from data_shards.files import (
     locked,
+    naming,
     read_regular,
     remove_stale,
-    sync_folder,
     temporary_file,
     write_synced,
 )
@@ -53,17 +54,18 @@ class Sample(_Model):
 
 
 class Note(_Model):
-    """A finding, and whether its image was left out."""
+    """A finding, and whether its image or its images were left out."""
 
     path: str
     verdict: Verdict
     reasons: tuple[str, ...]
     left_out: bool
+    images: NonNegativeInt = 1
 
     @property
     def finding(self) -> Finding:
         """The note as a finding."""
-        return Finding(self.path, self.verdict, self.reasons)
+        return Finding(self.path, self.verdict, self.reasons, images=self.images)
 
     @property
     def damage(self) -> bool:
@@ -114,6 +116,7 @@ class Head(_Model):
                     verdict=found.verdict,
                     reasons=found.reasons,
                     left_out=found.verdict in ("corrupt", "refused"),
+                    images=found.images,
                 )
                 for found in listing.findings
             ),
@@ -122,7 +125,7 @@ class Head(_Model):
     @property
     def listed(self) -> int:
         """The number of images, including those that the source refused."""
-        return self.images + sum(note.left_out for note in self.notes)
+        return self.images + sum(note.images for note in self.notes if note.left_out)
 
     @cached_property
     def plan(self) -> Plan:
@@ -155,6 +158,7 @@ class Work:
         """Make the folder or go on in it; UsageError if it was begun with something else."""
         for folder in (self.shards, self.temporary, self._journal):
             folder.mkdir(parents=True, exist_ok=True)
+        try_out(self.temporary)
         with self.locked():
             if not self._plan.exists():
                 write_synced(self._plan, _sealed(head))
@@ -201,7 +205,7 @@ class Work:
         """Write the record of a shard that is finished."""
         sync_folder(self.shards)
         path = self._record(record.number)
-        with temporary_file(self.temporary, path.name) as (temporary, file):
+        with naming(path), temporary_file(self.temporary, path.name) as (temporary, file):
             file.write(_sealed(record))
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ the first 16 bytes of the hash of each sample's pixels, in the order of the inde
 that occur in several splits.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from data_shards.convert.journal import Head, Note, Record, Work
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import move_folder, sync_folder
-from data_shards.findings import Finding
+from data_shards.file_system import sync_folder
+from data_shards.files import move_folder
+from data_shards.findings import Finding, count_images
 from data_shards.format.manifest import HASH_BYTES, Excluded, Manifest, load_manifest
 from data_shards.format.writer import Row, differs, index_of, npy, present, rows_of, write_records
 from data_shards.images.duplicates import DuplicateFinder
@@ -34,14 +36,20 @@ class Tally:
     """How many of ``images`` were left out because they are damaged or were refused."""
 
     images: int
-    damaged: int = 0
+    damaged: float = 0  # infinite if a folder or an archive was not read
     first: Finding | None = None
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding]) -> "Tally":
+        """Return the tally of a split of which every file was left out."""
+        count = count_images(finding.images for finding in findings)
+        return cls(sum(finding.images for finding in findings), count, findings[0])
 
     def add(self, notes: Iterable[Note]) -> None:
         """Count the notes on damaged or refused images."""
         for note in notes:
             if note.damage:
-                self.damaged += 1
+                self.damaged += count_images([note.images])
                 self.first = self.first or note.finding
 
 
@@ -62,13 +70,15 @@ class Limit:
             return
         first = tally.first
         assert first is not None
+        known = math.isfinite(tally.damaged)
+        count = f"{tally.damaged:.0f} of {tally.images}" if known else "an unknown number of"
         raise DataShardsError(
             f"{first.path}: {first.verdict} ({', '.join(first.reasons)}); with it "
-            f"{tally.damaged} of {tally.images} images are left out, more than {self.option} "
+            f"{count} images are left out, more than {self.option} "
             "allows; nothing is published, and the work so far is kept"
         )
 
-    def holds(self, damaged: int, images: int) -> bool:
+    def holds(self, damaged: float, images: int) -> bool:
         """Return whether the count is within the limit; without a limit, only 0 is."""
         most = self.most or 0
         return damaged <= (most * images if isinstance(most, float) else most)
@@ -128,10 +138,14 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
         findings = [note.finding for note in notes]
         findings += _duplicates(finder, records, workers)
         excluded = [
-            Excluded(source=note.path, reasons=note.reasons) for note in notes if note.left_out
+            Excluded(source=note.path, reasons=note.reasons, images=note.images)
+            for note in notes
+            if note.left_out
         ]
-        for stale in work.shards.glob("*.tmp"):
-            stale.unlink()
+        shard_names = {shard.name for shard in shards}
+        for path in work.shards.iterdir():  # left by a process that was killed while it published
+            if path.name not in shard_names:
+                path.unlink()
         write_records(
             work.shards,
             plan,

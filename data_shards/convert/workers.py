@@ -8,8 +8,8 @@ and cannot kill a worker before Python 3.14. ``pebble`` gives up all items when 
 it begins one, and :func:`mark` could not restart its time limit.
 """
 
+import logging
 import multiprocessing
-import os
 import resource
 import signal
 from collections import deque
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, TypeVar
 
 from data_shards.errors import DataShardsError
-from data_shards.processes import end_with_parent
+from data_shards.processes import end_with_parent, usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +54,7 @@ class _Job(Generic[T]):
 
 def default_workers() -> int:
     """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return usable_cores()
 
 
 def map_surviving(
@@ -217,6 +217,7 @@ def _serve(
     global _working
     _working = state, seconds
     end_with_parent()
+    logging.disable(logging.WARNING)  # each worker would repeat what its parent has said
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(memory)
     while True:

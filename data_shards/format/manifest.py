@@ -24,13 +24,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular, read_regular
+from data_shards.file_system import mapped
+from data_shards.files import open_regular, parse_json, read_regular
 
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"
@@ -66,10 +69,22 @@ class Shard(_Record):
 
 
 class Excluded(_Record):
-    """A source image that was left out, and why (short codes)."""
+    """A source image that was left out, and why (short codes).
+
+    A folder or an archive that was left out has its number of ``images``, 0 if it was not read.
+    """
 
     source: str
     reasons: tuple[str, ...]
+    images: _Count = 1
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The manifests of a split without such folders keep their bytes and their digest.
+        content: dict[str, Any] = write(self)
+        if self.images == 1:
+            del content["images"]
+        return content
 
 
 class Normalize(_Record):
@@ -180,7 +195,7 @@ def parse_manifest(path: Path) -> tuple[Manifest, bool]:
     """
     content = read_regular(path)
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         if isinstance(found, dict):
             found.pop("digest", None)
         manifest = Manifest.model_validate_json(json.dumps(found))
@@ -188,7 +203,7 @@ def parse_manifest(path: Path) -> tuple[Manifest, bool]:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataShardsError(f"{path}: malformed at {where}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataShardsError(f"{path}: malformed: {error}") from None
     return manifest, content == manifest.to_json()
 
@@ -218,11 +233,11 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     Raises DataShardsError as :func:`load_split`.
     """
     path = folder / INDEX_NAME
-    index, mapped = _map(path)
+    index, pages = _map(path)
     _check_index(path, manifest, index)
-    if mapped is not None:
+    if pages is not None:
         # The check has read all pages. Drop them: those that are read again take memory then.
-        mapped.madvise(mmap.MADV_DONTNEED)
+        pages.madvise(mmap.MADV_DONTNEED)
     return index
 
 
@@ -245,8 +260,9 @@ def _map(path: Path) -> tuple[NDArray[Any], mmap.mmap | None]:
                 raise ValueError(f"it has {size} bytes, which is not what {shape[0]} rows take")
             if size == begin:
                 return np.zeros(0, dtype=dtype), None
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapped, dtype, shape[0], begin), mapped
+            pages = mapped(file)
+            content = file.read() if pages is None else memoryview(pages)[begin:]
+            return np.frombuffer(content, dtype, shape[0]), pages
         except Exception as error:  # numpy evaluates the header and raises what Python does
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataShardsError(f"{path}: malformed: {reason}") from None

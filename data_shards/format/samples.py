@@ -1,7 +1,6 @@
 """Read the samples of shards: images by their offset, facts by a walk through the tars."""
 
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import open_regular
+from data_shards.files import open_regular, parse_json
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
+from data_shards.litter import children
 
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
 
@@ -35,7 +35,7 @@ def split_folders(folder: Path) -> list[Path]:
     """Return ``folder`` if it is a split, else its subfolders that are; UsageError if none is."""
     if (folder / MANIFEST_NAME).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST_NAME}"))
+    found = [path.parent for path in children(folder, f"*/{MANIFEST_NAME}")]
     if not found:
         raise UsageError(f"{folder}: no {MANIFEST_NAME} here or in a subfolder")
     return found
@@ -48,7 +48,7 @@ def folders_to_verify(folder: Path) -> list[Path]:
     """
     if os.path.lexists(folder / MANIFEST_NAME):
         return [folder]
-    found = sorted(path for path in folder.glob("[!.]*/") if _was_split(path))
+    found = [path for path in children(folder, "*/") if _was_split(path)]
     if not found and _was_split(folder):
         return [folder]
     return found or split_folders(folder)
@@ -56,7 +56,7 @@ def folders_to_verify(folder: Path) -> list[Path]:
 
 def _was_split(folder: Path) -> bool:
     names = (MANIFEST_NAME, INDEX_NAME)
-    return any(os.path.lexists(folder / name) for name in names) or any(folder.glob("*.tar"))
+    return any(os.path.lexists(folder / name) for name in names) or bool(children(folder, "*.tar"))
 
 
 def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:
@@ -119,7 +119,7 @@ def _facts_of(path: Path) -> dict[str, Facts]:
 
 def _parse(where: str, key: str, text: bytes, extension: str) -> Facts:
     try:
-        facts: dict[str, Any] = json.loads(text)
+        facts: dict[str, Any] = parse_json(text)
         width, height = facts["size"]
         return Facts(
             key=key,
@@ -129,5 +129,5 @@ def _parse(where: str, key: str, text: bytes, extension: str) -> Facts:
             flags=tuple(str(flag) for flag in facts["flags"]),
             extension=extension,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise DataShardsError(f"{where}: malformed facts") from None

@@ -13,9 +13,12 @@ import os
 import tarfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
+from data_shards.file_system import forget_pages
+from data_shards.files import naming
 
 BLOCK = tarfile.BLOCKSIZE  # a member is a header block and its payload, padded to whole blocks
 RECORD = tarfile.RECORDSIZE  # two blocks of zeros end a tar, padded to whole records
@@ -128,17 +131,16 @@ class TarStream:
                     self._compare(written, begin + first)
 
     def _write(self, content: memoryview, begin: int) -> None:
-        self._file.write(content)
-        self._file.flush()
         descriptor = self._file.fileno()
-        os.fdatasync(descriptor)
+        with naming(Path(self._file.name)):
+            self._file.write(content)
+            self._file.flush()
+            os.fdatasync(descriptor)
         # Drop the synced pages from the cache, so that the bytes read back come from the disk.
         # Only whole pages are dropped, so begin with the page that holds the end of the last
         # stretch.
         page = begin - begin % mmap.PAGESIZE
-        length = begin + len(content) - page
-        os.posix_fadvise(descriptor, page, length, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(descriptor, page, length, os.POSIX_FADV_WILLNEED)
+        forget_pages(descriptor, page, begin + len(content) - page)
 
     def _compare(self, written: memoryview, begin: int) -> None:
         count = os.preadv(self._file.fileno(), [self._piece], begin)

@@ -10,7 +10,8 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import lock, sync_folder
+from data_shards.file_system import lock, sync_folder
+from data_shards.files import naming
 from data_shards.gather.urls import Task
 
 JOURNAL_NAME = "gather.jsonl"
@@ -49,8 +50,9 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a line and remember it."""
-        self._file.write(record.model_dump_json().encode() + b"\n")
-        self._file.flush()
+        with naming(Path(self._file.name)):
+            self._file.write(record.model_dump_json().encode() + b"\n")
+            self._file.flush()
         self.records[record.task] = record
 
 
@@ -66,7 +68,8 @@ def open_journal(folder: Path, *, split: str, val_fraction: float) -> Iterator[J
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL_NAME
     with open(path, "a+b", opener=_open_no_link) as file:
-        if not lock(file.fileno(), wait=False):
+        unprotected = "two processes that gather into this folder may disturb each other"
+        if lock(file.fileno(), wait=False, unprotected=unprotected) is False:
             raise UsageError(f"{folder}: another process is gathering into it")
         file.seek(0)
         content = file.read()

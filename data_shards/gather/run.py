@@ -15,7 +15,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_shards.files import sync_folder, write_synced
+from data_shards.file_system import sync_folder
+from data_shards.files import naming, write_synced
 from data_shards.findings import Finding
 from data_shards.gather.fetch import Failure, Fetcher, Limits, Outcome, Redirect
 from data_shards.gather.log import Journal, Record, open_journal
@@ -256,7 +257,7 @@ class _Run:
 
 def _write(partial: Path, final: Path, content: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
+    with naming(final), partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

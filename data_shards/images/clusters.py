@@ -117,10 +117,10 @@ def read_published(path: Path) -> list[Published]:
 def import_published(
     folder: Path, manifest: Manifest, index: NDArray[np.void], rows: Sequence[Published]
 ) -> Join:
-    """Join published clusters to the samples of a split by the name of the image's file.
+    """Join published clusters to the samples of a split by path or by the name of the file.
 
-    The folder before the name distinguishes samples or rows with the same name. A row whose
-    folder contradicts the sample's class or folder is another image.
+    A sample's own path in its source comes first. Otherwise the folder before the name must be
+    the sample's class or its folder in the source, or be left out; else the row is another image.
     DataShardsError if names stay ambiguous, or a row's category names another
     class than the sample's.
     """
@@ -130,7 +130,9 @@ def import_published(
     clusters: dict[str, tuple[int, ...]] = {}
     rows_left = []
     for row in rows:
-        fitting = [found for found in samples.get(row.path.name, []) if _fits(row.path, found[0])]
+        named = samples.get(row.path.name, [])
+        fitting = [found for found in named if found[0].source == str(row.path)]
+        fitting = fitting or [found for found in named if _fits(row.path, found[0])]
         if not fitting:
             rows_left.append(str(row.path))
             continue
@@ -159,14 +161,11 @@ def import_published(
 
 def _fits(path: PurePosixPath, facts: Facts) -> bool:
     """Whether the folder of a published path agrees with what is known of a sample."""
-    parent = path.parent.name
-    if not parent:
-        return True
-    if facts.wnid:
-        return parent == facts.wnid
     folder = PurePosixPath(facts.source).parent.name
+    if path.parent.name in ("", facts.wnid, folder):
+        return True
     # An archive is not a class folder, so it says nothing about the class.
-    return folder in ("", parent) or folder.endswith(".tar")
+    return not facts.wnid and (not folder or folder.endswith(".tar"))
 
 
 def _numbers(where: str, cells: list[str], number: int) -> tuple[int, ...]:

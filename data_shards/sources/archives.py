@@ -9,6 +9,7 @@ and headers are limited in size.
 import hashlib
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _REFUSED: Final = {
 }
 # All headers of one member together: long names, extended headers, maps of sparse files.
 _LONGEST_HEADER: Final = 1 << 16
+_PACKED: Final = re.compile(
+    r"(.+?)(?:\.tar)?\.(?:zip|7z|rar|t?gz|t?bz2|tbz|t?xz|t?zst)", re.IGNORECASE
+)
 _DEEPEST: Final = 4  # tars inside one another, the outermost included
 _CHUNK: Final = 4 << 20
 _REPORT_EVERY: Final = 1024  # members
@@ -203,7 +207,7 @@ class _Walk:
             if name is None:
                 reason = "unsafe-name"
                 name = info.name
-            if not reason and name[-4:].lower() == ".tar":
+            if not reason and is_tar(name):
                 if self._enter is not None and not self._enter(prefix + name):
                     continue
                 if depth < _DEEPEST:
@@ -211,7 +215,9 @@ class _Walk:
                     continue
                 reason = "nested-too-deep"
             if reason:
-                self.refused.append(Finding(printable(prefix + name), "refused", (reason,)))
+                images = 0 if is_tar(name) else 1
+                path = printable(prefix + name)
+                self.refused.append(Finding(path, "refused", (reason,), images=images))
                 continue
             self.members.append(Member(prefix + name, offset, info.size))
             if len(self.members) % _REPORT_EVERY == 0:
@@ -275,6 +281,17 @@ def _safe_name(name: str) -> str | None:
             return None
         return "/".join(parts)
     return name if name not in ("..", ".") else None
+
+
+def packed_name(name: str) -> str:
+    """Return the name of a compressed archive without its endings, "" if it is none by its name."""
+    found = _PACKED.fullmatch(name)
+    return found[1] if found else ""
+
+
+def is_tar(name: str) -> bool:
+    """Whether a name is that of a tar."""
+    return name[-4:].lower() == ".tar"
 
 
 def printable(name: str) -> str:

@@ -3,8 +3,8 @@
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -12,9 +12,14 @@ from tqdm import tqdm
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import Finding
-from data_shards.sources.archives import index_tar, printable
+from data_shards.litter import is_litter, litter_in
+from data_shards.sources.archives import index_tar, is_tar, printable
 
 IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
+# Formats that are not taken, and other names of JPEGs.
+OTHER_IMAGE_ENDINGS: Final = frozenset(
+    {"avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jxl", "tif", "tiff", "webp"}
+)
 
 _DEEPEST: Final = 32  # folders inside one another
 # Files that often lie beside images and are ignored.
@@ -22,7 +27,6 @@ _JUNK_ENDINGS: Final = {
     *("csv", "db", "gz", "html", "ini", "json", "log", "mat", "md", "md5", "pdf", "py", "sh"),
     *("tgz", "txt", "xml", "yaml", "zip"),
 }
-_JUNK_FOLDERS: Final = frozenset({"__MACOSX", "lost+found"})
 _KINDS: Final = {
     stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
@@ -56,7 +60,7 @@ class Folder:
 
 
 class Scanner:
-    """Walks sources and collects findings, archives and ignored files.
+    """Walks sources and collects findings, archives, ignored files and ignored folders.
 
     ``wanted(parts)`` says whether a folder or tar is worth entering, so that a tar of 138 GB is
     not read in vain. ``md5``: compute the md5 of each archive. ``progress``: show a bar on stderr.
@@ -71,6 +75,7 @@ class Scanner:
         self.findings: list[Finding] = []
         self.archives: dict[str, str | None] = {}  # name -> md5
         self.ignored: list[str] = []
+        self.litter: set[str] = set()  # folders that are hidden or another program's
 
     def scan(self, source: Path) -> Iterator[Folder]:
         """Yield every folder that holds files, in no particular order.
@@ -103,24 +108,25 @@ class Scanner:
             except OSError as error:
                 if not parts:
                     raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-                self._refuse(parts, "unreadable-folder")
+                self._refuse(parts, "unreadable-folder", images=0)
                 continue
             with entries:
                 for entry in entries:
                     name = entry.name
                     inside = (*parts, name)
-                    if entry.is_dir(follow_symlinks=False):
-                        if name.startswith(".") or name in _JUNK_FOLDERS:
-                            self._ignore(inside)
-                        elif len(parts) >= _DEEPEST:
-                            self._refuse(inside, "too-deep")
+                    if is_litter(name):
+                        self._ignore(inside, folder=entry.is_dir(follow_symlinks=False))
+                    elif entry.is_dir(follow_symlinks=False):
+                        if len(parts) >= _DEEPEST:
+                            self._refuse(inside, "too-deep", images=0)
                         elif self._wanted(inside):
                             waiting.append((entry.path, inside))
                     elif is_image(name):
                         self._add_image(folder, entry, root)
                     elif not entry.is_file(follow_symlinks=False):
-                        self._refuse(inside, _kind(entry))
-                    elif name[-4:].lower() == ".tar":
+                        kind, images = _kind(entry, root)
+                        self._refuse(inside, kind, images=images)
+                    elif is_tar(name):
                         tars.append((entry.path, inside))
                     else:
                         self._other(folder, name)
@@ -152,8 +158,8 @@ class Scanner:
             self._refuse((*folder.parts, entry.name), kind)
 
     def _other(self, folder: Folder, name: str) -> None:
-        if name.startswith(".") or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
-            self._ignore((*folder.parts, name))
+        if is_litter(name) or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
+            self._ignore((*folder.parts, name), folder=False)
         else:
             folder.others.append(name)
 
@@ -172,7 +178,7 @@ class Scanner:
                 index = index_tar(
                     path,
                     md5=self._md5,
-                    enter=lambda inner: self._wanted((*parts, *inner.split("/"))),
+                    enter=lambda inner: self._enter(parts, inner.split("/")),
                     on_bytes=bar.update,
                 )
         except OSError as error:
@@ -180,8 +186,9 @@ class Scanner:
         self.archives[name] = index.md5
         prefix = "/".join(map(printable, parts))
         self.findings += [
-            Finding(f"{prefix}/{finding.path}", finding.verdict, finding.reasons)
+            replace(finding, path=f"{prefix}/{finding.path}")
             for finding in index.refused
+            if not litter_in(finding.path.split("/"))
         ]
         folders: dict[str, Folder] = {}
         for inner, offset, length in index.members:
@@ -196,29 +203,50 @@ class Scanner:
                 self._other(folder, file)
         del index
         for folder in folders.values():
-            hidden = [p for p in folder.parts if p.startswith(".") or p in _JUNK_FOLDERS]
-            if hidden:
-                self._ignore(folder.parts)
+            litter = litter_in(folder.parts[len(parts) :])
+            if litter:
+                self._ignore((*parts, *litter.split("/")), folder=True)
             elif self._wanted(folder.parts):
                 yield folder
 
-    def _refuse(self, parts: tuple[str, ...], reason: str) -> None:
-        self.findings.append(Finding("/".join(map(printable, parts)), "refused", (reason,)))
+    def _enter(self, parts: tuple[str, ...], inner: Sequence[str]) -> bool:
+        """Return whether the tar ``inner`` of the tar ``parts`` is worth reading."""
+        litter = litter_in(inner)
+        if not litter:
+            return self._wanted((*parts, *inner))
+        self._ignore((*parts, *litter.split("/")), folder=litter != "/".join(inner))
+        return False
 
-    def _ignore(self, parts: tuple[str, ...]) -> None:
-        self.ignored.append("/".join(map(printable, parts)))
+    def _refuse(self, parts: tuple[str, ...], reason: str, *, images: int = 1) -> None:
+        path = "/".join(map(printable, parts))
+        self.findings.append(Finding(path, "refused", (reason,), images=images))
+
+    def _ignore(self, parts: tuple[str, ...], *, folder: bool) -> None:
+        path = "/".join(map(printable, parts))
+        if folder:
+            self.litter.add(path)
+        else:
+            self.ignored.append(path)
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """Return the kind of a file that is neither regular nor a folder, without opening it."""
+def _kind(entry: os.DirEntry[str], root: str) -> tuple[str, int]:
+    """Return the kind of a file that is neither regular nor a folder, and how many images it holds.
+
+    It is not opened, so the number is 0 (unknown) if it is or may be a folder or an archive.
+    The images of a folder below ``root`` are taken where they lie.
+    """
+    images = 0 if is_tar(entry.name) else 1
     try:
-        if entry.is_symlink():
-            return "link-to-folder" if entry.is_dir() else "link"
-        return _KINDS.get(stat.S_IFMT(entry.stat().st_mode), "not-a-file")
+        if not entry.is_symlink():
+            return _KINDS.get(stat.S_IFMT(entry.stat().st_mode), "not-a-file"), images
+        if entry.is_dir():
+            target = os.path.realpath(entry.path)
+            return "link-to-folder", int(f"{target}/".startswith(root.rstrip("/") + "/"))
+        return "link", images if entry.is_file() else 0
     except OSError:
-        return "unreadable"
+        return "unreadable", 0
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, endings: Collection[str] = IMAGE_ENDINGS) -> bool:
     """Return whether a name is that of an image: .JPEG, .jpg or .png in any case, not hidden."""
-    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS and name[0] != "."
+    return name.rpartition(".")[2].lower() in endings and name[0] != "."

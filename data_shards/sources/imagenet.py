@@ -16,7 +16,8 @@ from data_shards.errors import UsageError
 from data_shards.findings import Finding
 from data_shards.format.manifest import Option
 from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TRAIN, Dataset
-from data_shards.sources.images import Found, Row, find_images
+from data_shards.sources.found import Found, Row
+from data_shards.sources.images import find_images
 from data_shards.sources.listing import Item, Listing
 from data_shards.sources.naming import safe_key, selection_keys, unique_keys
 
@@ -40,19 +41,25 @@ def listings(
 ) -> list[Listing]:
     """Return a listing of each split that ``sources`` hold, or only of ``split``.
 
-    ``selection`` is a part of the training images: ``selection_fraction`` of each wnid, chosen
-    by :func:`~data_shards.sources.naming.selection_keys`. ``train`` has the rest, and the
-    images of ``stylised`` except copies of selection images. ``verify_md5`` reads whole
-    archives. ``labels`` has the classes of images outside class folders; without it, the files
-    of ILSVRC2012 and Kaggle are looked for beside the source. The items are in the order of
-    their keys, so the order does not depend on the form of the source.
+    ``selection`` has the images of a folder of that name. If there is none, it is a part of the
+    training images: ``selection_fraction`` of each wnid, chosen by
+    :func:`~data_shards.sources.naming.selection_keys`. ``train`` has the rest, and the images of
+    ``stylised`` except copies of selection images. With ``split="selection"`` and the fraction 1,
+    all images of the source are selection data.
+
+    ``verify_md5`` reads whole archives. ``labels`` has the classes of images outside class folders;
+    without it, the files of ILSVRC2012 and Kaggle are looked for beside the source. The items are
+    in the order of their keys, so the order does not depend on the form of the source.
 
     UsageError if a source does not fit, DataShardsError if an archive is damaged.
     """
     if split is not None:
         dataset.check_split(split)
-    if not 0 <= selection_fraction < 1:
-        raise UsageError(f"--selection-fraction {selection_fraction}: must be from 0 to below 1")
+    if not 0 <= selection_fraction < 1 and (selection_fraction, split) != (1, SELECTION):
+        raise UsageError(
+            f"--selection-fraction {selection_fraction}: must be from 0 to below 1; 1 is for "
+            "--split selection, from a source that is selection data as a whole"
+        )
     if split == SELECTION and selection_fraction == 0:
         raise UsageError("--split selection: would be empty with --selection-fraction 0")
     if stylised and (split not in (None, TRAIN) or not dataset.can_train):
@@ -98,8 +105,12 @@ def _listings(
     labels: Path | None,
     progress: bool,
 ) -> list[Listing]:
-    wanted = TRAIN if split == SELECTION else split
+    wanted = TRAIN if split == SELECTION and fraction < 1 else split
     found = find_images(dataset, sources, wanted, labels=labels, md5=md5, progress=progress)
+    if split == SELECTION and SELECTION in found.other_splits:
+        found = find_images(dataset, sources, split, labels=labels, md5=md5, progress=progress)
+    elif SELECTION in found.other_splits | found.rows.keys() | found.findings.keys():
+        fraction = 0  # the source has selection data of its own
     copies = (
         find_images(dataset, stylised, TRAIN, labels=None, md5=md5, progress=progress)
         if stylised and TRAIN in found.rows
@@ -108,11 +119,12 @@ def _listings(
     if stylised and copies is None:
         raise UsageError("--stylised: needs training images in --source")
     result = []
-    for name in dataset.order(found.rows):
-        if name == TRAIN and dataset.can_train:
+    # A split of which nothing was taken has a listing too, with findings that say why.
+    for name in dataset.order({*found.rows, *found.findings}):
+        if name == TRAIN and dataset.can_train and TRAIN in found.rows:
             result += _training(dataset, found, copies, split, fraction=fraction, seed=seed)
         else:
-            result.append(_listing(dataset, name, found.rows[name], [found]))
+            result.append(_listing(dataset, name, found.rows.get(name, []), [found]))
     return result
 
 
@@ -164,6 +176,7 @@ def _training(
                 part,
                 [found] if split == SELECTION else [],
                 archives=found,
+                source_split=TRAIN,
                 facts={"selection_fraction": fraction, "selection_seed": seed},
                 warnings=warnings,
             )
@@ -179,11 +192,15 @@ def _listing(
     *,
     styled: Sequence[Row] = (),
     archives: Found | None = None,
+    source_split: str | None = None,
     facts: dict[str, Option] | None = None,
     warnings: Sequence[str] = (),
 ) -> Listing:
-    """Make the listing of a split, with the findings and warnings of ``told_by``."""
-    source_split = TRAIN if split == SELECTION else split
+    """Make the listing of a split, with the findings and warnings of ``told_by``.
+
+    ``source_split`` is the split of the source that it is a part of, if it is a part.
+    """
+    source_split = source_split or split
     items = _items(dataset, rows, styled)
     told = list(warnings)
     if source_split != TRAIN or not dataset.can_train:
@@ -192,7 +209,7 @@ def _listing(
     findings: list[Finding] = []
     for found in told_by:
         findings += found.findings.get(source_split, [])
-        told += found.outside_warning(source_split, dataset.name)
+        told += found.warnings(source_split, dataset)
     all_facts = dict(facts or {})
     names: dict[str, str | None] = {}
     for found in [*told_by, *([archives] if archives is not None else [])]:

@@ -2,64 +2,24 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
-from data_shards.sources.archives import printable
-from data_shards.sources.datasets import VAL, Dataset
-from data_shards.sources.folders import Folder, Scanner
-from data_shards.sources.labels import DEVKIT, KAGGLE, find_labels, load_labels
+from data_shards.sources.archives import packed_name, printable
+from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
+from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, File, Folder, Scanner, is_image
+from data_shards.sources.found import UNKNOWN, Found, Row
+from data_shards.sources.labels import DEVKIT, KAGGLE, Labels, find_labels, load_labels
 from data_shards.sources.layouts import Layout, Place
-from data_shards.sources.naming import key_of
+from data_shards.sources.naming import class_in, key_of
 
 _VALIDATION: Final = "ILSVRC2012_val_"
+_TEST: Final = "ILSVRC2012_test_"
 _LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
-_SHOWN: Final = 5
-
-
-class Row(NamedTuple):
-    """An image, before it becomes an :class:`~data_shards.sources.listing.Item`."""
-
-    key: str
-    source: str
-    wnid: str
-    path: str
-    offset: int
-    length: int
-    flags: tuple[str, ...] = ()
-
-
-@dataclass
-class Found:
-    """What a search found, by split.
-
-    ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
-    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files.
-    """
-
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    archives: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    findings: dict[str, list[Finding]] = field(default_factory=dict)
-    outside: dict[str, set[str]] = field(default_factory=dict)
-    ignored: dict[str, list[str]] = field(default_factory=dict)
-    other_splits: set[str] = field(default_factory=set)
-
-    def outside_warning(self, split: str, dataset: str) -> list[str]:
-        """Return warnings about other synsets and about files that are not images."""
-        lines = []
-        outside = self.outside.get(split)
-        if outside:
-            lines.append(f"synsets that are not in {dataset}: {len(outside):,}")
-        ignored = self.ignored.get(split)
-        if ignored:
-            more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
-            shown = ", ".join(sorted(ignored)[:_SHOWN])
-            lines.append(f"{len(ignored):,} files are not images by their names: {shown}{more}")
-        return lines
 
 
 def find_images(
@@ -76,26 +36,31 @@ def find_images(
     UsageError if there are none, or if their split or form is ambiguous.
     """
     found = Found()
+    readers = []
+    given = load_labels(labels) if labels is not None else None
     for source in sources:
         prefix = (source.name,) if len(sources) > 1 and source.is_dir() else ()
-        reader = _SourceReader(dataset, source, split, prefix, labels)
-        reader.run(found, md5=md5, progress=progress)
+        readers.append(_SourceReader(dataset, source, split, prefix, given))
+        readers[-1].read(md5=md5, progress=progress)
+    splits = dataset.order({name for reader in readers for name in reader.splits})
+    first = next(iter(splits), "")
+    for reader in readers:
+        reader.tell(found, first)
+    if split is None and found.other_splits:
+        others = ", ".join(sorted(found.other_splits))
+        told = f"{dataset.name} has no split {others}, so its folders and archives are not read"
+        found.told.setdefault(first, []).append(told)
+    found.miss_packed(dataset)
+    if given is not None:
+        unlisted = [reader.unlisted for reader in readers if reader.by_table]
+        found.compare_with(dataset, given, first or split or "", unlisted)
     if not any(found.rows.values()):
         names = ", ".join(str(source) for source in sources)
         what = f"split {split} of {dataset.name}" if split else dataset.name
-        raise UsageError(f"{names}: holds no image of {what}{_hint(found)}")
+        raise UsageError(f"{names}: holds no image of {what}{found.hint(dataset)}")
+    empty = [s.name for s, r in zip(sources, readers, strict=True) if r.is_empty]
+    found.miss_empty(empty, first)
     return found
-
-
-def _hint(found: Found) -> str:
-    unknown = [f for findings in found.findings.values() for f in findings][:1]
-    if unknown:
-        return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}"
-    if found.other_splits:
-        return f"; its names are of {', '.join(sorted(found.other_splits))}"
-    if found.outside:
-        return "; its folders are other synsets"
-    return "; it should have folders or archives named by wnid, such as n01440764"
 
 
 class _SourceReader:
@@ -105,24 +70,34 @@ class _SourceReader:
         source: Path,
         split: str | None,
         prefix: tuple[str, ...],
-        labels: Path | None,
+        labels: Labels | None,
     ) -> None:
         self._dataset = dataset
         self._source = source
         self._prefix = prefix
         self._layout = Layout(dataset, split, source)
-        self._labels_file = labels
-        self._labels: dict[str, str] | None = None
+        self._given = labels
+        self._found: Labels | None = None
+        # If no folder says which images belong to the wanted split, a table of labels does.
+        self.by_table = (
+            labels is not None
+            and labels.is_table
+            and split is not None
+            and self._layout.source_split is None
+        )
+        self.unlisted = 0
         self._rows: defaultdict[str | None, list[Row]] = defaultdict(list)
         self._findings: list[tuple[str | None, Finding]] = []
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
+        self._deeper: defaultdict[str | None, list[str]] = defaultdict(list)
+        self._ignored: list[str] = []
 
-    def run(self, found: Found, *, md5: bool, progress: bool) -> None:
-        scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
-        for folder in scanner.scan(self._source):
+    def read(self, *, md5: bool, progress: bool) -> None:
+        """Walk through the source."""
+        self._scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
+        for folder in self._scanner.scan(self._source):
             self._take(folder)
-        found.other_splits |= self._layout.other_splits
         default = self._layout.default_split
         unnamed = self._rows.get(None)
         if unnamed and default is None:
@@ -135,20 +110,49 @@ class _SourceReader:
                 f"{self._source}: holds {default} images in a folder of that name and elsewhere "
                 f"(for example {unnamed[0].source}); give the folder that is meant as --source"
             )
-        # A finding without a split goes to the first split in a fixed order.
-        splits = self._dataset.order([split for split in self._rows if split is not None])
-        rest = default or next(iter(splits), "")
+        self.splits = self._dataset.order({split or default or "" for split in self._rows})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of this data set, wanted or not."""
+        layout = self._layout
+        seen = (self._rows, self._findings, layout.other_splits, layout.outside, layout.skipped)
+        return not any(seen)
+
+    def tell(self, found: Found, first: str) -> None:
+        """Add what was read to ``found``; ``first`` is the first split of all sources.
+
+        A finding without a split goes to the first split in a fixed order.
+        """
+        scanner = self._scanner
+        rest = self._layout.default_split or next(iter(self.splits), first)
+        for name, path in self._layout.entered.items():
+            found.entered.setdefault(name, "/".join(map(printable, (*self._prefix, path))))
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
         for split, outside in self._layout.outside.items():
             found.outside.setdefault(split or rest, set()).update(outside)
         for finding in scanner.findings:
-            self._findings.append((self._split_of(finding.path), self._named(finding)))
+            split = self._split_of(finding.path)
+            if self._layout.takes(split):
+                self._findings.append((split, self._named(finding)))
+        found.other_splits |= self._layout.other_splits
         for split, finding in sorted(self._findings, key=lambda pair: pair[1].path):
             found.findings.setdefault(split or rest, []).append(finding)
-        for path in scanner.ignored:
-            named = "/".join([*map(printable, self._prefix), path])
-            found.ignored.setdefault(self._split_of(path) or rest, []).append(named)
+        ignored = [*scanner.ignored, *self._ignored]
+        for paths, kept in ((ignored, found.ignored), (scanner.litter, found.litter)):
+            for path in paths:
+                named = "/".join([*map(printable, self._prefix), path])
+                kept.setdefault(self._split_of(path) or rest, []).append(named)
+        for path in ignored:
+            folder, _, name = path.rpartition("/")
+            name = packed_name(name)
+            split = self._split_of(f"{folder}/{name}.tar".lstrip("/"))
+            if name and self._layout.means_images(name) and self._layout.takes(split):
+                named = "/".join([*map(printable, self._prefix), path])
+                found.packed.append((split or rest, name, named))
+        for split, paths in self._deeper.items():
+            found.deeper.setdefault(split or rest, []).extend(paths)
         for split, names in self._archives.items():
             digests = {name: scanner.archives[name] for name in sorted(names)}
             found.archives.setdefault(split or rest, {}).update(digests)
@@ -170,7 +174,7 @@ class _SourceReader:
 
     def _named(self, finding: Finding) -> Finding:
         path = "/".join([*map(printable, self._prefix), finding.path])
-        return Finding(path, finding.verdict, finding.reasons)
+        return replace(finding, path=path)
 
     def _take(self, folder: Folder) -> None:
         place = self._layout.place(folder.parts)
@@ -179,76 +183,128 @@ class _SourceReader:
         split = self._with_corruption(folder, place)
         where = "/".join(map(printable, (*self._prefix, *folder.parts)))
         before = f"{where}/" if where else ""
+        if self.by_table and place.split is None:
+            self._take_listed(folder, before)
+            return
         if place.known:
-            self._findings += [
-                (split, Finding(before + printable(name), "refused", ("extension",)))
-                for name in folder.others
-            ]
+            self._refuse_names(split, before, folder.others)
             if folder.images and split != "":
-                self._take_class(folder, split, place.wnid, before)
-        elif folder.images and not self._take_flat(folder, place, before):
-            finding = Finding(where or self._source.name, "refused", ("unknown-class",))
+                self._take_class(folder, split, place, before)
+            return
+        images = [name for name in folder.others if is_image(name, OTHER_IMAGE_ENDINGS)]
+        self._ignored += [
+            "/".join(map(printable, (*folder.parts, name)))
+            for name in folder.others
+            if name not in images
+        ]
+        if folder.images and self._take_flat(folder, place, before):
+            self._refuse_names(split, before, images)
+        elif folder.images or images:
+            count = len(folder.images) + len(images)
+            path = where or self._source.name
+            finding = Finding(path, "refused", (UNKNOWN,), images=count)
             self._findings.append((split or None, finding))
+
+    def _refuse_names(self, split: str | None, before: str, names: Iterable[str]) -> None:
+        self._findings += [
+            (split, Finding(before + printable(name), "refused", ("extension",))) for name in names
+        ]
 
     def _with_corruption(self, folder: Folder, place: Place) -> str | None:
         """Return the split; "" if the images cannot be taken because no corruption is named."""
         if self._dataset.corrupted and place.split is None and place.known:
             where = "/".join(map(printable, (*self._prefix, *folder.parts)))
-            self._findings.append((None, Finding(where, "refused", ("no-severity",))))
+            images = len(folder.images)
+            finding = Finding(where, "refused", ("no-severity",), images=images)
+            self._findings.append((None, finding))
             return ""
         return place.split
 
-    def _take_class(self, folder: Folder, split: str | None, wnid: str, before: str) -> None:
+    def _take_class(self, folder: Folder, split: str | None, place: Place, before: str) -> None:
         self._note_form(folder, split)
-        self._rows[split].extend(
+        wnid = place.wnid
+        rows = [
             Row(key_of(wnid, name), before + printable(name), wnid, path, offset, length)
             for name, path, offset, length in folder.images
-        )
+        ]
+        self._rows[split] += rows
+        if place.deeper:
+            self._deeper[split] += [row.source for row in rows]
+
+    def _take_listed(self, folder: Folder, before: str) -> None:
+        """Take the images that the given table lists; the others belong to other splits."""
+        assert self._given is not None
+        for file in folder.images:
+            wnid = self._given.find(self._source, folder.parts, _stem(file.name))
+            if wnid is None:
+                self.unlisted += 1
+            else:
+                self._take_file(folder, file, None, wnid, before)
 
     def _take_flat(self, folder: Folder, place: Place, before: str) -> bool:
-        """Take images outside class folders by their labels; False if there are no labels."""
+        """Take images outside class folders by names or labels; False if there are neither."""
         if self._dataset.corrupted:
             return False
-        validation = any(name.startswith(_VALIDATION) for name, *_ in folder.images)
-        if not validation and self._labels_file is None:
+        if self._given is None and not any(_says_split(file.name) for file in folder.images):
             return False
-        split = place.split or (VAL if validation else None)
-        if not self._layout.takes(split):
-            return True
-        labels = self._load_labels()
-        known = self._dataset.class_map.labels
-        rows = []
-        for name, path, offset, length in folder.images:
-            wnid = labels.get(name.rpartition(".")[0])
-            source = before + printable(name)
-            if wnid is None:
-                self._findings.append((split, Finding(source, "refused", ("no-label",))))
-            elif wnid in known:
-                rows.append(Row(key_of(wnid, name), source, wnid, path, offset, length))
+        for file in folder.images:
+            split = place.split or _says_split(file.name)
+            if not self._layout.takes(split):
+                continue
+            wnid = self._class_of(folder, file)
+            if wnid:
+                self._take_file(folder, file, split, wnid, before)
             else:
-                self._layout.outside.setdefault(split, set()).add(wnid)
-        if rows:
-            self._note_form(folder, split)
-            self._rows[split] += rows
+                source = before + printable(file.name)
+                self._findings.append((split, Finding(source, "refused", ("no-label",))))
         return True
+
+    def _class_of(self, folder: Folder, file: File) -> str | None:
+        stem = _stem(file.name)
+        if self._given is not None:
+            wnid = self._given.find(self._source, folder.parts, stem)
+            return wnid or class_in(stem)
+        if file.name.startswith(_VALIDATION):
+            return class_in(stem) or self._found_labels().wnids.get(stem)
+        return class_in(stem)
+
+    def _take_file(
+        self, folder: Folder, file: File, split: str | None, wnid: str, before: str
+    ) -> None:
+        if wnid not in self._dataset.class_map.labels:
+            self._layout.outside.setdefault(split, set()).add(wnid)
+            return
+        self._note_form(folder, split)
+        name, path, offset, length = file
+        source = before + printable(name)
+        self._rows[split].append(Row(key_of(wnid, name), source, wnid, path, offset, length))
 
     def _note_form(self, folder: Folder, split: str | None) -> None:
         self._forms[split].add(bool(folder.archive))
         if folder.archive:
             self._archives[split].add(folder.archive)
 
-    def _load_labels(self) -> dict[str, str]:
-        if self._labels is None:
-            path = self._labels_file or self._find_labels()
+    def _found_labels(self) -> Labels:
+        """Return the labels that lie beside the source."""
+        if self._found is None:
+            real = Path(os.path.realpath(self._source))
+            places = [real, *list(real.parents)[:_LABELS_UPWARDS]]
+            path = next((path for p in places if p.is_dir() and (path := find_labels(p))), None)
             if path is None:
                 raise UsageError(
                     f"{self._source}: its validation images lie in no class folders; give "
                     f"--labels, the devkit {DEVKIT}.tar.gz or Kaggle's {KAGGLE}"
                 )
-            self._labels = load_labels(path)
-        return self._labels
+            self._found = load_labels(path)
+        return self._found
 
-    def _find_labels(self) -> Path | None:
-        real = Path(os.path.realpath(self._source))
-        places = [real, *list(real.parents)[:_LABELS_UPWARDS]]
-        return next((path for p in places if p.is_dir() and (path := find_labels(p))), None)
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _says_split(name: str) -> str | None:
+    """Return the split that the published name of an image says, None if it says none."""
+    if name.startswith((_VALIDATION, _TEST)):
+        return VAL if name.startswith(_VALIDATION) else TEST
+    return TRAIN if class_in(_stem(name)) else None

@@ -1,7 +1,8 @@
 """Read the class of each validation image of ILSVRC2012 that is in no class folder.
 
 Three kinds of files have it: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or the folder in it),
-Kaggle's ``LOC_val_solution.csv``, and a CSV with the columns ``name`` and ``wnid``.
+Kaggle's ``LOC_val_solution.csv``, and a CSV with the columns ``name`` and ``wnid``, whose names are
+those of files or paths below the source.
 """
 
 import csv
@@ -9,6 +10,7 @@ import io
 import re
 import tarfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -33,22 +35,45 @@ def find_labels(folder: Path) -> Path | None:
     return None
 
 
-def load_labels(path: Path) -> dict[str, str]:
-    """Return the wnid of each image by its name without extension.
+@dataclass
+class Labels:
+    """The wnid of each image by its name or path without extension.
+
+    ``is_table``: they come from a CSV with the columns name and wnid. ``used`` are the names that
+    :meth:`find` has found.
+    """
+
+    path: Path
+    wnids: dict[str, str]
+    is_table: bool = False
+    used: set[str] = field(default_factory=set)
+
+    def find(self, source: Path, parts: tuple[str, ...], stem: str) -> str | None:
+        """Return the wnid of the image ``stem`` in the folder ``parts`` of ``source``."""
+        path = "/".join((*parts, stem))
+        for name in (path, f"{source.name}/{path}", stem):
+            if name in self.wnids:
+                self.used.add(name)
+                return self.wnids[name]
+        return None
+
+
+def load_labels(path: Path) -> Labels:
+    """Read a file of labels.
 
     UsageError or DataShardsError in one line if the file is missing, of another kind or
     malformed.
     """
     if path.is_dir():
-        return _from_devkit(path, _devkit_folder(path))
+        return Labels(path, _from_devkit(path, _devkit_folder(path)))
     if not path.is_file():
         raise UsageError(f"{path}: no such file of labels")
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar")):
-        return _from_devkit(path, _devkit_archive(path))
+        return Labels(path, _from_devkit(path, _devkit_archive(path)))
     return _from_table(path)
 
 
-def _from_table(path: Path) -> dict[str, str]:
+def _from_table(path: Path) -> Labels:
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
@@ -60,7 +85,8 @@ def _from_table(path: Path) -> dict[str, str]:
     if len(content) > _LARGEST:
         raise DataShardsError(f"{path}: is larger than a table of labels can be")
     header = rows[0] if rows else []
-    if header not in (["ImageId", "PredictionString"], ["name", "wnid"]):
+    own = ["name", "wnid"]
+    if header not in (["ImageId", "PredictionString"], own):
         raise UsageError(
             f"{path}: is not a file of labels; give the devkit {DEVKIT}.tar.gz, Kaggle's {KAGGLE} "
             "or a CSV with the columns name,wnid"
@@ -74,11 +100,12 @@ def _from_table(path: Path) -> dict[str, str]:
         name = row[0]
         if name.lower().endswith((".jpeg", ".jpg", ".png")):
             name = name.rpartition(".")[0]
+        name = name.removeprefix("./")
         if not wnid or not name or labels.get(name, wnid) != wnid:
             problem = "two labels for one image" if wnid and name else "no image and wnid"
             raise DataShardsError(f"{path}:{line}: {problem} ({printable(','.join(row))[:60]})")
         labels[name] = wnid
-    return labels
+    return Labels(path, labels, is_table=header == own)
 
 
 def _devkit_folder(path: Path) -> dict[str, bytes]:

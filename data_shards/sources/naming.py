@@ -12,19 +12,29 @@ LONGEST_KEY: Final = 90  # bytes; with an extension it still fits one header of 
 _SAFE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _VALIDATION: Final = "ILSVRC2012_val_"
+# Hugging Face adds the class: n01440764_18_n01440764, ILSVRC2012_val_00000293_n02110985.
+_WITH_CLASS: Final = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})_(n\d{8})")
 
 
 def key_of(wnid: str, name: str) -> str:
     """Return the key of the image ``name`` (without folder) of the class ``wnid``.
 
     It is the name without its extension, with the wnid before it unless the name begins with
-    the wnid or is that of a validation image of ILSVRC2012. So an image has the same key in an
-    archive and in a folder.
+    the wnid or is that of a validation image of ILSVRC2012. A class at its end, as in
+    :func:`class_in`, is dropped. So an image has the same key in an archive and in a folder.
     """
     stem = name.rpartition(".")[0] or name
+    if stem.endswith(wnid) and class_in(stem) == wnid:
+        stem = stem[: -len(wnid) - 1]
     if not stem.startswith((_VALIDATION, f"{wnid}_")):
         stem = f"{wnid}_{stem}"
     return safe_key(stem)
+
+
+def class_in(stem: str) -> str:
+    """Return the wnid at the end of a name that Hugging Face gave an image, else ""."""
+    found = _WITH_CLASS.fullmatch(stem)
+    return found[2] if found and found[1] in (None, found[2]) else ""
 
 
 def safe_key(text: str) -> str:

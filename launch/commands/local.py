@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 from launch.commands.common import given_flags
-from launch.local.children import visible_gpus
 from launch.local.supervisor import Limits, Supervisor, ownership
 from launch.record.command_line import (
     CommandLine,
@@ -26,6 +25,7 @@ from launch.record.runs import refuse_if_active
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.plan import check_world
 from rebias_dist.errors import EXIT_USAGE, ConfigError
+from rebias_dist.ranks.placement import visible_gpus
 from rebias_dist.runs.run_folder import fresh_name
 
 EXAMPLES = """

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_shards.streams import reader_left
 from launch.commands.common import add_name
 from launch.record.reading import open_regular, printable
 from launch.record.runs import ACTIVE, look_at, run_folder
@@ -42,8 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a log."""
-    # The reader of the output may end early, as head does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     folder = run_folder(arguments.runs_dir, arguments.name)
     if arguments.lines is not None and arguments.lines < 0:
         raise ConfigError(f"--lines: {arguments.lines} is too few; use 0 or more")
@@ -55,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     with file:
         _copy(file if arguments.lines is None else deque(file, maxlen=arguments.lines))
         try:
-            while arguments.follow:
+            while arguments.follow and not reader_left():
                 # Look at the state before copying, so that the last lines are not missed.
                 (found,) = look_at([folder])
                 _copy(file)
@@ -93,4 +91,6 @@ def _copy(lines: Iterable[bytes]) -> None:
     """Print lines without control characters, which a terminal obeys."""
     for line in lines:
         print(printable(line), end="")
+        if reader_left():  # as head does
+            break
     sys.stdout.flush()

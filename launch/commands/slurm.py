@@ -25,7 +25,7 @@ from rebias_dist.errors import EXIT_FINISHED, ConfigError
 from rebias_dist.runs.run_folder import RunFolder, fresh_name, refuse_changes
 
 EXAMPLES = """
-rebias-launch slurm imagenet9/rebias --nodes 4 --gpus-per-node 8 --time 12:00:00 --partition gpu
+rebias-launch slurm imagenet9/rebias_n512 --nodes 4 --gpus-per-node 8 --time 12:00:00
 rebias-launch slurm my.yaml --by srun --gpus-per-node 8 --dry-run
 rebias-launch slurm biased_mnist/demo --cpu --ranks-per-node 4 -- --mem=8G --exclude=node7
 """

@@ -36,7 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     logdir = _logdir(arguments.runs_dir, arguments.name)
     port = _free_port(arguments.port)
     print(f"TensorBoard: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
-    there = f"{getpass.getuser()}@{platform.node()}"
+    try:
+        there = f"{getpass.getuser()}@{platform.node()}"
+    except (KeyError, OSError):  # in a container, the user may have no name
+        there = platform.node()
     print(f"from your own machine: ssh -N -L {port}:127.0.0.1:{port} {there}", flush=True)
     words = [sys.executable, "-m", "tensorboard.main", *logdir, "--host=127.0.0.1"]
     os.execv(sys.executable, [*words, f"--port={port}"])

@@ -23,10 +23,6 @@ _LOOK = 0.2  # seconds between two looks at the processes
 _STOPPED = 10.0  # seconds after which a stopped process counts as hanging
 _KILLED = 30.0  # seconds that a killed process has to disappear in
 _CHECKPOINT = re.compile(r"step-(\d{9})")
-# Another run's place among its ranks, as inside a batch job, does not hold for this run.
-_PLACEMENT = re.compile(
-    r"(SLURM_|PMI|TORCHELASTIC_|GROUP_).*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
-)
 
 
 @dataclass
@@ -82,8 +78,7 @@ class Attempt:
         self._noted = _version(self._attempts)
         agent = [sys.executable, "-m", "launch.local.agent", f"--nproc-per-node={ranks}"]
         rank = ["-m", "launch.local.rank", str(self._codes.absolute())]
-        environment = {k: v for k, v in os.environ.items() if not _PLACEMENT.fullmatch(k)}
-        self._torchrun = Child([*agent, *rank, *training], log, ranks, environment)
+        self._torchrun = Child([*agent, *rank, *training], log, ranks, os.environ)
         self._asked: set[int] = set()
         self._stopped_since: dict[int, float] = {}
         self._heartbeat = _version(self._state)
@@ -102,7 +97,6 @@ class Attempt:
         try:
             while self._torchrun.poll() is None and not hang:
                 time.sleep(_LOOK)
-                self._show()
                 now = time.monotonic()
                 if stop.asked:
                     deadline = min(deadline, now + grace)
@@ -116,7 +110,6 @@ class Attempt:
             detected = time.monotonic()
         finally:
             left = self._kill()
-        self._show()
         if left:
             hang = f"processes {', '.join(map(str, left))} cannot be killed"
         code = self._torchrun.returncode
@@ -157,12 +150,6 @@ class Attempt:
         if now - self._alive > timeout:
             return f"no sign of life for {timeout:g} s"
         return ""
-
-    def _show(self) -> None:
-        """Copy the new output of the ranks to the terminal."""
-        with suppress(OSError):  # the terminal may be gone; the file has all output
-            sys.stderr.buffer.write(self._torchrun.new_output())
-            sys.stderr.flush()
 
 
 def _version(path: Path) -> tuple[int, int] | None:

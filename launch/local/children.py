@@ -1,23 +1,28 @@
-"""Child processes: start one with a log, hear the requests to stop, kill all that is left."""
+"""Child processes: start one with a log, kill all that is left."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from data_shards.processes import usable_cores
+
 PARENT = "REBIAS_PARENT_PID"
 """Environment variable with the process that a child dies with."""
 
-# Ctrl-C, kill, the warning of a batch system ahead of its time limit, a closed terminal.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+# Another run's place among its ranks, as inside a batch job, does not hold for a child. PET_… are
+# options of torchrun; PET_STANDALONE would have its store listen on all interfaces.
+_PLACEMENT = re.compile(
+    r"(SLURM_|PMI|OMPI_|PET_|TORCHELASTIC_).*|MASTER_(ADDR|PORT)|ROLE_NAME|"
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)"
+)
 # A batch system warns whole process groups with SIGUSR2, which would kill torchrun. The ranks
 # inherit this until they set their own handler.
 _SHIELD = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "child")
@@ -33,17 +38,18 @@ class Child(subprocess.Popen[bytes]):
         command: the program and its arguments.
         log: file for the output; its folder is made if there is none.
         ranks: processes that share the cores of the calling thread.
-        environment: variables of the child, to which this class adds its own.
+        environment: variables of the child. This class adds its own, and leaves out those that say
+            which rank a process is.
     """
 
     def __init__(
         self, command: Sequence[str], log: Path, ranks: int, environment: Mapping[str, str]
     ) -> None:
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+        threads = max(1, usable_cores() // ranks)
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as output:
-            self._begin = self._read = output.tell()
+            self._begin = output.tell()
             super().__init__(
                 [*_SHIELD, *command],
                 stdin=subprocess.DEVNULL,
@@ -51,7 +57,7 @@ class Child(subprocess.Popen[bytes]):
                 stderr=subprocess.STDOUT,
                 env={
                     "OMP_NUM_THREADS": str(threads),
-                    **environment,
+                    **{k: v for k, v in environment.items() if not _PLACEMENT.fullmatch(k)},
                     "GLOO_SOCKET_IFNAME": "lo",
                     "NCCL_SOCKET_IFNAME": "lo",
                     PARENT: str(os.getpid()),
@@ -59,30 +65,11 @@ class Child(subprocess.Popen[bytes]):
                 start_new_session=True,
             )
 
-    def new_output(self) -> bytes:
-        """Return the output since the last call."""
-        with self._log.open("rb") as log:
-            log.seek(self._read)
-            text = log.read()
-        self._read += len(text)
-        return text
-
     def last_output(self, most: int) -> bytes:
         """Return at most ``most`` bytes from the end of the child's output."""
         with self._log.open("rb") as log:
             log.seek(max(self._begin, self._log.stat().st_size - most))
             return log.read()
-
-
-def on_stop_signals(handler: Callable[[int, object], None]) -> None:
-    """Call a handler for the signals that ask this process to stop.
-
-    A signal that is ignored stays ignored, except SIGUSR2: nohup ignores SIGHUP, and a shell
-    ignores the SIGINT of its background jobs.
-    """
-    for number in _STOP_SIGNALS:
-        if number == signal.SIGUSR2 or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
 
 
 def stopped_processes(ancestor: int) -> list[int]:
@@ -118,12 +105,3 @@ def kill_all(seconds: float) -> list[int]:
         if time.monotonic() > deadline:
             return [process.pid for process in left]
     return []
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA numbers them, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu != "-1"]
-    devices = [name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]
-    return [str(number) for number in range(len(devices))]

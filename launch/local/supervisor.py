@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.files import HeldError, hold
+from data_shards.files import HeldError, hold, write_synced
 from data_shards.processes import adopt_orphans
+from data_shards.signals import on_stop_signals
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
-from launch.local.children import on_stop_signals
+from launch.local.relay import Relay
 from launch.record.exit_codes import final_code
 from launch.record.locks import launcher_lock
 from rebias_dist.errors import (
@@ -33,6 +33,7 @@ from rebias_dist.errors import (
 )
 
 _LONGEST_PAUSE = 60.0  # seconds
+_PROBE = 1 << 20  # bytes; a disk that is almost full may still take a few
 
 
 @dataclass(frozen=True)
@@ -89,25 +90,30 @@ class Supervisor:
         self._limits = limits
         self._stop = Stop()
         self._logs = run_folder / "logs"
+        self._output = self._logs / "output.log"
 
     def run(self) -> int:
         """Supervise the run to its end; return the exit code."""
         adopt_orphans()
-        on_stop_signals(self._receive)
-        try:
-            return self._attempts()
-        except OSError as error:
-            raise RebiasError(f"{self._folder}: {error.strerror or error}") from None
+        with on_stop_signals(self._receive):
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+                with closing(Relay(self._output)) as self._relay:
+                    return self._attempts()
+            except OSError as error:
+                raise RebiasError(
+                    f"{self._folder}: cannot be written ({error.strerror or error}); when it can, "
+                    "'rebias-launch resume' goes on from here"
+                ) from None
 
     def _attempts(self) -> int:
-        self._logs.mkdir(parents=True, exist_ok=True)
         restarts = fruitless = 0
         while True:
             before = newest_checkpoint(self._folder)
             self._event("start", attempt=restarts + 1, checkpoint=before)
             # With --resume=never the run had to be new at its launch, but not at a restart.
             training = [*self._training, *(["--resume=auto"] if restarts else [])]
-            attempt = Attempt(self._folder, self._ranks, training, self._logs / "output.log")
+            attempt = Attempt(self._folder, self._ranks, training, self._output)
             outcome = attempt.watch(self._stop, self._limits.hang_timeout, self._limits.grace)
             code = self._judge(outcome)
             after = newest_checkpoint(self._folder)
@@ -115,6 +121,7 @@ class Supervisor:
             if code is not None:
                 self._say(_FAREWELLS.get(code, "failed"), outcome)
                 return code
+            self._check_disk()
             fruitless = 0 if after != before else fruitless + 1
             restarts += 1
             reason = ""
@@ -159,8 +166,13 @@ class Supervisor:
     def _say(self, text: str, outcome: Outcome) -> None:
         """Tell the user what happens next, and why."""
         why = f" ({_cause(outcome)})" if _cause(outcome) else ""
-        with suppress(OSError):  # the terminal may be gone
-            print(f"rebias-launch: {self._folder.name}: {text}{why}", file=sys.stderr, flush=True)
+        self._relay.say(f"rebias-launch: {self._folder.name}: {text}{why}")
+
+    def _check_disk(self) -> None:
+        """Raise OSError if the folder cannot be written: then no attempt can succeed or say why."""
+        probe = self._folder / "launcher" / "probe"
+        write_synced(probe, bytes(_PROBE))
+        probe.unlink()
 
     def _event(self, event: str, **facts: Any) -> None:
         """Add a line to the launcher's own log."""

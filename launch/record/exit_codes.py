@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_shards.files import write_synced
@@ -20,7 +21,8 @@ def train_and_note(arguments: Sequence[str], path: Path) -> None:
     """Train, as ``python -m rebias_dist.train`` does, and write the exit code to a file."""
 
     def note(code: int) -> None:
-        write_synced(path, f"{code}\n".encode())
+        with suppress(OSError):  # a full disk: the rank's own error must still be shown
+            write_synced(path, f"{code}\n".encode())
 
     try:
         train.cli(arguments, note)

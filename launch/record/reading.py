@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_MOST_BYTES = 1 << 20  # of a JSON file; ours have a few hundred
+from data_shards.files import SMALL, parse_json
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -37,8 +36,8 @@ def read_tail(path: Path, most: int) -> bytes | None:
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file, or None if the file is missing or damaged."""
     try:
-        return json.loads(read_tail(path, _MOST_BYTES) or b"")
-    except (ValueError, RecursionError):
+        return parse_json(read_tail(path, SMALL) or b"")
+    except ValueError:
         return None
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_shards.files import parse_json
 from launch.record.command_line import CommandLine, read_command_line
 from launch.record.jobs import job_states
 from launch.record.locks import launcher_lock, lock_holder, trainer_lock
@@ -215,8 +216,8 @@ def _accuracy(folder: Path) -> tuple[float | None, str | None]:
             if b'_accuracy"' not in line:
                 continue
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
+                values = parse_json(line)
+            except ValueError:
                 continue
             found = _accuracy_in(values) if isinstance(values, dict) else None
             if found is not None:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from data_shards.streams import run_command
 from launch.record.exit_codes import final_code, read_codes
 from rebias_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
@@ -51,4 +52,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("rebias-launch", main))

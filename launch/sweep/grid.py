@@ -15,7 +15,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from launch.record.reading import read_state
 from rebias_dist.commands.train import parse_train
-from rebias_dist.config.files import differences, parse_yaml, read_config_file, validate
+from rebias_dist.config.files import (
+    differences,
+    first_fault,
+    parse_yaml,
+    read_config_file,
+    validate,
+)
 from rebias_dist.config.plan import check_world
 from rebias_dist.config.schema import Config, Section
 from rebias_dist.errors import ConfigError
@@ -180,13 +186,8 @@ def read_sweep(path: str, given: Mapping[str, str] | None = None) -> Sweep:
     try:
         return Sweep.model_validate(values)
     except ValidationError as invalid:
-        error = invalid.errors()[0]
-    if error["type"] == "value_error":
-        raise ConfigError(f"{path}: {error['msg'].removeprefix('Value error, ')}")
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        raise ConfigError(f"{path}: {where}: no such key; known: {', '.join(Sweep.model_fields)}")
-    raise ConfigError(f"{path}: {where}: {error['input']!r}: {error['msg']}")
+        fault = first_fault(invalid, values, lambda location: list(Sweep.model_fields))
+        raise ConfigError(f"{path}: {fault}") from None
 
 
 def plan_cells(

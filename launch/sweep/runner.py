@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from launch.local.children import Child, on_stop_signals, visible_gpus
+from data_shards.signals import on_stop_signals
+from launch.local.children import Child
 from launch.record.display import duration
 from launch.record.reading import printable
 from launch.sweep.grid import Cell
 from launch.sweep.results_csv import note_commit
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
+from rebias_dist.ranks.placement import visible_gpus
 
 _TAIL = 15  # lines shown of a failed command's output
 
@@ -118,7 +120,7 @@ class CellRunner:
         opening = "" if self._live else f"{title} "
         print(f"{opening}{verdict} in {duration(time.monotonic() - begin)}", flush=True)
         if code != 0 and not self.stopping:
-            for line in _without_torchrun(_last_lines(child))[-_TAIL:]:
+            for line in _last_lines(child)[-_TAIL:]:
                 print(f"    {line}", flush=True)
         return code
 
@@ -143,9 +145,6 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
         for runner in runners:
             runner.stop()
 
-    on_stop_signals(stop)
-    # Cells inherit what is ignored, and a request to stop reaches them as SIGINT.
-    signal.signal(signal.SIGINT, stop)
     free: SimpleQueue[CellRunner] = SimpleQueue()
     for runner in runners:
         free.put(runner)
@@ -170,7 +169,9 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
         finally:
             free.put(runner)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with on_stop_signals(stop), ThreadPoolExecutor(jobs) as pool:
+        # Cells inherit what is ignored, and a request to stop reaches them as SIGINT.
+        signal.signal(signal.SIGINT, stop)
         failed = [text for text in pool.map(work, range(1, len(cells) + 1), cells) if text]
     for text in failed:
         print(f"failed: {text}", file=sys.stderr)
@@ -185,12 +186,6 @@ def _last_lines(child: Child) -> list[str]:
     text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", child.last_output(20_000))
     lines = printable(text.replace(b"\r", b"\n")).split("\n")
     return [line for line in lines if line.strip()]
-
-
-def _without_torchrun(lines: list[str]) -> list[str]:
-    """Cut off torchrun's own traceback, which says only that a rank failed, not why."""
-    ends = (i for i, line in enumerate(lines) if re.match(r"E\d{4} .*failed \(exitcode", line))
-    return lines[: next(ends, len(lines))]
 
 
 def _show_progress(title: str, seconds: float, lines: list[str]) -> None:

@@ -1,20 +1,27 @@
-"""``rebias-train --dry-run``: print the plan of a run."""
+"""``rebias-train --dry-run``: print the plan of a run. Nothing is written."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
+from data_shards.sources.biased_mnist import Part
 from rebias_dist import assemble, methods
+from rebias_dist.assemble import Outline
 from rebias_dist.config import plan
 from rebias_dist.config.schema import Config
-from rebias_dist.data.sampling import draws_of
+from rebias_dist.data import open_split, plan_biased_mnist
+from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.process_group import resolve_placement
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 
 
 def print_plan(config: Config) -> None:
-    """Print the plan on rank 0; nothing is trained and no process group is joined.
+    """Print the plan on rank 0; nothing is trained or written and no process group is joined.
 
     Args:
         config: a resolved configuration.
@@ -26,11 +33,46 @@ def print_plan(config: Config) -> None:
     plan.check_world(config, placement.world_size)
     if placement.rank != 0:
         return
-    data = assemble.open_data(config, assemble.data_root(config))
-    layout = plan.derive(config, placement.world_size, len(data.train))
-    # Refuses a sampling that the data do not allow.
-    draws_of(config.data, data.train.labels, data.train.bias, data.classes)
+    data = _outline(config)
+    layout = plan.derive(config, placement.world_size, data.train)
     device = torch.device("cpu")
     networks = build_networks(config, len(data.classes), Precision(config.precision, device))
     facts = assemble.facts(config, data, networks, methods.build(config.method), device)
     print("\n".join(plan.describe(config, layout, facts)))
+
+
+def _outline(config: Config) -> Outline:
+    """Return what is known of the data: from their shards, or from what these would be made of."""
+    if config.data.root is None:
+        folder, parts = plan_biased_mnist(**assemble.made_from(config.data))
+        if not folder.is_dir():
+            return _not_made(config, folder, parts)
+    data = assemble.open_data(config, assemble.data_root(config))
+    # Refuse what the data do not allow.
+    assemble.check_labels(config, data.train.labels, data.train.bias, data.classes)
+    return assemble.outline(data, assemble.sample_shape(config, data))
+
+
+def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outline:
+    """Return what is known of shards that the run would make first."""
+    for split in (config.data.train_split, *config.data.test_splits):
+        if split not in parts:
+            raise ConfigError(f"data: there is no split {split!r}; there are {', '.join(parts)}")
+    train = parts[config.data.train_split]
+    assemble.check_labels(config, train.labels, train.colours, train.plan.classes)
+    tests = {split: len(parts[split].ids) for split in config.data.test_splits}
+    for name, other in config.data.other_tests.items():
+        place = Path(other)
+        tests[name] = len(open_split(place.parent, place.name, classes=train.plan.classes))
+    cropped = config.data.augmentation == "crop_flip"
+    side = config.data.crop if cropped else config.data.image_size
+    shards = sum(math.ceil(len(part.ids) / part.plan.samples_per_shard) for part in parts.values())
+    return Outline(
+        f"{train.plan.dataset}, not made yet: the run first writes {shards} shards to {folder}, "
+        f"from {train.digits.name}",
+        train.plan.classes,
+        len(train.ids),
+        len(parts["selection"].ids) if "selection" in parts else None,
+        tests,
+        (3, side, side),
+    )

@@ -10,11 +10,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rebias_dist.commands.parser import OneLineParser, run_cli
-from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
+from data_shards.signals import interrupt, on_stop_signals
+from rebias_dist.commands.parser import OneLineParser, run_cli, set_thread_defaults
+from rebias_dist.config.data import MADE_FROM
+from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config, show_only
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.placement import is_rank_zero
@@ -29,6 +32,14 @@ _EPILOG = """examples:
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
+# The fields that an evaluation reads, besides those of the networks.
+_DATA = (*MADE_FROM, "dataset", "root", "selection", "train_split", "test_splits", "other_tests")
+_IMAGES = ("augmentation", "resize", "crop", "workers", "decoder")
+_USED = {
+    *("precision", "device", "method.name", "evaluate.batch", "evaluate.hsic_samples"),
+    *(f"data.{key}" for key in (*_DATA, *_IMAGES)),
+}
+_MINUTES = 10.0  # how long ranks wait for each other
 _OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
 
 
@@ -38,7 +49,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         prog="rebias-evaluate",
         usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--json | --csv] "
         "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
-        description="Evaluate runs, and checkpoints in the public ReBias code's format.",
+        description="Evaluate runs, and checkpoints in the public ReBias code's format. A run has "
+        "its own\nconfiguration, of which only --data.root can be changed. --config and the fields "
+        "below\ndescribe the networks and the data of a public checkpoint.",
         epilog=_EPILOG,
     )
     parser.add_argument(
@@ -59,6 +72,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
     add_config_flags(parser, values)
+    show_only(parser, lambda field: field in _USED or field.split(".")[0] in ("f", "g"))
     arguments = parser.parse_args(argv)
     if arguments.json and arguments.csv:
         raise ConfigError("--json and --csv: give one of them")
@@ -95,7 +109,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
     def command() -> int:
         arguments, config = _parse(sys.argv[1:] if argv is None else argv)
 
+        set_thread_defaults()
         # These import torch; --help and usage errors need not wait for that.
+        from rebias_dist.data.workers import bounded_waits
         from rebias_dist.evaluation import text
         from rebias_dist.evaluation.checkpoints import evaluate_all
         from rebias_dist.ranks.process_group import choose_device, process_group, resolve_placement
@@ -103,7 +119,13 @@ def cli(argv: Sequence[str] | None = None) -> None:
         placement = resolve_placement()
         wanted = "auto" if config is None else config.device
         device = choose_device(wanted, placement.local_rank, placement.bound)
-        with process_group(placement, device) as consensus:
+        with ExitStack() as held:
+            if placement.world_size == 1:
+                # Among several ranks these signals keep their effect: they end a rank at once, and
+                # a handler would have to wait until the other ranks answer.
+                held.enter_context(on_stop_signals(interrupt))
+            held.enter_context(bounded_waits(_MINUTES, lambda: False))
+            consensus = held.enter_context(process_group(placement, device, _MINUTES))
             evaluated, problems = evaluate_all(
                 arguments.checkpoints,
                 arguments.on,

@@ -9,6 +9,7 @@ network before the folder gets its name.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.files import staged_folder
+from data_shards.files import naming, staged_folder
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import ConfigError, RebiasError
@@ -96,7 +97,7 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
     name = "oracle" if choice == "best" and oracle else choice
     description = describe(loaded)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with staged_folder(out) as folder:
+    with naming(out), staged_folder(out) as folder:
         write_network(loaded, folder)
         (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -165,9 +166,10 @@ def write_network(loaded: LoadedRun, folder: Path) -> None:
     """Write ``model.pt2`` and ``model.safetensors`` to ``folder``.
 
     Raises:
-        RebiasError: torch.export cannot export the network.
+        RebiasError: torch.export cannot export the network, or a file cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     assert loaded.f is not None
@@ -181,13 +183,19 @@ def write_network(loaded: LoadedRun, folder: Path) -> None:
                 (example,),
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             )
-            torch.export.save(program, folder / "model.pt2")
+            # Into memory first: a file that cannot be written ends torch's process.
+            content = io.BytesIO()
+            torch.export.save(program, content)
     except Exception as error:  # torch.export raises many kinds for networks it cannot trace
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RebiasError(
             f"{loaded.config.f.name}: torch.export cannot export it: {reason}"
         ) from None
-    save_model(f, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.pt2").write_bytes(content.getbuffer())
+    try:
+        save_model(f, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise RebiasError(f"model.safetensors cannot be written: {error}") from None
 
 
 def check(loaded: LoadedRun, folder: Path) -> float:

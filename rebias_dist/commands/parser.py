@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import argcomplete
 
+from data_shards.processes import usable_cores
+from data_shards.streams import run_command
 from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks.placement import is_rank_zero
 
@@ -67,16 +69,36 @@ def _tell(program: str, error: RebiasError) -> None:
         print(f"{program}: {kind}{error}", file=sys.stderr, flush=True)
 
 
-def run_cli(program: str, command: Callable[[], int | None]) -> None:
+def set_thread_defaults() -> None:
+    """Set what OpenMP reads when torch is imported, unless the user has set it."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # A thread that waits spins for long by default, and so takes the time of those that it
+        # waits for, if other programs use the cores too. Results do not depend on it.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's, less than a millisecond
+        os.environ.setdefault("KMP_BLOCKTIME", "1")  # Intel's, in milliseconds
+    cores = usable_cores()
+    if cores < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def run_cli(program: str, command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its code; an expected error is printed as one line.
 
     Args:
         program: name in the error.
         command: returns the exit code, or None for 0.
     """
+    raise SystemExit(run_command(program, lambda: _code(program, command)))
+
+
+def _code(program: str, command: Callable[[], int | None]) -> int:
     try:
-        raise SystemExit(command() or 0)
+        return command() or 0
     except RebiasError as error:
         leave(program, error)
     except KeyboardInterrupt:
         leave(program, RebiasError("interrupted at once; the last checkpoint is intact"))
+    except OSError as error:
+        # A full disk or a missing permission: the message of the system says it all.
+        where = error.filename or "input or output"
+        leave(program, RebiasError(f"{where}: {error.strerror or error}"))

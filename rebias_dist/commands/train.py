@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebias_dist import version
-from rebias_dist.commands.parser import OneLineParser, leave_at_once, run_cli
+from rebias_dist.commands.parser import OneLineParser, leave_at_once, run_cli, set_thread_defaults
 from rebias_dist.config.files import DEFAULT_CONFIG, config_comment, list_configs, to_yaml
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
@@ -118,6 +118,7 @@ def cli(
 
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
+        set_thread_defaults()
         if request.dry_run:
             from rebias_dist.commands.dry_run import print_plan
 

@@ -6,6 +6,7 @@ No torch here, as in the schema.
 from __future__ import annotations
 
 import math
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -18,6 +19,14 @@ from rebias_dist.methods.options import (
     NonNegative,
     Probability,
 )
+
+MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
+"""Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
+
+
+def with_home(path: str | None) -> str | None:
+    """Return a path whose leading ~ is the home folder, because YAML and '--flag=~' keep it."""
+    return None if path is None else os.path.expanduser(path)
 
 
 class AugmentConfig(BaseModel):
@@ -123,6 +132,13 @@ class DataConfig(BaseModel):
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
 
+    _home = field_validator("root", "source")(with_home)
+
+    @field_validator("other_tests")
+    @classmethod
+    def _homes(cls, folders: dict[str, str]) -> dict[str, str]:
+        return {name: os.path.expanduser(folder) for name, folder in folders.items()}
+
     @property
     def conflict_ratio(self) -> float | None:
         """Return the ratio of bias_conflicting; None for other sampling."""
@@ -154,12 +170,12 @@ class DataConfig(BaseModel):
                 "see 'python -m data_shards --help'"
             )
         if self.root is not None:
-            for key in ("source", "rho", "confusing_colours", "seed", "image_size"):
+            for key in MADE_FROM:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
                         f"data.{key}: {value} would change nothing, for the shards in data.root "
-                        "are made already; remove it"
+                        "are made already; remove it, or set data.root to null"
                     )
         if len(set(self.test_splits)) < len(self.test_splits):
             raise ValueError(f"data.test_splits: {self.test_splits} names a split twice")

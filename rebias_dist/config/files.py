@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from rebias_dist.errors import ConfigError
 from rebias_dist.methods.options import MethodConfig, options_class
 
 DEFAULT_CONFIG = "biased_mnist/demo"
+
+_SHOWN = 80  # characters of a wrong value in a message
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -100,8 +103,9 @@ def config_comment(name: str) -> str:
 
 def find_config(name: str) -> Path:
     """Return the path of a configuration given as a file or as the name of a shipped one."""
-    if Path(name).is_file():
-        return Path(name)
+    given = Path(os.path.expanduser(name))
+    if given.is_file():
+        return given
     shipped = configs_folder() / name.removeprefix("configs/").removesuffix(".yaml")
     path = shipped.with_name(shipped.name + ".yaml")
     if path.is_file() and path.resolve().is_relative_to(configs_folder().resolve()):
@@ -152,27 +156,46 @@ def _fields_at(location: tuple[int | str, ...], values: Any) -> list[str]:
 
 def validate(values: dict[str, Any], where: str = "") -> Config:
     """Build the typed configuration, or raise ``ConfigError`` with one line for the first fault."""
-    prefix = f"{where}: " if where else ""
     try:
         return Config.model_validate(values)
     except ValidationError as invalid:
-        error = invalid.errors()[0]
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(
+            prefix + first_fault(invalid, values, lambda at: _fields_at(at, values))
+        ) from None
+
+
+def first_fault(
+    invalid: ValidationError,
+    values: dict[str, Any],
+    keys_at: Callable[[tuple[int | str, ...]], list[str]],
+) -> str:
+    """Return the first fault of a file's ``values`` as one line: the key, its value and the cure.
+
+    ``keys_at`` returns the keys that the mapping at a location may have.
+    """
+    # A misspelt key comes first, before the right one that is missing.
+    error = min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
     # pydantic reports the members of a union as parts of the location; they are no fields.
     location = tuple(part for part in error["loc"] if part in _path_names(values, error["loc"]))
     name = ".".join(map(str, location))
+    if error["type"] == "missing":
+        return f"{'.'.join(map(str, error['loc']))}: is missing; add this key"
     if error["type"] == "extra_forbidden":
-        hint = _nearest(str(location[-1]), _fields_at(location[:-1], values))
-        raise ConfigError(f"{prefix}{name}: no such key; {hint}")
+        return f"{name}: no such key; {_nearest(str(location[-1]), keys_at(location[:-1]))}"
     if error["type"] == "value_error":
-        raise ConfigError(prefix + error["msg"].removeprefix("Value error, "))
+        return error["msg"].removeprefix("Value error, ")
     given = error["input"]
+    if given is None:
+        return f"{name}: null is not a value here; give one, or remove the key"
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "literal_error" and isinstance(given, str):
         expected = re.findall(r"'([^']*)'", error["msg"])
         message += f"; {_nearest(given, expected)}"
     if isinstance(given, float) and not math.isfinite(given):
         message = "a finite number is needed"
-    raise ConfigError(f"{prefix}{name}: {given!r}: {message}")
+    shown = repr(given)
+    return f"{name}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}: {message}"
 
 
 def _path_names(values: Any, location: tuple[int | str, ...]) -> set[int | str]:

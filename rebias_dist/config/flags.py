@@ -15,6 +15,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rebias_dist.config.data import MADE_FROM
 from rebias_dist.config.files import (
     DEFAULT_CONFIG,
     parse_yaml,
@@ -43,12 +44,12 @@ def add_config_flags(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
         help=f"a YAML file or a shipped configuration (--list-configs); default {DEFAULT_CONFIG}",
     )
     _add_section(parser, Config, values, "")
-    _add_method_options(parser, values.get("method") or {})
+    _add_method_options(parser, values.get("method"))
 
 
-def _add_method_options(parser: argparse.ArgumentParser, given: dict[str, Any]) -> None:
+def _add_method_options(parser: argparse.ArgumentParser, given: Any) -> None:
     """Add a flag for each option that some methods have, and the others refuse."""
-    classes, name = dict(OPTIONS), str(given.get("name"))
+    classes, name = dict(OPTIONS), str(given.get("name")) if isinstance(given, dict) else ""
     if ":" in name:
         classes[name] = options_class(name)
     group = parser.add_argument_group("method: options of some methods, which the others refuse")
@@ -63,6 +64,13 @@ def _add_method_options(parser: argparse.ArgumentParser, given: dict[str, Any]) 
             texts.setdefault(_help(field, field.default), []).append(method)
         text = "; ".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items())
         _add_field(group, f"method.{key}", found[0][1], None, text)
+
+
+def show_only(parser: argparse.ArgumentParser, used: Callable[[str], bool]) -> None:
+    """Hide the flags of fields that are not ``used`` from ``--help``; they are still accepted."""
+    for action in parser._actions:
+        if action.dest.split(".")[0] in Config.model_fields and not used(action.dest):
+            action.help = argparse.SUPPRESS
 
 
 def _add_section(
@@ -114,18 +122,23 @@ def _add_field(
             e.model_dump(exclude_unset=True) if isinstance(e, BaseModel) else e for e in default
         ]
     text = text or _help(field, default)
+    choices, plain = _choices(field), field.annotation in (str, str | None)
     action = group.add_argument(
         *flags,
         dest=dotted,
         default=argparse.SUPPRESS,
         metavar=_metavar(field),
-        type=str if field.annotation in (str, str | None) else _yaml_value(dotted),
+        type=_yaml_value(dotted) if choices or not plain else _text,
         help=text.replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )
     # Choices are offered to the shell only; argparse must not check them, because the
     # configuration does, with better messages.
-    action.completer = lambda **_: _choices(field)
+    action.completer = lambda **_: choices
+
+
+def _text(text: str) -> str | None:
+    return None if text == "null" else text
 
 
 def _yaml_value(dotted: str) -> Callable[[str], Any]:
@@ -171,7 +184,10 @@ def _plain_types(annotation: Any) -> set[Any]:
 
 
 def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where: str) -> Config:
-    """Lay the given flags over a file's values and validate the whole."""
+    """Lay the given flags over a file's values and validate the whole.
+
+    A flag with the value null unsets its field: a field that cannot be null takes its default.
+    """
     merged: dict[str, Any] = values
     overrides = {
         key: value
@@ -183,6 +199,10 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
         # The file's options are for the file's method.
         with contextlib.suppress(ValueError):  # an unknown name is refused below
             merged = {**values, "method": of_another_method(method, name)}
+    data = values.get("data")
+    if overrides.get("data.root") is not None and isinstance(data, dict):
+        # Existing shards replace those that the file would have made.
+        merged = {**merged, "data": {k: v for k, v in data.items() if k not in MADE_FROM}}
     # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
     for dotted in sorted(overrides, key=lambda key: key.count(".")):
         merged = _with(merged, dotted.split("."), overrides[dotted], Config)
@@ -225,6 +245,8 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, a
             if isinstance(default, list)
             else default.model_dump(exclude_unset=True)
         )
+    if value is None and not rest and field and type(None) not in _plain_types(field.annotation):
+        return {key: kept for key, kept in values.items() if key != head}
     section_inside = section_of(field.annotation) if field else None
     deeper = f"{at}.{head}".lstrip(".")
     return {**values, head: _with(inner, rest, value, section_inside, deeper)}

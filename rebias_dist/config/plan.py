@@ -63,7 +63,8 @@ def check_world(config: Config, world_size: int) -> None:
         fitting = [d for d in range(1, b + 1) if n % d == 0 and n // d >= world_size]
         cure = f"at most {n // b} ranks"
         if fitting:
-            cure += f", or micro_batch {fitting[-1]} or less"
+            cure += f", micro_batch {fitting[-1]} or less"
+        cure += f", or global_batch {b * world_size} with a learning rate for it"
         raise ConfigError(
             f"micro_batch: {n} / {b} gives {n // b} micro-batches a step, "
             f"too few for {world_size} ranks; use {cure}"
@@ -136,10 +137,14 @@ def learning_rate(base: float, scheduler: SchedulerConfig, at: int, total: int) 
     warmup = scheduler.warmup
     if at < warmup:
         return base * (at + 1) / (warmup + 1)
+    at, total = at - warmup, total - warmup
     if scheduler.name == "step":
-        return base * float(scheduler.gamma ** ((at - warmup) // scheduler.step_size))
+        reductions = at // scheduler.step_size
+        if scheduler.milestones:
+            reductions = sum(at >= milestone for milestone in scheduler.milestones)
+        return base * float(scheduler.gamma**reductions)
     if scheduler.name == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (total - warmup)))
+        return base * 0.5 * (1 + math.cos(math.pi * at / total))
     return base
 
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rebias_dist.config.data import DataConfig
+from rebias_dist.config.data import DataConfig, with_home
 from rebias_dist.methods.options import (
     STRICT,
     Count,
@@ -68,6 +68,8 @@ class NetworkConfig(Section):
     """A run whose last checkpoint has the initial weights, as in 'runs/biased': those of its
     network of the same name if it has one, else those of its only network."""
 
+    _home = field_validator("checkpoint")(with_home)
+
     def build_options(self) -> dict[str, Any]:
         """Return the options that were set, as ``models.build`` takes them."""
         named = self.model_dump(exclude={"name", "options", "checkpoint"}, exclude_none=True)
@@ -103,6 +105,9 @@ class SchedulerConfig(Section):
     count in this unit."""
     step_size: Count = 20
     """step only: units between two reductions."""
+    milestones: list[Count] = []
+    """step only: units before the first reduction, before the second, and so on, as in '[26, 53]';
+    empty: every step_size."""
     gamma: Fraction = 0.1
     """step only: factor of a reduction."""
     warmup: CountOrZero = 0
@@ -137,6 +142,9 @@ class EvaluateConfig(Section):
     """Samples of a forward pass."""
     monitor: str = "unbiased"
     """The test split that chooses the oracle 'best' where data.selection is none."""
+    final: Literal["test", "none"] = "test"
+    """At the end of the run evaluate the last and the best checkpoint on the test splits, or not,
+    as for a first try. The same command without 'none', or rebias-evaluate, does it later."""
     hsic_samples: Annotated[int, Field(ge=4)] = 2048
     """Largest number of samples of a split on whose features HSIC is reported."""
 
@@ -177,7 +185,8 @@ class FaultsConfig(Section):
     start_minutes: Positive = 10.0
     """How long the ranks wait for each other until the first step."""
     step_minutes: Positive = 10.0
-    """How long they wait afterwards, before a rank that does not answer is given up."""
+    """How long they wait afterwards, before a rank that does not answer is given up. A rank waits
+    three quarters of that for its data."""
 
 
 class Config(Section):
@@ -232,6 +241,8 @@ class Config(Section):
     """Checkpoints."""
     faults: FaultsConfig = FaultsConfig()
     """Faults."""
+
+    _home = field_validator("runs_dir")(with_home)
 
     @field_validator("name")
     @classmethod
@@ -315,6 +326,7 @@ class Config(Section):
         # The data themselves are compared, by their digest: they may have been moved.
         for key in ("root", "source", "other_tests", "workers", "decoder"):
             del identity["data"][key]
+        del identity["evaluate"]["final"]
         if self.data.on_damaged == "stop":  # then it decides only whether the run goes on
             del identity["data"]["verify"]
         return identity

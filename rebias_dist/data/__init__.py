@@ -1,7 +1,7 @@
 """Samples: indexed shards, keyed order and augmentation, and loaders that any layout can share."""
 
 from rebias_dist.data.batch import MicroBatch
-from rebias_dist.data.embedded import prepare_biased_mnist
+from rebias_dist.data.embedded import plan_biased_mnist, prepare_biased_mnist
 from rebias_dist.data.loader import EvalLoader, TrainLoader
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.shards import ShardDataset, open_split
@@ -18,5 +18,6 @@ __all__ = [
     "epoch_order",
     "identity",
     "open_split",
+    "plan_biased_mnist",
     "prepare_biased_mnist",
 ]

@@ -1,13 +1,17 @@
 """The samples of one forward pass, and their transport from a worker process to the trainer.
 
 By default torch puts every tensor that a worker sends into a new shared-memory file. Mapping its
-pages in both processes takes up to a fifth of the time to decode a photograph. So each worker
-keeps a few shared-memory buffers, as many as it can have micro-batches under way, and fills them
-in turn. The receiver copies each micro-batch out at once.
+pages in both processes takes up to a fifth of the time to decode a photograph; the files need
+space in /dev/shm, of which a container has 64 MB; and they are handed over through a socket, for
+which the receiver may wait for ever. So each worker keeps a few buffers, as many as it can have
+micro-batches under way, and fills them in turn. They lie in memory files, which have no name and
+which the receiver makes before it starts the workers. It copies each micro-batch out at once.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +64,13 @@ class MicroBatch:
 class Parcel:
     """A micro-batch in transport; its images lie in a shared buffer until it is opened.
 
-    ``memory`` is the buffer, sent only when the receiver does not have it yet. Labels, bias and
-    sample ids travel by value, which costs less than shared memory of their own.
+    ``slot`` is the buffer's place among all, ``size`` its bytes. Labels, bias and sample ids
+    travel by value, which costs less than shared memory of their own.
     """
 
-    slot: tuple[int, int]
+    slot: int
     turn: int
-    memory: Tensor | None
+    size: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -75,25 +79,50 @@ class Parcel:
     views: int
 
 
-class Sender:
-    """A worker's ``slots`` shared-memory buffers, which it fills in turn."""
+@contextmanager
+def memory_files(count: int) -> Iterator[list[int]]:
+    """Make files in memory, without names, that processes forked inside the block share.
 
-    def __init__(self, worker: int, slots: int) -> None:
-        self._worker = worker
+    Yields their descriptors. The memory is free again when no process has them.
+    """
+    files: list[int] = []
+    try:
+        for _ in range(count):
+            files.append(os.memfd_create("rebias-images"))
+        yield files
+    finally:
+        for file in files:
+            os.close(file)
+
+
+class Sender:
+    """A worker's buffers, which it fills in turn.
+
+    Args:
+        files: of all workers; see :func:`memory_files`.
+        worker: number of this one.
+        slots: buffers of a worker.
+    """
+
+    def __init__(self, files: Sequence[int], worker: int, slots: int) -> None:
+        self._files = files
+        self._first = worker * slots
         self._memory: list[Tensor | None] = [None] * slots
-        self._known = [False] * slots
         self._turn = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return the tensor into which the next micro-batch's images are to be written."""
+        """Return the tensor into which the next micro-batch's images are to be written.
+
+        OSError if there is too little memory.
+        """
         self._turn += 1
         slot = self._turn % len(self._memory)
         memory = self._memory[slot]
         size = _HEAD + math.prod(shape) * dtype.itemsize
         if memory is None or len(memory) < size:
-            memory = self._memory[slot] = torch.empty(size, dtype=torch.uint8)
-            memory.share_memory_()  # type: ignore[no-untyped-call]
-            self._known[slot] = False
+            file = self._files[self._first + slot]
+            os.posix_fallocate(file, 0, size)  # without it, a lack of memory is a SIGBUS
+            memory = self._memory[slot] = _mapped(file, size)
         # Set before the images are written, so that a receiver still reading the old ones notices.
         _turn_of(memory).fill_(self._turn)
         return _images(memory, shape, dtype)
@@ -101,12 +130,12 @@ class Sender:
     def parcel(self, batch: MicroBatch) -> Parcel:
         """Return the parcel of a micro-batch whose images were written into the last ``take``."""
         slot = self._turn % len(self._memory)
-        memory = None if self._known[slot] else self._memory[slot]
-        self._known[slot] = True
+        memory = self._memory[slot]
+        assert memory is not None
         return Parcel(
-            slot=(self._worker, slot),
+            slot=self._first + slot,
             turn=self._turn,
-            memory=memory,
+            size=len(memory),
             shape=tuple(batch.images.shape),
             dtype=batch.images.dtype,
             numbers=(batch.labels.numpy(), batch.bias.numpy(), batch.samples.numpy()),
@@ -117,25 +146,35 @@ class Sender:
 
 
 class Receiver:
-    """Opens the parcels of one iteration; those of a worker in the order it sent them."""
+    """Opens the parcels of one iteration; those of a worker in the order it sent them.
 
-    def __init__(self) -> None:
-        self._memory: dict[tuple[int, int], Tensor] = {}
+    Args:
+        files: of all workers; see :func:`memory_files`.
+    """
+
+    def __init__(self, files: Sequence[int]) -> None:
+        self._files = files
+        self._memory: dict[int, Tensor] = {}
 
     def open(self, parcel: Parcel, *, pinned: bool) -> MicroBatch:
         """Return the micro-batch, copied out of shared memory; ``pinned``: images in pinned memory.
 
         RuntimeError if the worker has overwritten the images.
         """
-        if parcel.memory is not None:
-            self._memory[parcel.slot] = parcel.memory
-        memory = self._memory[parcel.slot]
+        memory = self._memory.get(parcel.slot)
+        if memory is None or len(memory) < parcel.size:
+            memory = self._memory[parcel.slot] = _mapped(self._files[parcel.slot], parcel.size)
         images = torch.empty(parcel.shape, dtype=parcel.dtype, pin_memory=pinned)
         images.copy_(_images(memory, parcel.shape, parcel.dtype))
         if _turn_of(memory).item() != parcel.turn:
-            raise RuntimeError(f"worker {parcel.slot[0]} overwrote images before they were read")
+            raise RuntimeError("a worker overwrote images before they were read")
         labels, bias, samples = map(torch.from_numpy, parcel.numbers)
         return MicroBatch(images, labels, bias, samples, parcel.index, parcel.skipped, parcel.views)
+
+
+def _mapped(file: int, size: int) -> Tensor:
+    # Not Python's mmap, which keeps another descriptor of the file.
+    return torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)
 
 
 def _turn_of(memory: Tensor) -> Tensor:

@@ -6,38 +6,31 @@ replacements of damaged samples are fixed in the same way, so ranks need not agr
 """
 
 import logging
-import os
-import signal
-import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from data_shards.ordering import derive
-from data_shards.processes import die_with_parent
-from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender
+from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender, memory_files
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.sampling import Draws
 from rebias_dist.data.shards import DamagedSample, ShardDataset
 from rebias_dist.data.transforms import Transform, identity
-from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.data.workers import SLOTS, fetched_by_workers
+from rebias_dist.errors import ConfigError, DataError, InterruptedRun, RebiasError
 from rebias_dist.phases import phase
 
 # Replacements for damaged samples in a micro-batch. More damage than this means that the shards
 # themselves are broken.
 _SPARES = 16
-
-# Micro-batches that a worker may be ahead of the one that was asked for. With one buffer more than
-# this, no buffer is filled again before it was read: DataLoader asks a worker for another
-# micro-batch when it takes one from it, and we copy that one before we take the next.
-_PREFETCHED = 2
 
 _log = logging.getLogger("rebias_dist")
 
@@ -57,7 +50,7 @@ class _Request:
     augmentation too, because a sample may occur more than once."""
 
 
-class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
+class _Fetcher(Dataset[MicroBatch | Parcel | RebiasError]):
     """Turns a request into a micro-batch, in this process or in a worker.
 
     ``verify`` is the fraction of the samples whose hash is checked. Which ones is keyed by
@@ -78,19 +71,25 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
         self.verify = verify
         self.seed = seed
         self.views = views
+        self.files: list[int] = []  # for the images that workers send
         self._sender: Sender | None = None  # each worker makes its own
 
-    def __getitem__(self, request: _Request) -> MicroBatch | Parcel | DataError:
-        # The error is returned, not raised: DataLoader would wrap it in the worker's traceback.
+    def __getitem__(self, request: _Request) -> MicroBatch | Parcel | RebiasError:
+        worker = get_worker_info()
+        if worker is None:
+            return self._fetch(request, lambda shape, dtype: torch.empty(shape, dtype=dtype))
+        # An error is returned, not raised: DataLoader would wrap it in the worker's traceback.
         try:
-            worker = get_worker_info()
-            if worker is None:
-                return self._fetch(request, lambda shape, dtype: torch.empty(shape, dtype=dtype))
             if self._sender is None:
-                self._sender = Sender(worker.id, _PREFETCHED + 1)
+                self._sender = Sender(self.files, worker.id, SLOTS)
             return self._sender.parcel(self._fetch(request, self._sender.take))
-        except DataError as error:
+        except RebiasError as error:
             return error
+        except Exception as error:
+            said = next(iter(str(error).strip().splitlines()), "")
+            fault = RebiasError(f"data worker {worker.id}: {type(error).__name__}: {said}")
+            fault.add_note(traceback.format_exc())
+            return fault
 
     def _fetch(
         self, request: _Request, place_for: Callable[[Sequence[int], torch.dtype], Tensor]
@@ -159,48 +158,14 @@ class _Fetcher(Dataset[MicroBatch | Parcel | DataError]):
 def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
     """Yield the micro-batches of ``requests`` in their order."""
     pinned = torch.cuda.is_available()
-    receiver = Receiver()
-    loader = DataLoader(
-        fetcher,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        prefetch_factor=_PREFETCHED if workers else None,
-        # Python 3.14's default would start each worker with its own copy of torch in memory.
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
-        # DataLoader draws a number from its generator; this keeps the global one unchanged.
-        generator=torch.Generator(),
-    )
-    for fetched in loader:
-        if isinstance(fetched, DataError):
-            raise fetched
-        batch = receiver.open(fetched, pinned=pinned) if isinstance(fetched, Parcel) else fetched
-        yield batch.pin_memory() if pinned else batch
-
-
-def _shield_worker(parent: int, worker_id: int) -> None:
-    """Let only the parent end this worker, and end the worker with the parent.
-
-    Schedulers and terminals signal a whole process group. The parent then finishes its step
-    and saves, for which it still needs its workers. SIGTERM cannot just be ignored, because the
-    parent uses it to end its workers when it exits. So it is blocked, and a thread waits for it
-    and checks its sender.
-
-    A worker shares the parent's open files, among them the lock on the run. If it outlived a
-    killed parent, the run could not be resumed.
-    """
-    die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-
-
-def _leave_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+    with memory_files(workers * SLOTS) as files:
+        receiver = Receiver(files)
+        fetcher = copy(fetcher)  # another iteration over the same samples has other files
+        fetcher.files = files
+        for fetched in fetched_by_workers(fetcher, requests, workers):
+            is_sent = isinstance(fetched, Parcel)
+            batch = receiver.open(fetched, pinned=pinned) if is_sent else fetched
+            yield batch.pin_memory() if pinned else batch
 
 
 class TrainLoader:
@@ -280,18 +245,21 @@ class TrainLoader:
 
     def on_device(
         self, device: torch.device, epoch: int, start_step: int
-    ) -> Iterator[tuple[list[MicroBatch], DataError | None]]:
-        """Yield :meth:`epoch` on a device, with None or the error that a damaged sample caused.
+    ) -> Iterator[tuple[list[MicroBatch], RebiasError | None]]:
+        """Yield :meth:`epoch` on a device, with None or the error of a sample or a worker.
 
         The error is not raised here: a rank that stopped alone would leave the others waiting, so
-        the caller has to tell them first.
+        the caller has to tell them first. So it does when this rank was asked to stop while it
+        waited for data: then there are no micro-batches, and no error.
         """
         batches = self.epoch(epoch, start_step)
         while True:
             with phase("data_wait"):
                 try:
                     found, fault = [batch.to(device) for batch in next(batches)], None
-                except DataError as error:
+                except InterruptedRun:
+                    found, fault = [], None
+                except RebiasError as error:
                     found, fault = [], error
                 except StopIteration:
                     return

@@ -45,7 +45,7 @@ class Draws:
 
 
 def draws_of(
-    data: DataConfig, labels: NDArray[np.int32], bias: NDArray[np.int32], classes: Sequence[str]
+    data: DataConfig, labels: NDArray[np.integer], bias: NDArray[np.integer], classes: Sequence[str]
 ) -> Draws | None:
     """Return the draws that ``data.sampling`` asks for; None for the permutation of ``uniform``.
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from data_shards.format.manifest import Normalize
 from rebias_dist.config.schema import Config
-from rebias_dist.errors import ConfigError
+from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.transforms import eval_transform
+from rebias_dist.errors import ArgumentError, ConfigError
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.runs import results
@@ -26,9 +32,12 @@ class LoadedRun:
     """A run's networks at one checkpoint, with its configuration, data and results."""
 
     f: nn.Module | None
-    """The target network in evaluation mode; None if the method has none."""
+    """The target network in evaluation mode; None if the method has none. It takes images as
+    :meth:`predict` prepares them, floats ``[n, 3, height, width]`` that are normalised by
+    ``constants``, and returns logits ``[n, classes]`` and features ``[n, d]``. Raw pixels give
+    wrong predictions without an error."""
     g_nets: list[nn.Module]
-    """The biased networks in evaluation mode."""
+    """The biased networks in evaluation mode; they take the same images."""
     config: Config
     metrics: dict[str, Any] | None
     """The content of results.json; None for a run that is not finished."""
@@ -45,6 +54,63 @@ class LoadedRun:
     which do not have them."""
     shape: tuple[int, int, int] | None
     """Channels, height and width of the networks' input; None as above."""
+
+    def predict(self, images: Iterable[Tensor | NDArray[np.uint8]], network: str = "f") -> Tensor:
+        """Return the logits of images as they are in the shards, prepared as in evaluation.
+
+        The images are resized and cropped if the run has ``data.augmentation: crop_flip``, and
+        normalised. They pass the network in batches of ``evaluate.batch``.
+
+        Args:
+            images: RGB pixels, uint8, of torch or NumPy: ``[n, 3, height, width]``, or several
+                ``[3, height, width]``, which may differ in size.
+            network: ``f``, ``g0``, ``g1`` …
+
+        Returns:
+            float64 ``[n, classes]`` on the CPU, in the order of ``classes``; ``argmax(1)`` gives
+            the predicted labels.
+
+        Raises:
+            ArgumentError: there are no images, they have another shape or type, or the run has no
+                such network.
+            ConfigError: the checkpoint is of an earlier version, without ``constants``.
+        """
+        networks = {"f": self.f} | {f"g{i}": g for i, g in enumerate(self.g_nets)}
+        chosen = networks.get(network)
+        if chosen is None:
+            known = ", ".join(name for name, found in networks.items() if found is not None)
+            raise ArgumentError(f"network is {network!r}, but the run has {known}")
+        if self.constants is None:
+            raise ConfigError(
+                "a checkpoint of an earlier version does not say how images are normalised; "
+                "continue the run by a step, or normalise the images and call f"
+            )
+        device = next(chosen.parameters()).device
+        precision = Precision(self.config.precision, device)
+        normalise = Normalise(self.constants, device, precision.parameters)
+        logits = []
+        prepared = map(self._prepared, images)
+        while batch := list(itertools.islice(prepared, self.config.evaluate.batch)):
+            with torch.no_grad(), precision.autocast():
+                logits.append(chosen(normalise(torch.stack(batch).to(device)))[0].double().cpu())
+        if not logits:
+            raise ArgumentError("there are no images")
+        return torch.cat(logits)
+
+    def _prepared(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
+        """Return an image as the networks see it in evaluation, but not normalised."""
+        image = torch.as_tensor(pixels)
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ArgumentError(
+                "an image must be uint8 RGB pixels [3, height, width], not "
+                f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+            )
+        seen = eval_transform(self.config.data)(image, 0, 0)
+        if self.shape is not None and seen.shape != self.shape:
+            raise ArgumentError(
+                f"the networks were trained on images {list(self.shape)}, not {list(seen.shape)}"
+            )
+        return seen
 
 
 def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:

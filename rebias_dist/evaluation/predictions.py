@@ -16,6 +16,7 @@ from rebias_dist.data import EvalLoader, ShardDataset
 from rebias_dist.errors import DataError
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.waits import told
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ def predict(
         transform=evaluator.transform,
         workers=evaluator.workers,
     )
+    what = f"evaluation on {dataset.manifest.split}, batches"
+    told_of = told(what, len(loader), aloud=consensus.rank == 0)
     training = {name: network.training for name, network in networks.items()}
     try:
         for network in networks.values():
             network.eval()
-        with consensus.together(), torch.no_grad():
+        with consensus.together(), torch.no_grad(), told_of as work:
             for found in loader:
                 images = evaluator.normalise(found.images.to(precision.device))
                 first = found.samples < evaluator.hsic_samples
@@ -89,6 +92,7 @@ def predict(
                     chosen = logits.softmax(1).gather(1, best[:, None])[:, 0]
                     confidence[name][found.samples] = chosen
                     rows[name].append(features[first.to(features.device)].cpu())
+                work.done += 1
     finally:
         for name, network in networks.items():
             network.train(training[name])

@@ -21,6 +21,7 @@ from rebias_dist.evaluation.predictions import predict
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.snapshot import Snapshot
+from rebias_dist.waits import told
 
 
 def evaluate_split(
@@ -54,7 +55,9 @@ def evaluate_split(
     """
     predictions = predict(evaluator, dataset, columns)
     found: dict[str, Any] = {}
-    with evaluator.consensus.on_rank_zero() as leader:
+    leads = evaluator.consensus.rank == 0
+    told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
+    with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
             truth = Truth(
                 predictions.labels,

@@ -13,6 +13,7 @@ from torch import nn
 
 from data_shards.classes import shipped_class_map
 from data_shards.format.manifest import MANIFEST_NAME, Normalize
+from data_shards.litter import children
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist.assemble import data_root, open_data
 from rebias_dist.config.schema import Config
@@ -184,7 +185,7 @@ def _folders(given: Sequence[str]) -> Iterator[tuple[str, Path]]:
         if (folder / MANIFEST_NAME).exists():
             yield own or folder.resolve().name, folder
             continue
-        below = sorted(p.parent for p in folder.glob(f"*/{MANIFEST_NAME}"))
+        below = [path.parent for path in children(folder, f"*/{MANIFEST_NAME}")]
         below = [split for split in below if split.name != "train"]
         if not below:
             raise ConfigError(

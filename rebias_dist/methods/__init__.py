@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rebias_dist.errors import ConfigError
 from rebias_dist.methods.options import MethodConfig, own_method
 from rebias_dist.methods.registry import METHODS
 
@@ -22,5 +23,9 @@ def build(config: MethodConfig) -> Method:
         module = import_module(f"rebias_dist.methods.{config.name}")
         method: Method = getattr(module, METHODS[config.name].cls)(config)
     else:
-        method = own_method(config.name)(config)
+        try:
+            method = own_method(config.name)(config)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"method.name: {config.name} cannot be made ({reason})") from error
     return method

@@ -159,7 +159,7 @@ class Method:
             gs: those of every g.
             batch: the micro-batch.
         """
-        raise NotImplementedError
+        raise ConfigError(f"method.name: {type(self).__name__} observes, but has no values()")
 
     def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor | None:
         """Change the state by the values of the global batch; no network is updated yet.
@@ -172,7 +172,7 @@ class Method:
             ``[N]`` weights of the samples, which the networks' terms find in ``batch.weights``;
             or None.
         """
-        raise NotImplementedError
+        raise ConfigError(f"method.name: {type(self).__name__} observes, but has no observe()")
 
     @property
     def f_is_coupled(self) -> bool:
@@ -237,6 +237,32 @@ class Method:
 def wide(x: Tensor) -> Tensor:
     """Return ``x`` in at least float32: losses are never computed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def per_sample(found: object, rows: int, where: str) -> dict[str, Tensor]:
+    """Return what a method returned, if it is a dict of tensors with a value for each row.
+
+    Args:
+        found: returned by the method.
+        rows: number of rows.
+        where: the method's function, for the message.
+
+    Raises:
+        ConfigError: it is something else; alike on all ranks.
+    """
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"method.name: {where} must return a dict of tensors by name, not "
+            f"{type(found).__name__}"
+        )
+    for name, values in found.items():
+        if not isinstance(values, Tensor) or values.shape != (rows,):
+            kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigError(
+                f"method.name: {where} returned {name!r} as {kind}; it must be a tensor with one "
+                f"value for each of the {rows} rows"
+            )
+    return found
 
 
 def _checked(saved: dict[str, Tensor], here: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -108,7 +108,12 @@ class MethodConfig(BaseModel):
 def of_another_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the options in ``values``, written for another method, that method ``name`` uses."""
     options = options_class(name)
+    facts = METHODS[name] if name in METHODS else own_method(name).facts
     used = options.model_fields.keys() - options.unused()
+    if not facts.has_f:
+        used -= {"f_pretrain_epochs"}
+    if not facts.has_g:
+        used -= {"g_pretrain_epochs"}
     return {key: value for key, value in values.items() if key in used}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ArgumentError
 from rebias_dist.models.bagnet import BagNet18
 from rebias_dist.models.measure import feature_dim, receptive_field
 from rebias_dist.models.named_layer import (
@@ -63,7 +63,7 @@ def build(name: str, **options: Any) -> nn.Module:
             and :func:`user_network`.
 
     Raises:
-        ConfigError: an unknown name, option or layer, or a value out of range.
+        ArgumentError: an unknown name, option or layer, or a value out of range.
     """
     factory: Callable[..., nn.Module]
     if name in _OWN:
@@ -77,7 +77,7 @@ def build(name: str, **options: Any) -> nn.Module:
         factory = partial(user_network, name, own)
         accepted = accepted_options(own)
         if accepted is not None and "num_classes" not in accepted:
-            raise ConfigError(
+            raise ArgumentError(
                 f"network {name!r} takes no num_classes (it takes {', '.join(accepted) or 'none'})"
                 "; give its factory that parameter"
             )
@@ -85,20 +85,22 @@ def build(name: str, **options: Any) -> nn.Module:
             accepted.append("feature")
     else:
         near = get_close_matches(name, names(), n=3, cutoff=0.5) or list(_OWN)
-        raise ConfigError(
+        raise ArgumentError(
             f"unknown network {name!r}; near names: {', '.join(near)}; name a network of your own "
             "as package.module:factory"
         )
     for option in options:
         if accepted is not None and option not in accepted:
-            raise ConfigError(f"{name} takes no option {option!r}; it takes {', '.join(accepted)}")
+            raise ArgumentError(
+                f"{name} takes no option {option!r}; it takes {', '.join(accepted)}"
+            )
     num_classes, feature = options.get("num_classes"), options.get("feature")
     if type(num_classes) is not int or num_classes < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"{name}: num_classes is {num_classes!r}; it must be a whole number from 1"
         )
     if not isinstance(feature, str | None):
-        raise ConfigError(f"{name}: feature is {feature!r}; it must be a name")
+        raise ArgumentError(f"{name}: feature is {feature!r}; it must be a name")
     network = factory(**options)
     _freeze_dead_biases(network)
     return network

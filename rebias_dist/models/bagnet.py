@@ -10,7 +10,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ArgumentError
 
 STAGES = ((64, 2), (128, 2), (256, 2), (512, 1))  # (channels, stride of the first block)
 
@@ -57,14 +57,14 @@ class BagNet18(nn.Module):
         feature: ``pool`` or None, which mean the same.
 
     Raises:
-        ConfigError: ``feature`` is something else.
+        ArgumentError: ``feature`` is something else.
     """
 
     def __init__(self, num_classes: int, feature: str | None = None) -> None:
         """Check the options and draw the initial weights."""
         super().__init__()
         if feature not in (None, "pool"):
-            raise ConfigError(f"bagnet18: feature is {feature!r}; it must be 'pool'")
+            raise ArgumentError(f"bagnet18: feature is {feature!r}; it must be 'pool'")
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, 64, 1, bias=False)
         self.conv2 = nn.Conv2d(64, 64, 3, bias=False)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ArgumentError
 
 
 @contextmanager
@@ -51,13 +51,13 @@ def receptive_field(
         trials: number of images.
 
     Raises:
-        ConfigError: there is no such layer, it does not return one map, no pixel changes it, or
+        ArgumentError: there is no such layer, it does not return one map, no pixel changes it, or
             the field reaches the edge of the images.
     """
     try:
         module = network.get_submodule(layer)
     except AttributeError as error:
-        raise ConfigError(f"receptive field: the network has no layer {layer!r}") from error
+        raise ArgumentError(f"receptive field: the network has no layer {layer!r}") from error
     maps: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
     parameter = next(network.parameters())
@@ -73,7 +73,9 @@ def receptive_field(
     finally:
         handle.remove()
     if len(maps) != 1 or maps[0].ndim != 4:
-        raise ConfigError(f"receptive field: layer {layer!r} does not return one [N, C, h, w] map")
+        raise ArgumentError(
+            f"receptive field: layer {layer!r} does not return one [N, C, h, w] map"
+        )
     height, width = maps[0].shape[-2:]
     position = maps[0][:, :, height // 2, width // 2]
     (gradient,) = torch.autograd.grad((position * noise(*position.shape)).sum(), images)
@@ -81,9 +83,9 @@ def receptive_field(
     rows = seen.any(dim=1).nonzero().flatten().tolist()
     columns = seen.any(dim=0).nonzero().flatten().tolist()
     if not rows:
-        raise ConfigError(f"receptive field: no pixel changes layer {layer!r}")
+        raise ArgumentError(f"receptive field: no pixel changes layer {layer!r}")
     if min(rows[0], columns[0]) == 0 or max(rows[-1], columns[-1]) == image_size - 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"receptive field: that of layer {layer!r} reaches the edge of the {image_size}-pixel "
             "images; use a larger image_size"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torchvision.models  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ArgumentError
 
 # With their auxiliary classifiers these networks return more than logits in training.
 _WITHOUT_AUXILIARY = {
@@ -43,7 +43,7 @@ class _FeatureTap:
     def keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep the output of the named layer; a forward hook of that layer."""
         if not isinstance(output, Tensor):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.name}: layer {self.feature!r} returns {type(output).__name__}, not one "
                 "tensor; name another layer as 'feature'"
             )
@@ -58,7 +58,7 @@ class _FeatureTap:
                 and len(output) == 2
                 and all(isinstance(part, Tensor) for part in output)
             ):
-                raise ConfigError(
+                raise ArgumentError(
                     f"{self.name} returns {_describe(output)}, not (logits, features); return "
                     "both, or name the layer that gives the features as 'feature'"
                 )
@@ -66,23 +66,23 @@ class _FeatureTap:
         else:
             logits, features, self.kept = output, self.kept, None
             if not isinstance(logits, Tensor):
-                raise ConfigError(
+                raise ArgumentError(
                     f"{self.name} returns {_describe(logits)}; with a named layer as its feature "
                     f"({self.feature!r}) it must return only logits"
                 )
             if features is None:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{self.name}: its forward pass never calls layer {self.feature!r}; name "
                     "another layer as 'feature'"
                 )
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.name} returns logits of shape {list(logits.shape)}; "
                 f"num_classes={self.num_classes} needs [N, {self.num_classes}]"
             )
         if features.ndim < 2 or features.shape[0] != logits.shape[0]:
             source = "its features" if self.feature is None else f"layer {self.feature!r}"
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.name}: {source} of shape {list(features.shape)} do not have one row for "
                 f"each of {logits.shape[0]} images; name another layer as 'feature'"
             )
@@ -104,7 +104,7 @@ def _with_features(
         if not feature or feature not in layers:
             near = get_close_matches(feature, layers, n=5, cutoff=0.5)
             near = near or [layer for layer, _ in network.named_children()]
-            raise ConfigError(f"{name} has no layer {feature!r}; near names: {', '.join(near)}")
+            raise ArgumentError(f"{name} has no layer {feature!r}; near names: {', '.join(near)}")
         layers[feature].register_forward_hook(tap.keep)
     network.register_forward_hook(tap.attach)
     return network
@@ -120,7 +120,7 @@ def torchvision_network(name: str, num_classes: int, feature: str | None = None)
             None and ``pool`` mean their pooled features.
 
     Raises:
-        ConfigError: there is no such layer, or None is given for another network.
+        ArgumentError: there is no such layer, or None is given for another network.
     """
     network: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, **_WITHOUT_AUXILIARY.get(name, {})
@@ -129,7 +129,7 @@ def torchvision_network(name: str, num_classes: int, feature: str | None = None)
         feature = "avgpool"
     if feature is None:
         layers = ", ".join(layer for layer, _ in network.named_children())
-        raise ConfigError(
+        raise ArgumentError(
             f"{name} needs 'feature', the layer whose output is its feature; "
             f"its top-level layers: {layers}"
         )
@@ -140,17 +140,17 @@ def user_factory(path: str) -> Callable[..., Any]:
     """Import ``package.module:factory`` or ``package.module.factory``.
 
     Raises:
-        ConfigError: it cannot be imported or cannot be called.
+        ArgumentError: it cannot be imported or cannot be called.
     """
     try:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
+        raise ArgumentError(
             f"network {path!r} cannot be imported ({_one_line(error)}); write it as "
             f"package.module:factory, importable where the run starts"
         ) from error
     if not callable(factory):
-        raise ConfigError(
+        raise ArgumentError(
             f"network {path!r} is not callable but of type {type(factory).__name__}; name the "
             "function or class that builds it"
         )
@@ -186,16 +186,16 @@ def user_network(
         options: further keyword arguments of the factory.
 
     Raises:
-        ConfigError: the factory refuses its arguments, does not return a module, or its
+        ArgumentError: the factory refuses its arguments, does not return a module, or its
             network has no such layer. The network's forward pass raises it if the logits or
             features have another type or shape.
     """
     try:
         network = factory(num_classes=num_classes, **options)
     except TypeError as error:
-        raise ConfigError(f"network {path!r} cannot be built: {_one_line(error)}") from error
+        raise ArgumentError(f"network {path!r} cannot be built: {_one_line(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(
+        raise ArgumentError(
             f"network {path!r} builds an object of type {type(network).__name__}; its factory "
             "must return an nn.Module"
         )

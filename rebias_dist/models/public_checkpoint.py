@@ -5,9 +5,9 @@ f_lr_scheduler g_lr_scheduler options metadata``. The networks were wrapped in D
 (``module.`` before each name), the options are nested ``munch.Munch``, and scores are NumPy
 scalars.
 
-Such a file is a pickle from the internet, so torch's weights-only unpickler reads it. Functions of
-this module stand in for the few other names in it, so neither munch nor NumPy's unpickling is ever
-called.
+Such a file is a pickle from the internet, so it is read without unpickling
+(:mod:`rebias_dist.models.untrusted`). Functions of this module stand in for the few other names in
+it, so neither munch nor NumPy's unpickling is ever called.
 """
 
 import re
@@ -18,10 +18,10 @@ from os import PathLike
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor, nn
 
 from rebias_dist.errors import ConfigError
+from rebias_dist.models.untrusted import load_untrusted
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}; check the path") from error
     try:
-        with file, torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = _plain(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # a hostile file may raise anything
+        with file:
+            content = _plain(load_untrusted(file, _SAFE_GLOBALS))
+    except (OSError, ValueError) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             reason = f"it holds {foreign[1]}, which is never loaded from a file"

@@ -9,7 +9,7 @@ from math import gcd, inf
 import torch
 from torch import Tensor, nn
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ArgumentError
 
 CHANNELS = (16, 32, 64, 128)
 FEATURES = ("post", "pre", "logits")
@@ -58,7 +58,7 @@ class SimpleConvNet(nn.Module):
         in_channels: number of channels of the images.
 
     Raises:
-        ConfigError: an option has a value outside its range.
+        ArgumentError: an option has a value outside its range.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SimpleConvNet(nn.Module):
             ("in_channels", in_channels, _is_count(in_channels), "a whole number from 1"),
         ):
             if not fits:
-                raise ConfigError(f"simple_convnet: {option} is {value!r}; it must be {values}")
+                raise ArgumentError(f"simple_convnet: {option} is {value!r}; it must be {values}")
         self.feature = feature
         self.num_classes = num_classes
 

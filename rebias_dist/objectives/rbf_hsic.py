@@ -35,7 +35,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rebias_dist.errors import ConfigError, NonFiniteError
+from rebias_dist.errors import ArgumentError, NonFiniteError
 from rebias_dist.objectives.features import (
     Features,
     Group,
@@ -295,24 +295,24 @@ def hsic(
         0-d float64 tensor, with the same bits on every rank.
 
     Raises:
-        ConfigError: fewer than 4 rows in the global batch (1 for the biased estimator), or
+        ArgumentError: fewer than 4 rows in the global batch (1 for the biased estimator), or
             an option out of range.
         NonFiniteError: with ``check``, on all ranks, if any row is not finite or its squared
             distance to the mean overflows.
         ValueError: shapes, dtypes, row counts or groups that do not match.
     """
     if estimator not in _SMALLEST_BATCH:
-        raise ConfigError(f"estimator must be 'unbiased' or 'biased', got {estimator!r}")
+        raise ArgumentError(f"estimator must be 'unbiased' or 'biased', got {estimator!r}")
     if tile < 1:
-        raise ConfigError(f"tile must be at least 1, got {tile}")
+        raise ArgumentError(f"tile must be at least 1, got {tile}")
     for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
         # Exponents are multiples of 1/σ², which must neither overflow nor underflow in float32.
         if not 1e-18 < sigma < 1e18:
-            raise ConfigError(f"{name} must lie between 1e-18 and 1e18, got {sigma}")
+            raise ArgumentError(f"{name} must lie between 1e-18 and 1e18, got {sigma}")
 
     x, y = _as_features(x, y, group)
     if x.total < _SMALLEST_BATCH[estimator]:
-        raise ConfigError(
+        raise ArgumentError(
             f"{estimator} HSIC needs at least {_SMALLEST_BATCH[estimator]} rows in the global "
             f"batch, got {x.total}; raise the global batch"
         )

@@ -3,12 +3,14 @@
 This module does not import torch. The first rule that applies decides:
 
 1. ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` are all set:
-   torchrun started it, perhaps inside a SLURM job.
+   torchrun started it, perhaps inside a SLURM job. Operators that start one process in each pod
+   leave out ``LOCAL_RANK``; it is 0 if the node has one rank, or this process sees one GPU at most.
 2. The process is a task of an srun step: one rank a task. The ranks meet on the step's first node,
    on a port computed from the numbers of job and step, unless ``MASTER_ADDR`` or ``MASTER_PORT``
    is set.
 3. Otherwise it is a single process: on its own, or in the shell or batch script of a SLURM job,
-   where srun or torchrun would start the ranks.
+   where srun or torchrun would start the ranks. One of several processes that mpirun started is
+   refused, because each of them would train a run of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SRUN = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 # SLURM uses the step ids from here on for the batch script and interactive shells.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
+# The number of processes that mpirun has started: Open MPI; MPICH and Intel MPI.
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Below the ports that the system uses for outgoing connections (from 32768 on Linux).
 _FIRST_PORT, _PORTS = 10_000, 20_000
@@ -59,6 +63,7 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     if _in_step(environment):
         return _of_srun(environment)
     job = environment.get("SLURM_JOB_ID")
+    _refuse_mpirun(environment)
     if job is None:
         return Placement(0, 1, 0)
     origin = f"a single process in SLURM job {job}{_restarts(environment)}"
@@ -75,10 +80,31 @@ def is_rank_zero(environment: Mapping[str, str] = os.environ) -> bool:
     return not _in_step(environment) or environment.get("SLURM_PROCID", "0") == "0"
 
 
+def how_to_run_alone(environment: Mapping[str, str] = os.environ) -> str:
+    """Return how a command runs as a single process in spite of this environment."""
+    if any(name in environment for name in _TORCHRUN[:3]):
+        return "env -u RANK -u WORLD_SIZE -u LOCAL_RANK COMMAND"
+    return "env -u SLURM_STEP_ID -u SLURM_PROCID COMMAND"
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the GPUs that this process may use, as CUDA numbers them, without importing torch."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu != "-1"]
+    devices = [name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]
+    return [str(number) for number in range(len(devices))]
+
+
 # ---------------------------------------------------------------- torchrun
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Placement:
+    starter = "torchrun"
+    if "LOCAL_RANK" not in environment:
+        of_node = environment.get("LOCAL_WORLD_SIZE")
+        if of_node == "1" or (of_node is None and len(visible_gpus(environment)) <= 1):
+            starter, environment = "RANK and WORLD_SIZE", {**environment, "LOCAL_RANK": "0"}
     _complete(environment, _TORCHRUN, "start with torchrun, or unset them all for a single process")
     rank, world, local = _numbers(environment, _TORCHRUN[:3])
     if not 0 <= rank < world:
@@ -92,7 +118,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Placement:
             "contradict each other"
         )
     _port(environment["MASTER_PORT"])
-    origin = f"torchrun, {world} ranks"
+    origin = f"{starter}, {world} ranks"
     if _in_step(environment):
         _check_torchrun_in_step(environment, rank, world)
     if "SLURM_JOB_ID" in environment:
@@ -116,6 +142,22 @@ def _check_torchrun_in_step(environment: Mapping[str, str], rank: int, world: in
             f"RANK={rank} of WORLD_SIZE={world} contradicts SLURM_PROCID={task} of "
             f"SLURM_NTASKS={tasks}; unset the variables of one of them"
         )
+
+
+# ---------------------------------------------------------------- mpirun
+
+
+def _refuse_mpirun(environment: Mapping[str, str]) -> None:
+    for name in _MPI_SIZES:
+        # srun sets the variables of MPICH too, also for a shell in which a single process is right.
+        if name.startswith("PMI") and "SLURM_JOB_ID" in environment:
+            continue
+        if environment.get(name, "1") != "1":
+            raise PlacementError(
+                f"mpirun has started {environment[name]} processes ({name}), and each would be a "
+                "run of its own; start them with torchrun or srun, or unset this variable for a "
+                "single process"
+            )
 
 
 # ---------------------------------------------------------------- SLURM

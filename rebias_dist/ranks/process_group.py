@@ -17,8 +17,9 @@ from torch.distributed.rendezvous import rendezvous
 from rebias_dist.errors import InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks import placement
 from rebias_dist.ranks.consensus import Consensus
-from rebias_dist.ranks.placement import Placement
+from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
+from rebias_dist.waits import told
 
 # How long to wait for a peer that does not answer; torch's default is 30 minutes.
 _MINUTES = 10.0
@@ -107,18 +108,23 @@ def process_group(
     if backend == "nccl":
         for name, value in _NCCL_DEFAULTS.items():
             os.environ.setdefault(name, value)
+    wait = (
+        f"rank {place.rank} of {place.world_size} ({place.origin}) waits for the other ranks "
+        f"(for a single process: {how_to_run_alone()})"
+    )
     try:
-        store = _meeting_point(place, patience)
-        store.set_timeout(patience)
-        call_the_roll(store, facts_of(place, device, settings or {}), place.world_size)
-        dist.init_process_group(
-            backend,
-            store=PrefixStore("ranks", store),
-            timeout=patience,
-            rank=place.rank,
-            world_size=place.world_size,
-            device_id=device if backend == "nccl" else None,
-        )
+        with told(wait, after=2.0 if place.rank == 0 else 20.0):
+            store = _meeting_point(place, patience)
+            store.set_timeout(patience)
+            call_the_roll(store, facts_of(place, device, settings or {}), place.world_size)
+            dist.init_process_group(
+                backend,
+                store=PrefixStore("ranks", store),
+                timeout=patience,
+                rank=place.rank,
+                world_size=place.world_size,
+                device_id=device if backend == "nccl" else None,
+            )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise _not_together(place, minutes, error) from None
     group = _gloo_group(patience) if backend == "nccl" else None

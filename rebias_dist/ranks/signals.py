@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Schedulers can send SIGUSR2 some time before the limit.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from data_shards.signals import on_stop_signals
 
 
 class StopRequest:
@@ -32,13 +30,5 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Listen for stop signals inside the block; restore the earlier handlers afterwards."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers; in another thread signals keep their effect.
+    with on_stop_signals(request._receive):
         yield request
-        return
-    earlier = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

@@ -52,7 +52,7 @@ def _differences(
         inner = section_of(annotation)
         if inner is MethodConfig:
             inner = options_class(value["name"])
-            there = {**inner().model_dump(), **there}
+            there = {**inner(name=value["name"]).model_dump(), **there}
         if there == value:
             continue
         if inner is not None and isinstance(value, dict):

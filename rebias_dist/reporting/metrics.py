@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular
+from data_shards.files import open_regular, parse_json
 
 _LONGEST_LINE = 1 << 20  # bytes; a line of a run has some hundreds
 _MOST_LINES = 5_000_000
@@ -42,8 +41,8 @@ def read_curves(folder: Path, wanted: Callable[[str], bool]) -> Mapping[str, Cur
 
 def _scalars(line: bytes) -> list[tuple[int, str, float]]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return []
     step = record.get("step") if isinstance(record, dict) else None
     if type(step) is not int or not 0 <= step < 1 << 53:

@@ -5,7 +5,6 @@ A run that is unfinished or damaged has a ``problem`` in place of results, never
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular
+from data_shards.files import open_regular, parse_json
 from rebias_dist.config.files import read_config_file, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.runs.results import LARGEST
 from rebias_dist.runs.results_schema import Results
-
-_LARGEST = 256 << 20  # bytes of a results.json: a confusion of 1,000 classes takes some MB
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def read_run(folder: Path) -> Run:
             config = validate(read_config_file(str(folder / "config.yaml")))
         except ConfigError as error:
             raise ConfigError(f"config.yaml: {error}") from None
-        state = json.loads(_read(folder / "state.json"))
+        state = parse_json(_read(folder / "state.json"))
         found = state.get("status") if isinstance(state, dict) else None
         status = None if found is None else plain(found)
         if status != "finished":
@@ -65,7 +63,7 @@ def read_run(folder: Path) -> Run:
     except ValidationError as invalid:
         place = ".".join(map(str, invalid.errors()[0]["loc"]))
         problem = f"damaged (results.json: {place}: {invalid.errors()[0]['msg']})"
-    except (ValueError, RecursionError):
+    except ValueError:
         problem = "damaged (state.json is not JSON)"
     # Names, values and messages come from files that anyone may have written.
     return Run(name, folder, config, None, status, plain(problem, 300))
@@ -74,9 +72,9 @@ def read_run(folder: Path) -> Run:
 def _read(path: Path) -> bytes:
     path.stat()  # the OSError of a missing file names it
     with open_regular(path) as file:
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise DataShardsError(f"{path.name}: larger than {_LARGEST >> 20} MB, no run writes that")
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise DataShardsError(f"{path.name}: larger than {LARGEST >> 20} MB, no run writes that")
     return content
 
 

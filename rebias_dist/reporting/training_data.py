@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular
+from data_shards.files import read_json
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 
@@ -23,9 +22,8 @@ def made_with(config: Config) -> Mapping[str, Any]:
         return {}
     manifest = Path(config.data.root) / config.data.train_split / "manifest.json"
     try:
-        with open_regular(manifest) as file:
-            options = json.loads(file.read(_LARGEST_MANIFEST))["options"]
-    except (DataShardsError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        options = read_json(manifest, _LARGEST_MANIFEST)["options"]
+    except (DataShardsError, KeyError, TypeError):
         return {}
     return options if isinstance(options, dict) else {}
 

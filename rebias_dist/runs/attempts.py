@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_shards.files import write_synced
+from data_shards.errors import DataShardsError
+from data_shards.files import read_json, write_synced
 from rebias_dist.errors import (
     EXIT_FAILED,
     EXIT_GIVE_UP,
@@ -54,18 +55,18 @@ class Attempts:
         self.attempts: list[dict[str, Any]] = []
         self.rollbacks: list[int] = []
         """The steps at which a gradient was not finite and the run was rolled back."""
+        if not os.path.lexists(self._path):
+            return
         try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-            self.attempts = [
-                {"from": int(a["from"]), "outcome": str(a["outcome"]), **a}
-                for a in record["attempts"]
-            ]
-            self.rollbacks = [int(step) for step in record["rollbacks"]]
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError) as error:
+            record = read_json(self._path)
+            attempts, rollbacks = list(record["attempts"]), list(record["rollbacks"])
+            found = [kind for a in attempts for kind in (type(a["from"]), type(a["outcome"]))]
+            if found != [int, str] * len(attempts) or {type(step) for step in rollbacks} - {int}:
+                raise TypeError("a value has a wrong type")
+            self.attempts, self.rollbacks = attempts, rollbacks
+        except (DataShardsError, KeyError, TypeError) as error:
             # The weights do not depend on it; only the count of restarts starts again.
-            log.warning("%s: damaged (%s), so earlier attempts are not counted", self._path, error)
+            log.warning("%s: damaged, so earlier attempts are not counted (%s)", self._path, error)
 
     @contextmanager
     def attempt(self, step: int, restarts: int, reached: Callable[[], int]) -> Iterator[None]:
@@ -138,9 +139,10 @@ class Attempts:
 
     def _last_known_step(self) -> int | None:
         try:
-            return int(json.loads(self._state.read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            step = read_json(self._state)["step"]
+        except (DataShardsError, KeyError, TypeError):
             return None
+        return step if isinstance(step, int) else None
 
     def _append(self, attempt: dict[str, Any]) -> None:
         self.attempts = [*self.attempts, attempt][-_KEPT:]

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -21,9 +20,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from data_shards.files import sync_folder, write_synced
+from data_shards.file_system import sync_folder
+from data_shards.files import naming, parse_json, write_synced
 from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
+from rebias_dist.models.untrusted import load_untrusted
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})$")
@@ -84,8 +85,9 @@ def _needed(value: Any) -> int:
 
 
 def _check_space(folder: Path, state: dict[str, Any]) -> None:
-    needed, free = _needed(state) + _OVERHEAD, shutil.disk_usage(folder).free
-    if free < needed:
+    needed, disk = _needed(state) + _OVERHEAD, shutil.disk_usage(folder)
+    free = disk.free
+    if disk.total and free < needed:  # a file system of FUSE may know no sizes
         raise RebiasError(
             f"{folder}: no room for a checkpoint: it needs {needed / 1e6:.1f} MB and "
             f"{free / 1e6:.1f} MB are free, so {(needed - free) / 1e6:.1f} MB are missing; "
@@ -115,7 +117,7 @@ def save(
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}"
     temporary.mkdir()
-    with open(temporary / _STATE, "wb") as file:
+    with naming(temporary / _STATE), open(temporary / _STATE, "wb") as file:
         hashing = _Hashing(file)
         try:
             torch.save(state, hashing)  # type: ignore[arg-type]
@@ -182,8 +184,8 @@ def load(folder: Path, step: int) -> dict[str, Any]:
         # Check the hash before torch.load, which accepts flipped bits silently.
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
             raise DataError(f"{path}/{_STATE}: its content does not match its SHA-256")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = load_untrusted(io.BytesIO(content))
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not an intact checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("step") != step:
@@ -194,7 +196,7 @@ def load(folder: Path, step: int) -> dict[str, Any]:
 def _record(path: Path, step: int) -> dict[str, Any]:
     try:
         text = (path / _RECORD).read_bytes()
-        record = json.loads(text)
+        record = parse_json(text)
         if record["format"] != FORMAT:
             raise DataError(f"{path}: has format {record['format']!r}; only {FORMAT} is read")
         del record["sha256"]
@@ -209,7 +211,7 @@ def _record(path: Path, step: int) -> dict[str, Any]:
             and (best is None or isinstance(best, int))
         ):
             raise TypeError("a value has a wrong type")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not an intact checkpoint ({error})") from None
     return dict(record)
 

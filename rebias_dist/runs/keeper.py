@@ -87,7 +87,6 @@ class Keeper:
         return self._ranks.consensus.agree(fault, stop=bool(self._ranks.stop))
 
     def _leave(self) -> NoReturn:
-        self.status = "interrupted"
         raise InterruptedRun(
             f"interrupted; saved at step {self._at.step}; to continue, use the same command "
             f"with --name {self._at.config.name}"

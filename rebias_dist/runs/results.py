@@ -9,11 +9,14 @@ from typing import Any
 
 from tabulate import tabulate
 
-from data_shards.files import write_synced
+from data_shards.errors import DataShardsError
+from data_shards.files import read_json, write_synced
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import DataError
 
 FORMAT = 1
+LARGEST = 256 << 20
+"""Most bytes of results.json: a confusion of 1,000 classes takes some MB."""
 
 
 def judged_network(config: Config) -> str:
@@ -68,10 +71,10 @@ def read(path: Path) -> dict[str, Any]:
         DataError: it is damaged or of another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGEST)
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format {content['format']!r} is not read, only {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataShardsError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the results of a run ({error})") from None
     return dict(content)
 

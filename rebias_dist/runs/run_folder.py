@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.files import HeldError, hold, write_synced
+from data_shards.files import HeldError, hold, remove_stale, write_synced
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
@@ -85,6 +85,7 @@ def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> Bi
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         lock = _lock(run.path / "lock")
+        remove_stale(run.path)
         if not exists:
             run.write_config(config)
     except OSError as error:

@@ -15,6 +15,7 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import key
+from rebias_dist.waits import told
 
 # The measuring pass is no update. This number keeps its dropout masks apart from the updates'.
 _UPDATE = -1
@@ -50,9 +51,12 @@ def measure_radii(
     measuring = [p for p in players if isinstance(wanted[p.name], str)]
     if measuring:
         steps = sampled_steps(config.seed, epoch, loader.steps_per_epoch, radius_config.fraction)
+        steps = steps if collected else steps[:1]
         device = game.f.precision.device
-        with consensus.together():  # a damaged sample on one rank ends the pass on all
-            for batches in loader.steps(epoch, steps if collected else steps[:1]):
+        told_of = told("kernel radii, global batches", len(steps), aloud=consensus.rank == 0)
+        # A damaged sample on one rank ends the pass on all.
+        with consensus.together(), told_of as work:
+            for batches in loader.steps(epoch, steps):
                 batches = [batch.to(device) for batch in batches]
                 for player in measuring:
                     outputs = game.first_pass(player, batches, step, _UPDATE)
@@ -60,6 +64,7 @@ def measure_radii(
                     width[player.name] = rows.shape[1]
                     if player.name in collected:
                         collected[player.name].append(rows)
+                work.done += 1
 
     def radius(player: Player) -> float:
         mode = wanted[player.name]

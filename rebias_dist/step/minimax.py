@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.methods.base import Batch, Method, Output, wide
+from rebias_dist.methods.base import Batch, Method, Output, per_sample, wide
 from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import Features, gather_features, gather_rows
 from rebias_dist.phases import phase
@@ -82,6 +82,7 @@ class Minimax:
         first_step: int = 0,
     ) -> None:
         self.method = method
+        self._name = type(method).__name__
         self.f = f
         self.gs = list(gs)
         self.normalise = normalise
@@ -99,6 +100,11 @@ class Minimax:
         self._game_step = 0
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of all players for the coming steps."""
+        for player in [*([self.f] if self.f else []), *self.gs]:
+            player.set_learning_rate(rate)
 
     # ---------------------------------------------------------------- passes
 
@@ -145,12 +151,7 @@ class Minimax:
     # ---------------------------------------------------------------- the batch
 
     def _batches(self, batches: list[MicroBatch], weights: Tensor | None) -> list[Batch]:
-        """Return what methods see of this rank's micro-batches, a row for each view.
-
-        Args:
-            batches: this rank's micro-batches.
-            weights: of this rank's samples, in their order.
-        """
+        """Return what methods see of this rank's micro-batches: a row for each view."""
         parts = [None] * len(batches) if weights is None else weights.chunk(len(batches))
         return [
             Batch(
@@ -184,13 +185,15 @@ class Minimax:
         for place, batch in enumerate(batches):
             by_player = [Output(*(x.detach() for x in mine[place])) for mine in outputs]
             f = by_player.pop(0) if self.f is not None else None
-            found.append(self.method.values(f, by_player, batch))
+            values = self.method.values(f, by_player, batch)
+            found.append(per_sample(values, len(batch.labels), f"{self._name}.values()"))
         names = sorted(found[0])
         local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
         rows = gather_rows(local, self.counts)
         weights = self.method.observe(dict(zip(names, rows.unbind(1), strict=True)), whole)
         if weights is None:
-            return torch.ones_like(local[:, 0])
+            return torch.ones(len(local), dtype=torch.float64, device=rows.device)
+        per_sample({"weights": weights}, len(rows), f"{self._name}.observe()")
         rank = dist.get_rank() if dist.is_initialized() else 0
         begin = sum(self.counts[:rank])
         return weights[begin : begin + self.counts[rank]]
@@ -241,7 +244,9 @@ class Minimax:
                     output = self._forward(player, batch, step, update, gradient=True)
                 with phase("objective"):
                     loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
-                    for name, values in terms(place, output).items():
+                    found = terms(place, output)
+                    where = f"{self._name}.{player.name[0]}_terms()"
+                    for name, values in per_sample(found, len(output.logits), where).items():
                         values = values / self.views
                         metrics.add(f"{player.name}/{name}", values)
                         loss = loss + values.sum() / self.N

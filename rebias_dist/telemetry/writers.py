@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 
-from data_shards.files import write_synced
+from data_shards.files import parse_json, write_synced
 from rebias_dist.errors import RebiasError
 from rebias_dist.telemetry.progress import Progress, Rate, describe
 
@@ -341,7 +342,7 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
         for number, line in enumerate(file, start=1):
             try:
                 # After a crash of the node or on a full disk the last line may be incomplete.
-                step = json.loads(line)["step"]
+                step = parse_json(line)["step"]
             except (ValueError, KeyError, TypeError):
                 step = None
             if not isinstance(step, int):
@@ -350,10 +351,18 @@ def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
                 yield line.rstrip(b"\n") + b"\n"
 
 
+class _LogFile(logging.FileHandler):
+    """A log without a traceback for each line that a full disk refuses; metrics.jsonl tells it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
     """Send the logger ``rebias_dist`` to a file and perhaps stderr; return what undoes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    handlers: list[logging.Handler] = [_LogFile(path, encoding="utf-8")]
     if on_terminal:
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
@@ -363,11 +372,21 @@ def _attach_log(path: Path, on_terminal: bool) -> Callable[[], None]:
     _log.setLevel(logging.INFO)
     # If a library gives the root logger a handler, every message would be shown twice.
     _log.propagate = False
+    hook = threading.excepthook
+
+    def without_tensorboard(raised: threading.ExceptHookArgs) -> None:
+        # Its thread dies on a full disk; its next call raises the error here.
+        if not type(raised.thread).__module__.startswith("tensorboard."):
+            hook(raised)
+
+    threading.excepthook = without_tensorboard
 
     def detach() -> None:
+        threading.excepthook = hook
         for handler in handlers:
             _log.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # it writes what a full disk has refused before
+                handler.close()
         _log.setLevel(level)
         _log.propagate = propagate
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,8 @@ def test_other_shards_with_clusters_biases_and_some_of_the_classes(runs, tmp_pat
         assert np.shape(seven["networks"]["g0"]["confusion"]) == (3, 3)
         f_on_fog = seven["networks"]["f"]["accuracy"]
         assert entry["corruptions"]["f"]["corruptions"]["fog"]["severities"] == {"3": f_on_fog}
+    # A recycle bin of a NAS beside the splits is none of them.
+    shutil.copytree(val, tmp_path / "#recycle")
     below = found(capsys, runs / "a", "--on", tmp_path, "--on", f"c={tmp_path / 'c'}")
     assert list(below[0]["splits"]) == ["val", "c/fog-3"]
     code, out, _ = run(capsys, runs / "a", "--on", val, "--on", some)
@@ -241,6 +244,29 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, named):
     code, out, err = run(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert named in err
+
+
+def test_help_lists_the_fields_that_an_evaluation_uses(capsys):
+    listed = set(re.findall(r"^  --([a-z][\w.]*)", run(capsys, "--help")[1], re.MULTILINE))
+    assert {"f.width", "g.0.kernel_size", "data.root", "data.source", "evaluate.batch"} <= listed
+    assert {"method.name", "precision", "device", "data.crop"} <= listed
+    other = {name.partition(".")[0] for name in listed - {"on", "json", "csv", "config"}}
+    assert other == {"precision", "device", "method", "f", "g", "data", "evaluate"}
+    assert not {"data.window", "data.verify", "evaluate.every_epochs", "method.lambda_f"} & listed
+
+
+def test_fields_that_help_does_not_list_are_accepted(tmp_path, capsys):
+    (tmp_path / "none.pth").write_bytes(b"")
+    flags = ["--config", "biased_mnist/demo", "--optimizer.lr", "0.5"]
+    assert "none.pth' is refused" in run(capsys, tmp_path / "none.pth", *flags)[2]
+
+
+def test_a_checkpoint_is_described_by_a_configuration_whatever_its_shards_were_made_of(
+    tmp_path, capsys
+):
+    (tmp_path / "none.pth").write_bytes(b"")
+    flags = ["--config", "biased_mnist/demo", "--data.root", "shards/mine"]
+    assert "none.pth' is refused" in run(capsys, tmp_path / "none.pth", *flags)[2]
 
 
 def test_help_needs_no_torch():

@@ -219,6 +219,22 @@ def test_a_flag_overrides_one_field_and_leaves_the_others(tmp_path):
     assert [g.width for g in config.g] == [2.0, 4.0]
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(
+        tmp_path,
+        "runs_dir: ~/runs\n"
+        "data: {dataset: pets, root: ~/shards, test_splits: [val], other_tests: {a: ~/a, b: b~}}\n",
+    )
+    config = parse_train(["--config=~/mine.yaml"]).config
+    assert config.runs_dir == f"{tmp_path}/runs"
+    assert config.data.root == f"{tmp_path}/shards"
+    assert config.data.other_tests == {"a": f"{tmp_path}/a", "b": "b~"}
+    assert config == parse_train(["--config=~/mine.yaml", "--data.root=~/shards"]).config
+    assert parse_train(["--data.source=~/mnist"]).config.data.source == f"{tmp_path}/mnist"
+    assert parse_train(["--runs-dir=~"]).config.runs_dir == str(tmp_path)
+
+
 def test_the_defaults_of_a_list_survive_a_flag_for_one_of_its_fields(tmp_path):
     path = written(tmp_path, "epochs: 1")
     config = parse_train(["--config", path, "--g.0.width", "2.0"]).config
@@ -239,6 +255,42 @@ def test_a_boolean_flag_needs_no_value():
     assert parse_train(["--method.update_g_cls", "false"]).config.method.update_g_cls is False
 
 
+def test_null_on_the_command_line_unsets_a_field():
+    config = parse_train(["--data.rho", "null", "--data.seed", "3", "--seed", "null"]).config
+    assert (config.data.rho, config.data.seed, config.seed) == (0.99, 3, 0)
+    assert config.data.image_size == 14  # of biased_mnist/demo
+    plain = [name for name, field in all_fields() if section_of(field.annotation) is None]
+    others = [name for name in plain if not name.startswith("g.")]
+    unset = [word for name in others for word in (f"--{name}", "null")]
+    config = parse_train(["--config", "biased_mnist/rebias", "--g", "null", *unset]).config
+    assert config == validate({"f": {"name": "simple_convnet"}})
+
+
+MADE = ["--data.rho", "--data.source", "--data.seed", "--data.image_size"]
+
+
+@pytest.mark.parametrize("name", ["biased_mnist/demo", "biased_mnist/rebias"])
+def test_a_folder_of_shards_replaces_those_that_the_file_would_make(name):
+    config = parse_train(["--config", name, "--data.root", "shards/mine"]).config
+    assert config.data.root == "shards/mine"
+    assert config.data.image_size == 28  # unset: the shards say
+    assert parse_train(["--config", name, "--data.root", "null"]).config.data.root is None
+
+
+@pytest.mark.parametrize(("key", "value"), [*zip(MADE, ("0.9", "mnist", "7", "9"), strict=True)])
+def test_what_is_given_beside_a_folder_of_shards_is_refused(tmp_path, key, value):
+    line = refused("--data.root", "shards/mine", key, value)
+    assert f"{key.removeprefix('--')}: {value} would change nothing" in line
+    path = written(tmp_path, "data: {root: shards/mine}")
+    assert "set data.root to null" in refused("--config", path, key, value)
+    assert (
+        parse_train(["--config", path, key, value, "--data.root", "null"]).config.data.root is None
+    )
+    both = written(tmp_path, f"data: {{root: shards/mine, {key.removeprefix('--data.')}: {value}}}")
+    assert both in refused("--config", both)
+    assert parse_train(["--config", both, "--data.root", "others"]).config.data.root == "others"
+
+
 def test_the_micro_batch_is_written_down_when_it_is_left_out(tmp_path):
     for n, b in ((256, 32), (64, 32), (8, 8)):
         path = written(tmp_path, f"global_batch: {n}")
@@ -253,7 +305,12 @@ def test_a_shipped_configuration_is_valid_and_complete(name):
     path = configs_folder() / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"# .{20,}\.", first)
-    assert name == "biased_mnist/demo" or config.global_batch // config.b == 8
+    larger = re.search(r"_n(\d+)$", name)
+    if larger:  # a larger batch for more ranks
+        assert config.global_batch == int(larger[1])
+        assert config.global_batch // config.b in (16, 32)
+    else:
+        assert config.global_batch // config.b == 8
     # What is printed reads back to the same run.
     code, printed, _ = run("--config", name, "--print-config")
     assert code == 0
@@ -270,7 +327,8 @@ def test_the_list_of_configurations_is_complete():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_method_has_the_configuration_of_its_name(name):
-    method = name.rpartition("/")[2].replace("demo", "rebias").replace("stylised", "vanilla")
+    method = re.sub(r"_n\d+$", "", name.rpartition("/")[2])
+    method = method.replace("demo", "rebias").replace("stylised", "vanilla")
     assert validate(read_config_file(name)).method.name == method
 
 

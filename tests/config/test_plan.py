@@ -25,6 +25,9 @@ def test_more_ranks_than_micro_batches_are_refused_with_values_that_work(b, m, w
     line = str(refusal.value)
     assert f"at most {m} ranks" in line
     check_world(config, m)
+    larger = re.search(r"global_batch (\d+) with", line)
+    assert larger
+    check_world(validate({**config.model_dump(), "global_batch": int(larger[1])}), world)
     if named := re.search(r"micro_batch (\d+) or less", line):
         smaller = validate({**config.model_dump(), "micro_batch": int(named[1])})
         check_world(smaller, world)
@@ -80,9 +83,12 @@ def _theirs(scheduler, total):
     warmup = scheduler["warmup"]
     after = {
         "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, scheduler["step_size"], 0.3),
+        "milestones": lambda: torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, scheduler["milestones"], 0.3
+        ),
         "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup),
         "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-    }[scheduler["name"]]
+    }["milestones" if scheduler["milestones"] else scheduler["name"]]
     if not warmup:
         schedule = after()
     else:
@@ -98,16 +104,22 @@ def _theirs(scheduler, total):
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @given(
-    name=st.sampled_from(["step", "cosine", "constant"]),
+    schedule=st.sampled_from([("step", []), ("step", [2, 3]), ("cosine", []), ("constant", [])]),
     unit=st.sampled_from(["epoch", "step"]),
     warmup=st.integers(0, 5),
     step_size=st.integers(1, 4),
     pretrain=st.integers(0, 2),
 )
 @settings(deadline=None, max_examples=60)
-def test_learning_rates_are_torchs_by_epoch_and_by_step(name, unit, warmup, step_size, pretrain):
+def test_learning_rates_are_torchs_by_epoch_and_by_step(
+    schedule, unit, warmup, step_size, pretrain
+):
     epochs, length = 6, 3
-    scheduler = {"name": name, "unit": unit, "warmup": warmup, "step_size": step_size, "gamma": 0.3}
+    name, milestones = schedule
+    scheduler = {
+        "name": name, "unit": unit, "warmup": warmup, "step_size": step_size,
+        "milestones": milestones, "gamma": 0.3,
+    }  # fmt: skip
     config = validate(
         {
             "epochs": epochs,

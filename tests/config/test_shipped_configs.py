@@ -1,30 +1,27 @@
-"""Every shipped configuration plans for eight ranks and trains, on small shards of its kind."""
+"""Every shipped configuration plans for its ranks and trains, on small shards of its kind."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from data_shards.format.manifest import Normalize
-from data_shards.format.writer import Plan, split_writer
-from data_shards.sources.datasets import dataset
 from rebias_dist.commands.train import cli, parse_train
-from rebias_dist.config.files import list_configs, read_config_file
+from rebias_dist.config.files import config_comment, list_configs, read_config_file, validate
 from rebias_dist.methods.registry import METHODS
 from rebias_dist.train import main
+from tests.support.imagenets import write_imagenet
 
 SHIPPED = [name for name, _ in list_configs()]
 IMAGENETS = [name for name in SHIPPED if name.startswith("imagenet")]
 NAMES = {
     "imagenet9": {
         *("rebias", "vanilla", "biased", "rubi", "learned_mixin", "stylised"),
-        *("lff", "softcon", "flac"),
+        *("lff", "softcon", "flac", "rebias_n256", "rebias_n512"),
     },
     "biased_mnist": {*METHODS, "demo"},
-    "imagenet1k": {"rebias"},
+    "imagenet1k": {"rebias", "rebias_n1024"},
 }
+LARGER = [name for name in SHIPPED if "_n" in name]
 
 
 def test_all_are_there():
@@ -33,54 +30,50 @@ def test_all_are_there():
     }
 
 
-def _jpeg(rng, label: int) -> tuple[bytes, tuple[int, int]]:
-    size = tuple(int(s) for s in rng.integers(60, 120, 2))
-    pixels = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8) // 2
-    pixels[..., label % 3] += np.uint8(10 * (label % 9))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue(), size
-
-
-def _write(root, name, *, stylised=False, **splits):
-    rng = np.random.default_rng(0)
-    classes = dataset(name).class_map.classes
-    for split, count in splits.items():
-        plan = Plan(
-            dataset=name,
-            split=split,
-            classes=classes,
-            options={},
-            normalize=Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-            samples_per_shard=40,
-        )
-        with split_writer(root, plan) as writer:
-            for i in range(count):
-                label = i % len(classes)
-                image, size = _jpeg(rng, label)
-                key, flags = f"{split}-{i:05}", ()
-                if stylised and split == "train" and i % 2:  # as convert --stylised writes them
-                    key, flags = f"stylised_{key}", ("stylised",)
-                writer.write(key, image, label, source=f"{i}.JPEG", size=size, flags=flags)
-    return root
+def test_there_is_a_configuration_for_8_16_and_32_ranks():
+    """The larger ones differ in the batch, and in the learning rate by the rule that they name."""
+    most = {}
+    for name in SHIPPED:
+        config = validate(read_config_file(name))
+        most.setdefault(name.split("/")[0], set()).add(config.global_batch // config.b)
+    assert most == {"imagenet9": {8, 16, 32}, "imagenet1k": {8, 32}, "biased_mnist": {8}}
+    for name in LARGER:
+        base = read_config_file(name.partition("_n")[0])
+        larger = read_config_file(name)
+        times = larger["global_batch"] / base["global_batch"]
+        rate = base["optimizer"]["lr"]
+        rate *= times**0.5 if base["optimizer"]["name"] == "adamp" else times
+        assert larger["optimizer"]["lr"] == pytest.approx(rate, rel=0.02)
+        changed = {"global_batch": base["global_batch"], "optimizer": base["optimizer"]}
+        assert {**larger, **changed} == base
+        opening = config_comment(name)
+        for part in ("Command:", "Cost:", "Expect:", "Protocol:"):
+            assert part in opening
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """Shards for the smallest epoch of the shipped configurations: one global batch."""
+    """Shards for the smallest epoch of the shipped configurations: one global batch.
+
+    Those of ``large`` are for the largest batch. The others make short runs.
+    """
     folder = tmp_path_factory.mktemp("shards")
-    return {
-        "imagenet9": _write(folder / "nine", "imagenet9", train=130, selection=9, val=13),
-        "imagenet9/stylised": _write(
-            folder / "both", "imagenet9", stylised=True, train=130, selection=9, val=13
-        ),
-        "imagenet1k": _write(folder / "all", "imagenet1k", train=257, selection=9, val=13),
-        "imagenet9-a": _write(folder / "adversarial", "imagenet9-a", test=8),
+    few = {"selection": 9, "val": 13}
+    roots = {
+        "imagenet9": write_imagenet(folder / "nine", "imagenet9", train=130, **few),
+        "imagenet9/stylised": folder / "both",
+        "imagenet1k": write_imagenet(folder / "all", "imagenet1k", train=257, **few),
+        "large/imagenet9": write_imagenet(folder / "large9", "imagenet9", train=513, **few),
+        "large/imagenet1k": write_imagenet(folder / "large1k", "imagenet1k", train=1025, **few),
+        "imagenet9-a": write_imagenet(folder / "adversarial", "imagenet9-a", test=8),
     }
+    write_imagenet(folder / "both", "imagenet9", stylised=True, train=130, **few)
+    return roots
 
 
 def _flags(name, roots):
-    return ["--config", name, "--data.root", str(roots.get(name) or roots[name.split("/")[0]])]
+    root = "large/" * (name in LARGER) + name.split("/")[0]
+    return ["--config", name, "--data.root", str(roots.get(name) or roots[root])]
 
 
 def _ordinary(names):
@@ -102,18 +95,20 @@ def _two_steps_of_the_game(name, steps_per_epoch):
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "biased_mnist/demo"])
-def test_the_plan_for_eight_ranks(roots, few_digits, name, monkeypatch, capsys):
+def test_the_plan_for_as_many_ranks_as_fit(roots, few_digits, name, monkeypatch, capsys):
+    config = validate(read_config_file(name))
+    ranks = config.global_batch // config.b
     flags = _flags(name, roots) if name in IMAGENETS else ["--config", name]
     if name not in IMAGENETS:
         flags += ["--data.source", str(few_digits)]
-    for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 8, "MASTER_PORT": 1}.items():
+    for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": 1}.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     with pytest.raises(SystemExit) as left:
         cli([*flags, "--dry-run"])
     assert not left.value.code
     plan = capsys.readouterr().out
-    assert "W = 8 ranks, A = 1 micro-batches on each" in plan
+    assert f"W = {ranks} ranks, A = 1 micro-batches on each" in plan
     assert "simplejpeg" in plan  # what decodes is part of the plan
 
 
@@ -131,7 +126,7 @@ def test_missing_shards_are_one_line_with_the_cure(name, tmp_path, monkeypatch, 
     assert f"--output {root}'" in line
 
 
-@pytest.mark.parametrize("name", _ordinary(IMAGENETS))
+@pytest.mark.parametrize("name", _ordinary([n for n in IMAGENETS if n not in LARGER]))
 def test_two_steps(roots, tmp_path, name):
     flags = [*_flags(name, roots), "--name", "a", "--runs-dir", str(tmp_path)]
     flags += ["--data.resize", "48", "--data.crop", "40", "--radius.fraction", "0.01"]
@@ -199,7 +194,7 @@ def test_other_tests_have_the_same_classes_and_names_of_their_own(roots, capsys,
 
 def test_some_of_the_classes_are_no_further_test_but_can_be_evaluated(roots, tmp_path, capsys):
     """ImageNet-A has 200 of the 1,000 classes."""
-    some = _write(tmp_path, "imagenet-a", test=8) / "test"
+    some = write_imagenet(tmp_path, "imagenet-a", test=8) / "test"
     tests = json.dumps({"imagenet-a": str(some)})
     flags = [*_flags("imagenet1k/rebias", roots), "--dry-run", "--data.other_tests", tests]
     with pytest.raises(SystemExit) as left:

@@ -33,6 +33,7 @@ def assert_equal(one, other):
     for left, right in zip(one, other, strict=True):
         assert [b.index for b in left] == [b.index for b in right]
         for a, b in zip(left, right, strict=True):
+            assert a.views == b.views
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.labels, b.labels)
             assert torch.equal(a.bias, b.bias)

@@ -58,6 +58,8 @@ def _load(tmp_path, content):
         ("wnid,class\nx,dog\ny,cat\nz,dog\n", ("dog", "cat"), {"x": 0, "y": 1, "z": 0}),
         ("label,wnid,class\n1,x,dog\n0,y,cat", ("cat", "dog"), {"x": 1, "y": 0}),
         ('\ufeff# by me\r\n\r\nwnid,class\r\n"a","b, c"\r\n', ("b, c",), {"a": 0}),
+        ('wnid,class\n"#x",c\n# y,d\n#todo\n#\n## z,a\nb,d\n', ("c", "d"), {"#x": 0, "b": 1}),
+        ('#old\nwnid\n"#x"\n# y\n', ("#x",), {"#x": 0}),
     ],
 )
 def test_files(tmp_path, content, classes, labels):
@@ -101,6 +103,8 @@ def test_labels_name_their_classes(tmp_path_factory, wnids):
         ("wnid,class,label\na,b,0\nc,d,0\n", "the classes 'b' and 'd' have the same label 0"),
         ("wnid,class,label\na,b,0\nc,d,2\n", "0 to 1, but no class has the label 1"),
         ('wnid\n"a\n', ":2: is not CSV"),
+        ("wnid,class\n#x,cat\n", ":2: '#x' may be a comment or a folder; .* quotes"),
+        ("wnid\na\n#x\n", ":3: '#x' may be a comment or a folder; .* blank"),
         (b"wnid\n\xff\n", r"is not UTF-8 text \(byte 5\)"),
         (b"#" * (9 << 20), "is larger than a class map can be"),
     ],

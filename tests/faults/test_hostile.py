@@ -1,6 +1,9 @@
 """Hostile names, configurations and checkpoints: none creates the sentinel file."""
 
+import copy
+import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from rebias_dist.config.files import parse_yaml, read_config_file, validate
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.runs import checkpoint
 from rebias_dist.train import main
+from tests import ROOT
 
 
 @pytest.fixture
@@ -158,6 +162,104 @@ def test_nothing_in_a_checkpoint_is_unpickled(sentinel, tmp_path):
         _sealed_with(tmp_path, content)
         with pytest.raises(DataError):
             checkpoint.load(tmp_path, 1)
+
+
+def _saved(**values: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"step": 1, **values}, stream)
+    return stream.getvalue()
+
+
+def _rewritten(content: bytes, **options: object) -> bytes:
+    stream = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(stream, "w", **options) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return stream.getvalue()
+
+
+def _shared() -> list:
+    shared: list = [0]
+    for _ in range(40):
+        shared = [shared, shared]
+    return shared
+
+
+def _cycle() -> list:
+    cycle: list = []
+    cycle.append(cycle)
+    return cycle
+
+
+def _overlapping() -> bytes:
+    """Many names for one member: the sum of their sizes is a multiple of the file's."""
+    stream = io.BytesIO(_saved(x=torch.ones(1000)))
+    with zipfile.ZipFile(stream, "a") as archive:
+        (data,) = (member for member in archive.filelist if member.filename.endswith("data/0"))
+        for number in range(100):
+            again = copy.copy(data)
+            again.filename = again.orig_filename = data.filename[:-1] + str(number + 1)
+            archive.filelist.append(again)
+        archive._didModify = True
+    return stream.getvalue()
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that take much memory, or many steps, when they are read without care."""
+    return {
+        "shared": _saved(data=_shared(), options=_shared()),
+        "shared in keys": _saved(options={(1, (2, 3)): _shared()}),
+        "cycle": _saved(options=_cycle()),
+        "expanded": _saved(x=torch.zeros(1).expand(1 << 40)),
+        "strided": _saved(x=torch.zeros(1000).as_strided((1000, 1000), (0, 1))),
+        "deflated": _rewritten(_saved(x=torch.zeros(1 << 22)), compression=zipfile.ZIP_DEFLATED),
+        "one is deflated": _rewritten(_saved(x=torch.zeros(9)), compression=zipfile.ZIP_LZMA),
+        "overlapping": _overlapping(),
+    }
+
+
+READ_BOMBS = """
+import resource, sys
+from pathlib import Path
+from rebias_dist.errors import RebiasError
+from rebias_dist.models import load_public_checkpoint
+from rebias_dist.runs.checkpoint import load
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = megabytes()
+for folder in sys.argv[1:]:
+    for read in (lambda: load(Path(folder), 1), lambda: load_public_checkpoint(folder + "/public")):
+        try:
+            read()
+            print("loaded")
+        except RebiasError as error:
+            print(error)
+    assert megabytes() - before < 64, folder
+"""
+
+
+def test_no_checkpoint_grows_when_it_is_read(tmp_path):
+    made = bombs()
+    for name, content in made.items():
+        checkpoint.save(tmp_path / name, 1, {"step": 1}, keep=2)
+        _sealed_with(tmp_path / name, content)
+        (tmp_path / name / "public").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BOMBS, *(str(tmp_path / name) for name in made)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for own, public in zip(lines[::2], lines[1::2], strict=True):
+        assert "not an intact checkpoint (" in own
+        assert "is refused: it is damaged" in public
+    assert len(lines) == 2 * len(made)
 
 
 def test_numbers_that_are_not_numbers_in_a_record(tmp_path):

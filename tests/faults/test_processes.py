@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from rebias_dist.assemble import data_root
 from rebias_dist.config.files import validate
+from tests import ROOT
 from tests.faults.failpoints import TRAINING, WRITING, plant
 from tests.faults.processes import (
     Ended,
@@ -135,12 +137,12 @@ def test_signals_to_one_rank_and_to_torchrun(small_run, tmp_path):
     values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
     long = write_config(tmp_path / "long.yaml", values)
     command = torchrun_command(2, "--config", long, "--name", "a")
-    for target in ("rank", "torchrun"):
+    for target, number in (("rank", signal.SIGTERM), ("torchrun", signal.SIGHUP)):
         run = Started(command, tmp_path)
         run.wait_for("images/s")
         before = json.loads((tmp_path / "runs/a/state.json").read_text())["step"]
         _only_torchrun_listens_to_the_outside(run)
-        os.kill(run.ranks()[1] if target == "rank" else run.process.pid, signal.SIGTERM)
+        os.kill(run.ranks()[1] if target == "rank" else run.process.pid, number)
         ended = run.end()
         state = json.loads((tmp_path / "runs/a/state.json").read_text())
         assert state["status"] == "interrupted", ended.out
@@ -168,9 +170,99 @@ def test_a_single_process_listens_nowhere(small_run, tmp_path):
     run = Started(command, tmp_path)
     run.wait_for("images/s")
     assert listening(outliving(run.mark)) == []
+    run.process.send_signal(signal.SIGHUP)  # its terminal is closed
+    ended = run.end()
+    assert (ended.code, ended.left) == (75, []), ended.out
+    assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "interrupted"
+
+
+def test_nohup_is_left_alone(small_run, tmp_path):
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    long = write_config(tmp_path / "long.yaml", {**values, "log": {"every_steps": 1}})
+    command = ["nohup", sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
+    run = Started(command, tmp_path)
+    run.wait_for("images/s")
+    run.process.send_signal(signal.SIGHUP)
+    before = _step(tmp_path / "runs/a")
+    while _step(tmp_path / "runs/a") < before + 20:
+        assert run.process.poll() is None, run.said()
+        time.sleep(0.05)
     run.process.send_signal(signal.SIGTERM)
     ended = run.end()
     assert (ended.code, ended.left) == (75, []), ended.out
+
+
+def _step(run: Path) -> int:
+    return json.loads((run / "state.json").read_text())["step"]
+
+
+def test_a_stop_signal_ends_an_evaluation_with_one_line(small_run, tmp_path):
+    config = write_config(tmp_path / "short.yaml", {**small_run, "max_steps": 1})
+    assert alone("--config", config, "--name", "a", cwd=tmp_path).code == 0
+    command = [sys.executable, "-m", "rebias_dist.commands.evaluate", *["runs/a"] * 2000]
+    run = Started(command, tmp_path)
+    while not _listens_to_hangups(run.process.pid):
+        assert run.process.poll() is None, run.said()
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGHUP)
+    ended = run.end()
+    assert (ended.code, ended.left) == (1, []), ended.out
+    assert ended.out.splitlines()[-1].startswith("rebias-evaluate: error: interrupted at once")
+
+
+def _listens_to_hangups(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_workers_of_one_rank_that_hang_end_all_ranks_with_one_line(small_run, tmp_path, ranks):
+    run = _hanging_workers(small_run, tmp_path, ranks, minutes=0.2)
+    ended = run.end()
+    assert (ended.code, ended.left) == (1, []), ended.out
+    (line,) = ended.errors
+    assert "no data for 0:00:" in line
+    assert ("rank 1: " in line) == (ranks == 2)
+    assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "failed"
+
+
+def test_a_stop_while_workers_hang_saves(small_run, tmp_path):
+    run = _hanging_workers(small_run, tmp_path, 1, minutes=1000.0)
+    run.wait_for("has waited for data")
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.end()
+    assert (ended.code, ended.left) == (75, []), ended.out
+    state = json.loads((tmp_path / "runs/a/state.json").read_text())
+    assert state["status"] == "interrupted"
+    assert (tmp_path / f"runs/a/checkpoints/step-{state['step']:09d}").is_dir()
+
+
+def _hanging_workers(small_run: dict, tmp_path: Path, ranks: int, minutes: float) -> Started:
+    """Start a run; in its second epoch the data workers of its last rank hang.
+
+    They stop themselves, as if a network drive were dead.
+    """
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        f"is_last = os.environ.get('RANK', '0') == '{ranks - 1}'\n"
+        "if is_last and 'rebias_dist.train' in ' '.join(sys.orig_argv):\n"
+        "    from rebias_dist.data.loader import _Fetcher\n"
+        "    fetch = _Fetcher._fetch\n"
+        "    def hanging(self, request, place_for):\n"
+        "        if request.epoch == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "        return fetch(self, request, place_for)\n"
+        "    _Fetcher._fetch = hanging\n"
+    )
+    values = {**small_run, "evaluate": {"every_epochs": 1000}}
+    values["faults"] = {"step_minutes": minutes}
+    values["data"] = {**small_run["data"], "workers": 2}
+    arguments = ("--config", write_config(tmp_path / "hanging.yaml", values), "--name", "a")
+    command = [sys.executable, "-m", "rebias_dist.train", *arguments]
+    command = torchrun_command(2, *arguments) if ranks == 2 else command
+    return Started(command, tmp_path, PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}")
 
 
 # ---------------------------------------------------------------------------- data, start

@@ -14,6 +14,7 @@ NETS = "tests.models.networks"
 def message(name: str, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         build(name, **options)
+    assert isinstance(caught.value, ValueError)  # as Python's own functions raise
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -249,8 +249,9 @@ def test_refusals():
         ((x, y, 1.0, 1.0), {"tile": 0}, "tile"),
         ((x, y, 1.0, 1.0), {"estimator": "plugin"}, "estimator"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ValueError, match=message) as refused:
             hsic(*arguments, **options)
+        assert isinstance(refused.value, ConfigError)  # one line and exit code 2 in a command
     for left, right, message in (
         (x, y[:7], "same number of rows"),
         (x[0], y, "rows \\(n, d\\), got shape \\(2,\\)"),

@@ -179,7 +179,7 @@ def test_refusals_are_the_same_on_all_ranks():
     for case in per_case[1:12:2]:
         assert case == (("value", "True"),) * 3
     few, width, rows, shape, dtype, counts = per_case[12:]
-    assert {kind for kind, _ in few} == {"ConfigError"}
+    assert {kind for kind, _ in few} == {"ArgumentError"}
     assert "got 3" in few[0][1]
     for case, message in ((width, "3 × torch.float32"), (rows, "(4, 4, 5)"), (dtype, "float16")):
         assert len(set(case)) == 1

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.ranks.placement import first_host, is_rank_zero
+from rebias_dist.ranks.placement import first_host, how_to_run_alone, is_rank_zero
 from rebias_dist.ranks.process_group import choose_device, resolve_placement
 from rebias_dist.ranks.roll_call import _missing, verdict
 from tests import ROOT
@@ -96,9 +98,62 @@ def test_where_the_ranks_of_srun_meet():
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_a_part_of_torchruns_variables_is_refused_by_name(name):
-    partial = {key: value for key, value in TORCHRUN.items() if key != name}
+    several = {"CUDA_VISIBLE_DEVICES": "0,1"}  # with one GPU LOCAL_RANK may be missing
+    partial = {key: value for key, value in TORCHRUN.items() if key != name} | several
     with pytest.raises(ConfigError, match=f"^{name} missing"):
         resolve_placement(partial)
+
+
+@pytest.mark.parametrize(
+    ("more", "taken"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, True),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, False),
+        # A pod with all GPUs of its node, of which its one process uses the first.
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "LOCAL_WORLD_SIZE": "1"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_one_process_a_pod_needs_no_local_rank(more, taken):
+    environment = {key: value for key, value in TORCHRUN.items() if key != "LOCAL_RANK"} | more
+    if not taken:
+        with pytest.raises(ConfigError, match=r"^LOCAL_RANK missing"):
+            resolve_placement(environment)
+        return
+    place = resolve_placement(environment)
+    assert (place.rank, place.world_size, place.local_rank) == (3, 8, 0)
+    assert place.origin == "RANK and WORLD_SIZE, 8 ranks"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+        {"PMI_SIZE": "2", "PMI_RANK": "0"},
+        BATCH | {"OMPI_COMM_WORLD_SIZE": "2"},
+    ],
+)
+def test_several_processes_of_mpirun_are_no_single_runs(environment):
+    with pytest.raises(ConfigError, match=r"^mpirun has started 2 processes \(\w+_SIZE\)"):
+        resolve_placement(environment)
+
+
+def test_what_mpi_leaves_in_other_starts_does_not_decide():
+    # srun sets MPICH's variables, also in a shell; a wrapper of mpirun may set torchrun's.
+    assert resolve_placement(BATCH | {"PMI_SIZE": "8"}).world_size == 1
+    assert resolve_placement(SRUN | {"OMPI_COMM_WORLD_SIZE": "8"}).rank == 5
+    assert resolve_placement(TORCHRUN | {"OMPI_COMM_WORLD_SIZE": "8"}).rank == 3
+    assert resolve_placement({"OMPI_COMM_WORLD_SIZE": "1"}).world_size == 1
+
+
+def test_the_way_out_of_an_interactive_shell_of_srun_leads_out():
+    shell = SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert resolve_placement(shell).world_size == 8
+    for environment in (shell, TORCHRUN, TORCHRUN | BATCH):
+        unset = re.findall(r"-u (\w+)", how_to_run_alone(environment))
+        alone = {key: value for key, value in environment.items() if key not in unset}
+        assert resolve_placement(alone).world_size == 1
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"])
@@ -246,6 +301,28 @@ def tasks(job: int, ranks: list[int], world: int) -> list[dict[str, str]]:
 
 def test_tasks_of_srun_join():
     assert started(tasks(1, [1, 0], 2), [{"lr": "1"}] * 2) == ["[0, 1]"] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_says_at_once_what_it_takes_itself_for(rank):
+    (environment,) = tasks(4, [rank], 2)
+    program = subprocess.Popen(
+        [sys.executable, "-c", _RANK, "{}"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        said = program.stderr.readline()
+        while "waits for" not in said:
+            assert said, "it ended without a word"
+            said = program.stderr.readline()
+    finally:
+        program.send_signal(signal.SIGKILL)
+        program.communicate()
+    assert f"rank {rank} of 2 (srun, 2 ranks on localhost in SLURM job" in said
+    assert "env -u SLURM_STEP_ID -u SLURM_PROCID COMMAND" in said
 
 
 def test_a_rank_with_another_configuration_is_named_by_all():

@@ -348,7 +348,7 @@ def test_too_many_ranks_are_refused_by_rank_zero_alone(config_file, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(config_file, tmp_path):
-    done = train("--config", config_file, "--dry-run", cwd=tmp_path)
+    done = train("--config", config_file, "--dry-run", "--data.workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for expected in (
         "N = 48",
@@ -358,6 +358,8 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(config_file, tmp_path):
         "A = 4",
         "8 an epoch",
         "430 for training",
+        # 3 buffers of 12 and 256 images of 3·8·8 bytes for each worker.
+        "2 a rank, which pass on images in 0.3 MiB of memory",
     ):
         assert expected in done.stdout
     assert not (tmp_path / "runs").exists()
@@ -423,3 +425,43 @@ def test_the_best_network_has_played(small_run, tmp_path):
     found = main(config)
     pretraining = 3 * (430 // 48)
     assert found["checkpoints"]["best"]["step"] > pretraining
+
+
+def test_a_first_try_is_told_of_the_test_and_may_leave_it_out(config_file, tmp_path):
+    command = ("--config", config_file, "--name", "a", "--max-steps")
+    folder = tmp_path / "runs/a"
+    without = train(*command, "1", "--evaluate.final", "none", cwd=tmp_path)
+    assert without.returncode == 0, without.stderr
+    assert "finished after 1 steps; not tested" in without.stderr
+    assert json.loads((folder / "state.json").read_text())["status"] == "finished"
+    assert not (folder / "results.json").exists()
+    # It is no other run.
+    later = train(*command, "2", cwd=tmp_path)
+    assert later.returncode == 0, later.stderr
+    assert "the test on 360 images follows step 2; '--evaluate.final none'" in later.stderr
+    assert re.search(r"the test takes about 0:\d\d:\d\d", later.stderr), later.stderr
+    assert json.loads((folder / "results.json").read_text())["steps"] == 2
+
+
+def test_a_long_first_step_shows_that_it_goes_on(config_file, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'rebias_dist.train' in ' '.join(sys.orig_argv):\n"
+        "    from rebias_dist.step.minimax import Minimax\n"
+        "    take = Minimax.step\n"
+        "    def slow(*arguments):\n"
+        "        end = time.monotonic() + 2.5\n"
+        "        while time.monotonic() < end:\n"
+        "            time.sleep(0.1)\n"
+        "        return take(*arguments)\n"
+        "    Minimax.step = slow\n"
+    )
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", config_file]
+    command += ["--max-steps", "1", "--evaluate.final", "none", "--name", "a"]
+    paths = f"{tmp_path}:{ROOT}"
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=1000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "INFO the first step: 0:00:02 so far" in done.stderr

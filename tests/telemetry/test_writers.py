@@ -20,6 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rebias_dist.telemetry.pictures import confusion_image, sample_grid
 from rebias_dist.telemetry.writers import Telemetry
+from tests import ROOT
 
 LOG = logging.getLogger("rebias_dist")
 
@@ -338,3 +339,33 @@ def test_a_full_disk_is_a_fault_to_be_shared_not_an_exception(tmp_path):
     assert str(telemetry.fault) == f"{tmp_path}: cannot be written (No space left on device)"
     telemetry.scalars(2, {"f/loss": 1.0}, epoch=0)
     telemetry.close()
+
+
+LIMITED = """
+import logging, resource, sys
+from pathlib import Path
+from tests.telemetry.test_writers import start
+telemetry = start(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for step in range(1, 2000):
+    logging.getLogger("rebias_dist").info("a line of the log " * 100)
+    telemetry.scalars(step, {"a": 1.0}, epoch=0)
+    telemetry.flush()
+    if telemetry.fault is not None and step > 50:
+        break
+print(telemetry.fault)
+telemetry.close()
+"""
+
+
+def test_files_that_may_not_grow_are_a_fault_without_tracebacks(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"{tmp_path / 'run'}: cannot be written (File too large)\n", done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr

@@ -55,6 +55,19 @@ def test_convert_end_to_end(source, tmp_path):
     assert tree(output) == before
 
 
+@pytest.mark.parametrize("form", ["{}=~/{}", "{} ~/{}"])
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(tmp_path, monkeypatch, capsys, form):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_idx(tmp_path / "mnist", train=2, test=2)
+    options = [form.format("--source", "mnist"), form.format("--output", "out")]
+    words = [word for option in options for word in option.split()]
+    assert cli(["convert", "biased-mnist", *words, "--selection-fraction", "0"]) == 0
+    assert cli(["verify", "~/out"]) == 0
+    assert str(tmp_path / "out" / "train") in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mnist", "out"]
+
+
 def test_help_has_an_example_and_imports_no_torch():
     script = (
         "import sys, data_shards.__main__ as m\n"

@@ -426,7 +426,8 @@ def test_a_full_disk_leaves_nothing_half(source, whole, small_disk, tmp_path):
     assert kept
 
 
-def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_signal_leaves_a_state_that_goes_on(tmp_path, asked):
     folder = tmp_path / "in" / "n01440764"
     folder.mkdir(parents=True)
     for number in range(600):  # seconds of work after the first shard
@@ -440,7 +441,7 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path):
     while not (journal.is_dir() and any(journal.iterdir())):
         assert begun.poll() is None
         time.sleep(0.01)
-    begun.send_signal(signal.SIGINT)
+    begun.send_signal(asked)
     _, shown = begun.communicate(timeout=1000)
     assert begun.returncode == 130
     assert b"Traceback" not in shown

@@ -1,6 +1,8 @@
 """clusters.csv: writing, reading, importing a published list."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from data_shards.__main__ import cli
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.format.manifest import load_split
+from data_shards.format.samples import walk_facts
 from data_shards.images.clusters import Published, import_published, read_clusters, write_clusters
+from tests.data_shards.converted import converted, listing
 from tests.data_shards.small_split import noise, write_split
 
 HEADER = "path,category,cluster1,cluster2,cluster3\n"
@@ -76,6 +80,50 @@ def test_which_image_a_path_means(tmp_path, sources, path, matched):
     join = import_published(split, *load_split(split), [row])
     assert dict(join.clusters) == ({matched: (1,)} if matched else {})
     assert list(join.rows_left) == ([] if matched else [path])
+
+
+@pytest.fixture(scope="module")
+def by_camera(tmp_path_factory):
+    """Images whose class (n00000000 …) is not the folder that they lie in."""
+    root = tmp_path_factory.mktemp("by camera")
+    given = listing(root / "source", 6)
+    names = ["x/1.jpg", "y/1.jpg", "x/2.jpg", "n00000001/1.jpg", "t.tar/3.jpg", "x/deep/4.jpg"]
+    items = tuple(
+        dataclasses.replace(item, source=name)
+        for item, name in zip(given.items, names, strict=True)
+    )
+    converted(dataclasses.replace(given, items=items), root / "out")
+    return root / "out" / "train"
+
+
+@pytest.mark.parametrize(
+    ("path", "matched"),
+    [
+        ("x/1.jpg", "k0"),
+        ("y/1.jpg", "k1"),
+        ("somewhere/x/2.jpg", "k2"),
+        ("2.jpg", "k2"),
+        ("n00000002/2.jpg", "k2"),  # its class
+        ("n00000000/2.jpg", None),  # another image of that name
+        ("n00000001/1.jpg", "k3"),  # its own path, though that is also the class of y/1.jpg
+        ("t.tar/3.jpg", "k4"),
+        ("x/deep/4.jpg", "k5"),
+        ("x/4.jpg", None),
+    ],
+)
+def test_a_samples_own_path_is_found_whatever_its_class(by_camera, path, matched):
+    row = Published(PurePosixPath(path), "other", (1,))
+    join = import_published(by_camera, *load_split(by_camera), [row])
+    assert dict(join.clusters) == ({matched: (1,)} if matched else {})
+
+
+def test_the_sources_in_the_shards_can_be_imported_as_they_are(by_camera, tmp_path, capsys):
+    split = shutil.copytree(by_camera, tmp_path / "train")
+    sources = [facts.source for facts in walk_facts(split, *load_split(split))]
+    published = tmp_path / "mine.csv"
+    published.write_text(HEADER + "".join(f"{source},other,1,2,3\n" for source in sources))
+    assert cli(["cluster", str(split), "--import", str(published)]) == 0
+    assert "6 images matched; 0 rows without an image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,8 @@ def test_what_is_not_taken_is_told(tmp_path):
         "kittens": ("unknown-class",),
     }
     ignored = next(line for line in listing.warnings if "not images by their names" in line)
-    assert ignored.startswith("4 files are not images by their names: train/.cache, ")
+    assert ignored.startswith("3 files are not images by their names: train/n02085620/")
+    assert "folders of other programs are not read: .cache (1)" in listing.warnings
 
 
 def test_a_linked_source_is_followed(forms, tmp_path):

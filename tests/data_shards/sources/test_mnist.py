@@ -1,10 +1,12 @@
 import gzip
+import shlex
 import struct
 import sys
 
 import numpy as np
 import pytest
 
+from data_shards.__main__ import cli
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.sources import mnist
 from tests.data_shards.tiny import write_idx
@@ -25,7 +27,7 @@ def test_embedded_digits_are_real_and_cost_no_heavy_import():
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("below", [".", "MNIST/raw"])
+@pytest.mark.parametrize("below", [".", "MNIST/raw", "data/MNIST/raw", "raw"])
 def test_official_files_are_read_exactly(tmp_path, zipped, below):
     arrays = write_idx(tmp_path / below, train=3, test=2, zipped=zipped)
     train, test = mnist.load_official(tmp_path)
@@ -33,6 +35,35 @@ def test_official_files_are_read_exactly(tmp_path, zipped, below):
     assert np.array_equal(train.labels, arrays[TRAIN_LABELS])
     assert np.array_equal(test.images, arrays["t10k-images-idx3-ubyte"])
     assert np.array_equal(test.labels, arrays["t10k-labels-idx1-ubyte"])
+
+
+@pytest.mark.parametrize("form", ["dotted", "in folders", "dotted in folders"])
+def test_the_names_of_kaggles_copy(tmp_path, form):
+    arrays = write_idx(tmp_path / "plain", train=3, test=2)
+    for name in arrays:
+        copy = tmp_path / "kaggle" / (name if "folders" in form else "")
+        copy.mkdir(parents=True, exist_ok=True)
+        file = name.replace("-idx", ".idx") if "dotted" in form else name
+        (tmp_path / "plain" / name).rename(copy / file)
+    train, test = mnist.load_official(tmp_path / "kaggle")
+    assert np.array_equal(train.images, arrays[TRAIN_IMAGES])
+    assert np.array_equal(test.labels, arrays["t10k-labels-idx1-ubyte"])
+
+
+def test_what_is_missing_is_told_with_a_command_that_exists(tmp_path, capsys):
+    folder = tmp_path / "my digits"
+    folder.mkdir()
+    with pytest.raises(UsageError) as caught:
+        mnist.load_official(folder)
+    command = shlex.split(str(caught.value).partition("; '")[2].partition("' fetches")[0])
+    assert command[0] == "rebias-shards"
+    assert command[command.index("--source") + 1] == str(folder)
+    # The command is understood up to the download.
+    assert cli([*command[1:], "--rho", "2"]) == 2
+    assert "rho is 2.0" in capsys.readouterr().err
+    (folder / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"missing, plain or \.gz; unpack archive\.zip"):
+        mnist.load_official(folder)
 
 
 def test_digest_does_not_depend_on_compression(tmp_path):

@@ -143,14 +143,15 @@ def test_a_folder_that_may_not_be_entered_hides_no_other_run(tmp_path, monkeypat
 
 def test_values_that_no_run_writes_are_unknown(tmp_path):
     folder = make_run(
-        tmp_path, "a", step=10**400, images_per_s=1e300, method="\x1b[31m", epoch=True
+        tmp_path, "a", step=10**200, images_per_s=1e300, method="\x1b[31m", epoch=True
     )
-    text = (folder / "state.json").read_text()
-    (folder / "state.json").write_text(text.replace('"eta_seconds": 3.0', '"eta_seconds": NaN'))
     (found,) = look_at([folder])
     assert (found.step, found.images_per_s, found.method, found.epoch) == (None,) * 4
-    assert found.eta_seconds is None
     assert found.total_steps == 10
+    text = (folder / "state.json").read_text()
+    for no_json in ("NaN", "1e999", "9" * 400):
+        (folder / "state.json").write_text(text.replace("3.0", no_json))
+        assert status_of(folder) == "damaged"
 
 
 def test_only_regular_files_are_opened(tmp_path):

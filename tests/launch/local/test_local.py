@@ -1,9 +1,11 @@
 """Supervised runs: real processes that are killed, stopped and told to leave."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from tests import ROOT
 from tests.faults.failpoints import TRAINING, WRITING
-from tests.faults.processes import Started, listening, outliving, write_config
+from tests.faults.processes import DEADLINE, Started, listening, outliving, write_config
 from tests.faults.test_resume_exactly import fingerprint, losses, settings
 from tests.launch.launched import (
     agents,
@@ -86,7 +88,11 @@ def test_twenty_restarts_in_a_row(short, tmp_path):
 def test_a_stopped_rank_and_a_killed_torchrun_lead_to_a_restart(long, tmp_path):
     folder = tmp_path / "runs/a"
     words = ("local", long, "--ranks", "2", "--name", "a")
-    run = started(*words, cwd=tmp_path, before=["nohup"])
+    # Options of torchrun in the environment, of which the first would open its store to all.
+    options = {"PET_STANDALONE": "1", "PET_NNODES": "2", "TORCHELASTIC_RESTART_COUNT": "7"}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    run = started(*words, cwd=tmp_path, before=["nohup"], TMPDIR=str(temporary), **options)
     wait_for_step(run, folder, 6)
     run.process.send_signal(signal.SIGHUP)
     _listens_on_loopback_alone(run)
@@ -111,6 +117,7 @@ def test_a_stopped_rank_and_a_killed_torchrun_lead_to_a_restart(long, tmp_path):
     starts = [event["checkpoint"] for event in events(folder) if event["event"] == "start"]
     assert starts[0] is None
     assert 0 < starts[1] <= starts[2]
+    assert not list(temporary.glob("torchelastic_*"))
 
 
 def _listens_on_loopback_alone(run: Started) -> None:
@@ -159,6 +166,8 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     ended = again.end()
     assert (ended.code, ended.left) == (75, []), ended.out
     assert "continuing a after step" in ended.out
+    assert "Traceback" not in ended.out  # torchrun's, about the exit code 75
+    assert "ChildFailedError" not in (folder / "logs/output.log").read_text()
     assert len(ranks(again)) == 0
 
 
@@ -168,6 +177,10 @@ def test_ctrl_c_twice_kills_at_once_and_one_rank_alone_is_no_reason_to_leave(lon
     wait_for_step(run, folder, 3)
     os.kill(ranks(run)[1], signal.SIGTERM)
     wait_until(lambda: "restart 1 from step" in run.said(), "restart", run)
+    wait_for_step(run, folder, state(folder)["step"] + 1)
+    os.kill(ranks(run)[0], signal.SIGKILL)
+    wait_until(lambda: "restart 2 from step" in run.said(), "restart", run)
+    assert "rank 0 was killed by SIGKILL" in run.said()
     wait_for_step(run, folder, state(folder)["step"] + 1)
     # A rank that cannot answer: only the second request gets rid of it.
     os.kill(ranks(run)[1], signal.SIGSTOP)
@@ -193,6 +206,56 @@ def test_a_stop_whose_save_fails_is_no_interruption_after_a_save(small_run, tmp_
     assert (ended.code, ended.left) == (1, []), ended.out
     assert "a checkpoint could not be saved" in ended.out
     assert "resume' goes on" not in ended.out
+
+
+def test_a_launcher_whose_output_nobody_reads_still_hears(long, tmp_path):
+    """As under a pager that was paused, or a connection that hangs."""
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, b"-" * 4096)
+    os.set_blocking(full, True)
+    folder = tmp_path / "runs/a"
+    command = [sys.executable, "-m", "launch", "local", long, "--name", "a"]
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, cwd=tmp_path, env=given, stderr=full, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: state(folder).get("step", 0) > 3, "step 3")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(DEADLINE) == 75
+    finally:
+        run.kill()
+        os.close(full)
+        os.close(unread)
+    assert state(folder)["status"] == "interrupted"
+    lines = (folder / "logs/output.log").read_text().splitlines()
+    assert lines[-1].startswith("rebias-launch: a: interrupted; 'rebias-launch resume'")
+
+
+@pytest.mark.parametrize("small_disk", [8], indirect=True)
+@pytest.mark.parametrize("how", ["the save fails", "a rank is killed"])
+def test_a_full_disk_is_named(small_run, small_disk, tmp_path, how):
+    values = {**small_run, "runs_dir": str(small_disk / "runs"), "epochs": 100_000}
+    values |= {"evaluate": {"every_epochs": 100_000}, "checkpoint": {"every_steps": 5}}
+    config = write_config(tmp_path / "long.yaml", values)
+    folder = small_disk / "runs/a"
+    run = started("local", config, "--name", "a", cwd=tmp_path)
+    wait_for_step(run, folder, 6)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    if how == "a rank is killed":
+        os.kill(ranks(run)[0], signal.SIGKILL)
+    ended = run.end()
+    assert (ended.code, ended.left) == (1, []), ended.out
+    assert f"{folder}: cannot be written (No space left on device)" in ended.out
+    (small_disk / "filler").unlink()
+    again = started("resume", "a", "--runs-dir", str(small_disk / "runs"), cwd=tmp_path)
+    wait_until(lambda: "continuing a after step" in again.said(), "resumption", again)
+    again.process.send_signal(signal.SIGTERM)
+    ended = again.end()
+    assert (ended.code, ended.left) == (75, []), ended.out
 
 
 def test_two_runs_at_a_time(short, tmp_path):

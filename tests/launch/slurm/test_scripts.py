@@ -189,7 +189,8 @@ def stages(
         text=True,
         timeout=1000,
     )
-    return done.returncode, done.stderr, calls.read_text().splitlines()
+    called = calls.read_text().splitlines() if calls.exists() else []
+    return done.returncode, done.stderr, called
 
 
 @pytest.mark.parametrize("stage", ["convert", "merge-selection", "verify"])
@@ -209,6 +210,28 @@ def test_every_stage_waits_for_the_one_before_it(tmp_path, words):
     assert "--dependency" not in calls[0]
     assert ("--mem=0" in calls[-1].split()) == bool(words)
     assert "--" not in calls[-1].split()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--nodes=2", "--gpus-per-node=8"], "too few for 16 ranks"),
+        (["--set=optimizer.lt=1"], "did you mean --optimizer.lr?"),
+        (["--time=1"], "no time to train"),
+        (["--", "--wrap=id"], "'--wrap=id' is set by the script"),
+    ],
+)
+def test_a_training_that_is_refused_submits_no_stage(tmp_path, words, named):
+    code, said, calls = stages(tmp_path, *words)
+    assert (code, calls) == (2, []), said
+    assert named in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["programs", "source"]
+
+
+def test_more_ranks_with_a_configuration_for_them(tmp_path):
+    words = ["--nodes=2", "--gpus-per-node=8"]
+    code, said, calls = stages(tmp_path, *words, own=["--train=imagenet9/rebias_n256"])
+    assert (code, len(calls)) == (0, 6), said
 
 
 @pytest.mark.parametrize("words", [["--max-corrupt=3"], ["--max-corrupt", "3"]])

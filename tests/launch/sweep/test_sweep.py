@@ -101,7 +101,11 @@ def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
         ({"ranks": 9}, "micro_batch"),
         ({"ranks": 0}, "ranks"),
         ({"name": "../up"}, "name"),
-        ({"gird": {}}, "gird"),
+        ({"gird": {}}, "gird: no such key; did you mean 'grid'?"),
+        ({"grid": {"data.rhoo": [0.9]}}, "no such argument; did you mean --data.rho?"),
+        ({"grid": None}, "grid: null is not a value here"),
+        ({"set": {"seed": None}}, "set.seed: null is not a value here"),
+        ({"where": {"seed": {"1": [0] * 200}}}, "where.seed.1: [0, 0, 0"),
         ({"config": "biased_mnist/dmeo"}, "did you mean 'biased_mnist/demo'"),
     ],
 )
@@ -116,7 +120,25 @@ def test_faults_are_found_before_any_cell_starts(tmp_path, values, named, capsys
         line = str(stopped.value)
     assert named in line
     assert "\n" not in line
+    assert len(line) < 500
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("config: biased_mnist/demo\ngrid: {seed: [1]}", "name: is missing; add this key"),
+        ("nmae: a\nconfig: biased_mnist/demo", "nmae: no such key; did you mean 'name'?"),
+        ((ROOT / "configs/biased_mnist/demo.yaml").read_text(), "method: no such key; known: name"),
+        ("", "name: is missing"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_one_plain_line(tmp_path, text, named):
+    path = tmp_path / "no.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        sweep.main([str(path), "--dry-run"])
+    assert str(refused.value).startswith(f"{path}: {named}")
 
 
 def test_a_folder_with_another_configuration_is_refused(tmp_path):
@@ -177,8 +199,6 @@ print("threads", os.environ["OMP_NUM_THREADS"])
 """
 FAIL = """
 print('\\x1b[31mearly\\x1b[0m\\nthe reason')
-print('E1124 08:22:24.069000 12471 api.py:1002] failed (exitcode: 3) local_rank: 1')
-print('Traceback (most recent call last):')
 raise SystemExit(3)
 """
 LIE = "print('exit 0, but nothing was finished')"

@@ -1,0 +1,95 @@
+"""The test of a run at its end, and how long it will take."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rebias_dist.assemble import Parts
+from rebias_dist.config.schema import Config
+from rebias_dist.evaluation import tensorboard
+from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.evaluation.splits import evaluate_checkpoints
+from rebias_dist.runs import results
+from rebias_dist.telemetry.writers import Telemetry
+from rebias_dist.waits import duration, told
+
+_log = logging.getLogger("rebias_dist")
+
+
+class Forecast:
+    """Says before a short run's test how long it will take; a trial of three steps is a short run.
+
+    Args:
+        config: of the run.
+        parts: its data.
+    """
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._short = config.max_steps is not None and config.evaluate.final == "test"
+        self._tested = sum(map(len, parts.data.tests.values()))
+        self._monitored = sum(map(len, parts.data.monitored.values()))
+        self._seconds: float | None = None  # per image, once there was an evaluation
+
+    def announce(self, total_steps: int) -> None:
+        """Say at the start that a test follows the last step."""
+        if self._short:
+            _log.info(
+                "the test on %s images follows step %d; '--evaluate.final none' leaves it out",
+                f"{self._tested:,}",
+                total_steps,
+            )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Note the time of an evaluation of the monitored splits."""
+        begin = time.monotonic()
+        yield
+        self._seconds = (time.monotonic() - begin) / self._monitored
+
+    def tell(self, checkpoints: int) -> None:
+        """Say before the test about how long it takes."""
+        if self._short and self._seconds is not None:
+            seconds = checkpoints * self._tested * self._seconds
+            _log.info("the test takes about %s", duration(seconds))
+
+
+def test_and_record(
+    config: Config,
+    parts: Parts,
+    evaluator: Evaluator,
+    telemetry: Telemetry,
+    leave_if_asked: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate the last and the best checkpoint on test data, and write results.json.
+
+    A collective.
+
+    Args:
+        config: of the run.
+        parts: its data and its state at the end.
+        evaluator: its evaluation.
+        telemetry: receives the figures.
+        leave_if_asked: called between two batches.
+
+    Returns:
+        The content of results.json.
+    """
+    at, consensus = parts.snapshot, evaluator.consensus
+    tested, lost = evaluate_checkpoints(evaluator, at, parts.folder.checkpoints, leave_if_asked)
+    for choice, why in lost.items():
+        _log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
+    final = results.assemble(config, parts.data.classes, tested, at.step, lost)
+    told_of = told("results and TensorBoard", aloud=consensus.rank == 0)
+    with consensus.on_rank_zero() as leader, told_of:
+        if leader:
+            results.write(parts.folder.results_file, final)
+            tensorboard.show_final(telemetry, config, final, at.epoch)
+            tensorboard.project(telemetry, config, parts.data, evaluator, at.step)
+    consensus.agree(telemetry.fault)
+    for line in results.closing_text(final, parts.folder.path).splitlines():
+        _log.info("%s", line)
+    return final
