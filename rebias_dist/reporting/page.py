@@ -30,7 +30,7 @@ from rebias_dist.reporting.training_data import seeds_of
 
 _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 # All but words and a few marks; an underscore means something at the edge of a word alone.
-_SPECIAL = re.compile(r"[^\w\u00a0 .,:;'/()%±+=–×…-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_SPECIAL = re.compile(r"[^\w\u00a0 .,:;'/()%±+=–×…†-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 @dataclass

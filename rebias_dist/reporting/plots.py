@@ -148,7 +148,8 @@ def rho_picture(runs: Comparison) -> Drawing:
         x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
         panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):
-        panel.set_title(f"{method} beside published points")
+        there_too = (known["method"] == method).any()
+        panel.set_title(f"{method} beside published points" if there_too else method)
     for panel in panels[len(methods) + 1 :]:
         panel.set_visible(False)
     for panel in panels[: len(methods) + 1]:

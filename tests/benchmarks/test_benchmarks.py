@@ -46,7 +46,7 @@ def record(folder: Path, name: str, **changes) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        *("median", "step", "optimizer", "memory_format", "convert", "checkpoint"),
+        *("median", "coupled", "step", "optimizer", "memory_format", "convert", "checkpoint"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
@@ -61,6 +61,19 @@ def test_each_runs_in_small(name):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "commit " in done.stdout
     assert done.stdout.count("|---") > 3
+
+
+def test_the_plain_code_of_a_coupled_term_has_the_value_and_gradient_of_the_method():
+    import torch
+
+    from benchmarks.coupled import PLAIN, by_the_formula, by_the_method, samples
+
+    for name in PLAIN:
+        views = 2 if name in ("softcon", "biascon") else 1
+        case = samples(40, 6, views)
+        ours, plain = by_the_method(name, views, *case), by_the_formula(name, *case)
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a.float(), b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
