@@ -7,8 +7,8 @@ import sys
 import traceback
 
 from data_shards.errors import EXIT_FINDINGS, EXIT_INTERNAL, DataShardsError
-from data_shards.signals import interrupt, on_stop_signals
-from data_shards.streams import run_command
+from data_shards.system.signals import interrupt, on_stop_signals
+from data_shards.system.streams import run_command
 
 # Subcommand -> what it does. Its module in ``data_shards.commands`` has EXAMPLE (one command
 # a line), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from data_shards.processes import usable_cores
+from data_shards.system.processes import usable_cores
 from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.data import MADE_FROM, DataConfig
@@ -33,6 +33,7 @@ from rebias_dist.methods.base import Method, TrainingSet
 from rebias_dist.models import feature_dim
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
+from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
@@ -46,7 +47,6 @@ from rebias_dist.step.precision import Precision, make_deterministic
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
-from rebias_dist.waits import told
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,8 @@ def facts(
             trained = sum(p.numel() for p in networks[name].parameters() if p.requires_grad)
             named[name] = f"{given.name}, {trained:,} parameters"
     # The workers of an evaluation are started while those of the training are still there.
-    together, workers = config.b + config.evaluate.batch, config.data.workers
+    together = config.data.views * config.b + config.evaluate.batch
+    workers = config.data.workers
     needed = transit_memory(workers, together, math.prod(data.shape))
     radius = "not used"
     if method.needs_radii:

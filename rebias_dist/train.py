@@ -30,11 +30,11 @@ from rebias_dist.evaluation.splits import evaluate_splits
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
 from rebias_dist.ranks.session import Session, session
+from rebias_dist.ranks.waits import told
 from rebias_dist.runs import results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.telemetry import dashboard
-from rebias_dist.waits import told
 
 log = logging.getLogger("rebias_dist")
 

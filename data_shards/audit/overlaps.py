@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.convert.publish import PIXELS_NAME, confirmed
-from data_shards.files import read_regular, write_synced
 from data_shards.findings import Finding
 from data_shards.format.manifest import HASH_BYTES, MANIFEST_NAME, Manifest, load_split, map_array
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.litter import children
 from data_shards.sources.listing import Item
+from data_shards.system.files import read_regular, write_synced
 
 DUPLICATES_NAME = "duplicates.jsonl"
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular, parse_json
 from data_shards.findings import Finding, Verdict
 from data_shards.format.manifest import (
     HASH_BYTES,
@@ -34,6 +33,7 @@ from data_shards.format.manifest import (
 )
 from data_shards.format.tars import BLOCK, RECORD, padding, read_header
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
+from data_shards.system.files import open_regular, parse_json
 
 _STRETCH = 2**20  # bytes that are read at a time
 _LARGEST_TEXT = 2**20  # bytes of a sample's class or facts

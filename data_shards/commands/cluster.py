@@ -210,10 +210,10 @@ def _sheets(
     clusters: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Write a sheet of each cluster with a fixed random draw of its images."""
-    from data_shards.files import write_synced
     from data_shards.format.samples import read_image
     from data_shards.images.sheets import Strip, sheet
     from data_shards.ordering import permutation
+    from data_shards.system.files import write_synced
 
     arguments.sheets.mkdir(parents=True, exist_ok=True)
     rows_with_clusters = [n for n, key in enumerate(index["key"]) if key.decode() in clusters]

@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Inspect each split."""
     from data_shards.audit.inspect import contact_sheet, inspect_split
-    from data_shards.files import write_synced
     from data_shards.format.manifest import load_split
     from data_shards.format.samples import split_folders
+    from data_shards.system.files import write_synced
 
     folders = split_folders(arguments.folder)
     picture: Path | None = arguments.contact_sheet

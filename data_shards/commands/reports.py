@@ -85,7 +85,7 @@ def report_split(
 ) -> int:
     """Print the findings and a summary of a published split; return the exit code."""
     from data_shards.convert.publish import FINDINGS_NAME
-    from data_shards.files import parse_json, read_regular
+    from data_shards.system.files import parse_json, read_regular
 
     folder = output / manifest.split
     findings = []

@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_shards.convert.plan import Conversion
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.file_system import sync_folder, try_out
-from data_shards.files import (
+from data_shards.findings import Finding, Verdict
+from data_shards.format.manifest import Normalize, Option, Shard
+from data_shards.format.writer import Plan, shard_name
+from data_shards.system.file_system import sync_folder, try_out
+from data_shards.system.files import (
     locked,
     naming,
     read_regular,
@@ -27,9 +30,6 @@ from data_shards.files import (
     temporary_file,
     write_synced,
 )
-from data_shards.findings import Finding, Verdict
-from data_shards.format.manifest import Normalize, Option, Shard
-from data_shards.format.writer import Plan, shard_name
 
 
 class _Model(BaseModel):

@@ -14,13 +14,13 @@ from data_shards.convert.plan import Conversion, Options
 from data_shards.convert.publish import Limit, Tally, publish
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
-from data_shards.files import write_synced
 from data_shards.findings import CRASHES, Finding, Verdict
 from data_shards.format.manifest import Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.images.resize import smaller
 from data_shards.sources.listing import Item
+from data_shards.system.files import write_synced
 
 # For one image, or for flushing a shard to a slow disk.
 _SECONDS = 600.0

@@ -16,14 +16,14 @@ import numpy as np
 from data_shards.convert.journal import Head, Note, Record, Work
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.file_system import sync_folder
-from data_shards.files import move_folder
 from data_shards.findings import Finding, count_images
 from data_shards.format.manifest import HASH_BYTES, Excluded, Manifest, load_manifest
 from data_shards.format.writer import Row, differs, index_of, npy, present, rows_of, write_records
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import full_pixels
 from data_shards.sources.listing import Item, read_item
+from data_shards.system.file_system import sync_folder
+from data_shards.system.files import move_folder
 
 FINDINGS_NAME = "findings.jsonl"
 PIXELS_NAME = "pixels.npy"

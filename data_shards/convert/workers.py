@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, TypeVar
 
 from data_shards.errors import DataShardsError
-from data_shards.processes import end_with_parent, usable_cores
+from data_shards.system.processes import end_with_parent, usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")

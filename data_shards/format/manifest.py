@@ -32,8 +32,8 @@ from pydantic import (
 )
 
 from data_shards.errors import DataShardsError
-from data_shards.file_system import mapped
-from data_shards.files import open_regular, parse_json, read_regular
+from data_shards.system.file_system import mapped
+from data_shards.system.files import open_regular, parse_json, read_regular
 
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import open_regular, parse_json
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
 from data_shards.litter import children
+from data_shards.system.files import open_regular, parse_json
 
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
 

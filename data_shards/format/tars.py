@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_shards.errors import DataShardsError
-from data_shards.file_system import forget_pages
-from data_shards.files import naming
+from data_shards.system.file_system import forget_pages
+from data_shards.system.files import naming
 
 BLOCK = tarfile.BLOCKSIZE  # a member is a header block and its payload, padded to whole blocks
 RECORD = tarfile.RECORDSIZE  # two blocks of zeros end a tar, padded to whole records

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import staged_folder, temporary_file, write_synced
 from data_shards.format.manifest import (
     FORMAT,
     HASH_BYTES,
@@ -33,6 +32,7 @@ from data_shards.format.manifest import (
     recipe,
 )
 from data_shards.format.tars import TarStream
+from data_shards.system.files import staged_folder, temporary_file, write_synced
 
 _LONGEST_KEY = 90  # bytes; with its extension a name still fits one ustar header block
 _JSON = json.JSONEncoder(sort_keys=True)  # made once: dumps() would make one a sample

@@ -10,9 +10,9 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.file_system import lock, sync_folder
-from data_shards.files import naming
 from data_shards.gather.urls import Task
+from data_shards.system.file_system import lock, sync_folder
+from data_shards.system.files import naming
 
 JOURNAL_NAME = "gather.jsonl"
 

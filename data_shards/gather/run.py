@@ -15,15 +15,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_shards.file_system import sync_folder
-from data_shards.files import naming, write_synced
 from data_shards.findings import Finding
 from data_shards.gather.fetch import Failure, Fetcher, Limits, Outcome, Redirect
 from data_shards.gather.log import Journal, Record, open_journal
 from data_shards.gather.schedule import Schedule
 from data_shards.gather.urls import Task, host_of
 from data_shards.images.examine import Examination, examine
-from data_shards.processes import end_with_parent
+from data_shards.system.file_system import sync_folder
+from data_shards.system.files import naming, write_synced
+from data_shards.system.processes import end_with_parent
 
 FAILURES_NAME = "failures.csv"
 

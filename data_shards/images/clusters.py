@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import read_regular, write_synced
 from data_shards.format.manifest import Manifest
 from data_shards.format.samples import Facts, walk_facts
+from data_shards.system.files import read_regular, write_synced
 
 CLUSTERS_NAME = "clusters.csv"
 NO_CLUSTER = -1

@@ -29,8 +29,8 @@ from data_shards.errors import DataShardsError, UsageError
 from data_shards.format.manifest import Manifest, load_split
 from data_shards.format.samples import read_image
 from data_shards.images.colours import to_rgb
-from data_shards.processes import end_with_parent
 from data_shards.sources.listing import IMAGENET_NORMALIZE
+from data_shards.system.processes import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

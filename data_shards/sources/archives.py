@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import open_regular
 from data_shards.findings import Finding
+from data_shards.system.files import open_regular
 
 _REFUSED: Final = {
     tarfile.LNKTYPE: "hard-link",

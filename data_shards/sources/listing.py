@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.errors import DataShardsError
-from data_shards.files import regular_descriptor
 from data_shards.findings import Finding
 from data_shards.format.manifest import Normalize, Option
+from data_shards.system.files import regular_descriptor
 
 IMAGENET_NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_shards.streams import reader_left
+from data_shards.system.streams import reader_left
 from launch.commands.common import add_name
 from launch.record.reading import open_regular, printable
 from launch.record.runs import ACTIVE, look_at, run_folder

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_shards.files import write_synced
+from data_shards.system.files import write_synced
 from launch.commands.common import FIELD_NAME, add_set, given_flags, split_settings
 from launch.record.command_line import CommandLine, write_command_line
 from launch.record.runs import refuse_if_active

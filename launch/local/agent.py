@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from data_shards.processes import die_with_parent
+from data_shards.system.processes import die_with_parent
 from launch.local.children import PARENT
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from data_shards.processes import usable_cores
+from data_shards.system.processes import usable_cores
 
 PARENT = "REBIAS_PARENT_PID"
 """Environment variable with the process that a child dies with."""

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_shards.processes import die_with_parent
+from data_shards.system.processes import die_with_parent
 from launch.local.children import PARENT
 from launch.record.exit_codes import train_and_note
 

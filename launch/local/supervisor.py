@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.files import HeldError, hold, write_synced
-from data_shards.processes import adopt_orphans
-from data_shards.signals import on_stop_signals
+from data_shards.system.files import HeldError, hold, write_synced
+from data_shards.system.processes import adopt_orphans
+from data_shards.system.signals import on_stop_signals
 from launch.local.attempt import Attempt, Outcome, Stop, newest_checkpoint
 from launch.local.relay import Relay
 from launch.record.exit_codes import final_code

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from data_shards.files import write_synced
+from data_shards.system.files import write_synced
 from launch.record.reading import read_json
 from rebias_dist.errors import ConfigError
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from data_shards.files import write_synced
+from data_shards.system.files import write_synced
 from launch.record.reading import read_tail
 from rebias_dist.commands import train
 from rebias_dist.errors import EXIT_FINISHED, EXIT_GIVE_UP, EXIT_USAGE

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from data_shards.files import named_holder, opened_as
+from data_shards.system.files import named_holder, opened_as
 
 
 def launcher_lock(run_folder: Path) -> Path:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_shards.files import SMALL, parse_json
+from data_shards.system.files import SMALL, parse_json
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.files import parse_json
+from data_shards.system.files import parse_json
 from launch.record.command_line import CommandLine, read_command_line
 from launch.record.jobs import job_states
 from launch.record.locks import launcher_lock, lock_holder, trainer_lock

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from data_shards.streams import run_command
+from data_shards.system.streams import run_command
 from launch.record.exit_codes import final_code, read_codes
 from rebias_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from data_shards.processes import die_with_parent
+from data_shards.system.processes import die_with_parent
 from launch.local.children import PARENT
 from rebias_dist.commands import train
 

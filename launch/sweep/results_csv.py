@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.files import write_synced
+from data_shards.system.files import write_synced
 from launch.record.reading import read_json, read_state
 from launch.sweep.grid import Cell
 from rebias_dist.config.files import flat

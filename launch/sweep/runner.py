@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from data_shards.signals import on_stop_signals
+from data_shards.system.signals import on_stop_signals
 from launch.local.children import Child
 from launch.record.display import duration
 from launch.record.reading import printable

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_shards.signals import interrupt, on_stop_signals
+from data_shards.system.signals import interrupt, on_stop_signals
 from rebias_dist.commands.parser import OneLineParser, run_cli, set_thread_defaults
 from rebias_dist.config.data import MADE_FROM
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config, show_only

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import argcomplete
 
-from data_shards.processes import usable_cores
-from data_shards.streams import run_command
+from data_shards.system.processes import usable_cores
+from data_shards.system.streams import run_command
 from rebias_dist.errors import ConfigError, InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks.placement import is_rank_zero
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataShardsError, UsageError
-from data_shards.files import staged_folder
 from data_shards.sources import biased_mnist
+from data_shards.system.files import staged_folder
 from rebias_dist.errors import ConfigError, DataError
 
 

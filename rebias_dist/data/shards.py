@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular, regular_descriptor
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, Manifest, load_split
 from data_shards.sources.datasets import SUMMARIES
+from data_shards.system.files import open_regular, regular_descriptor
 from rebias_dist.data.decode import (
     DecodeError,
     DecoderName,

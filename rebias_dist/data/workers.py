@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_shards.processes import die_with_parent, ignore_stop_signals
+from data_shards.system.processes import die_with_parent, ignore_stop_signals
 from rebias_dist.errors import InterruptedRun, RebiasError
-from rebias_dist.waits import duration
 
 _PREFETCHED = 2  # micro-batches that a worker may be ahead of the one that was asked for
 SLOTS = _PREFETCHED + 1
@@ -154,12 +153,12 @@ def _next(source: Iterator[Any]) -> Any:
         if waited > _bounds.seconds:
             end_workers()
             raise RebiasError(
-                f"no data for {duration(waited)}: a data worker hangs, or the file system does not "
+                f"no data for {waited:.0f} s: a data worker hangs, or the file system does not "
                 "answer (the limit is three quarters of faults.step_minutes)"
             )
         if waited > told:
             told *= 2
-            _log.info("has waited for data for %s", duration(waited))
+            _log.info("has waited for data for %.0f s", waited)
 
 
 def _of_workers(error: Exception) -> RebiasError:

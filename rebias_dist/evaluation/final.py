@@ -13,9 +13,9 @@ from rebias_dist.config.schema import Config
 from rebias_dist.evaluation import tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_checkpoints
+from rebias_dist.ranks.waits import duration, told
 from rebias_dist.runs import results
 from rebias_dist.telemetry.writers import Telemetry
-from rebias_dist.waits import duration, told
 
 _log = logging.getLogger("rebias_dist")
 

@@ -16,7 +16,7 @@ from rebias_dist.data import EvalLoader, ShardDataset
 from rebias_dist.errors import DataError
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.ranks.consensus import Consensus
-from rebias_dist.waits import told
+from rebias_dist.ranks.waits import told
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.evaluation.predictions import predict
 from rebias_dist.methods.radii import Radii, radii_of
+from rebias_dist.ranks.waits import told
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.snapshot import Snapshot
-from rebias_dist.waits import told
 
 
 def evaluate_split(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from data_shards.signals import on_stop_signals
+from data_shards.system.signals import on_stop_signals
 
 
 class StopRequest:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular, parse_json
+from data_shards.system.files import open_regular, parse_json
 
 _LONGEST_LINE = 1 << 20  # bytes; a line of a run has some hundreds
 _MOST_LINES = 5_000_000

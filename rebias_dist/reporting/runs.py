@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_shards.errors import DataShardsError
-from data_shards.files import open_regular, parse_json
+from data_shards.system.files import open_regular, parse_json
 from rebias_dist.config.files import read_config_file, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError

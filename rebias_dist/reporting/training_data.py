@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataShardsError
-from data_shards.files import read_json
+from data_shards.system.files import read_json
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataShardsError
-from data_shards.files import read_json, write_synced
+from data_shards.system.files import read_json, write_synced
 from rebias_dist.errors import (
     EXIT_FAILED,
     EXIT_GIVE_UP,

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from data_shards.file_system import sync_folder
-from data_shards.files import naming, parse_json, write_synced
+from data_shards.system.file_system import sync_folder
+from data_shards.system.files import naming, parse_json, write_synced
 from rebias_dist import version
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.models.untrusted import load_untrusted

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from data_shards.errors import DataShardsError
-from data_shards.files import read_json, write_synced
+from data_shards.system.files import read_json, write_synced
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import DataError
 

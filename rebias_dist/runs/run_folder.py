@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.files import HeldError, hold, remove_stale, write_synced
+from data_shards.system.files import HeldError, hold, remove_stale, write_synced
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError

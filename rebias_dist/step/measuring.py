@@ -12,10 +12,10 @@ from rebias_dist.data.loader import TrainLoader
 from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import median_distance
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.waits import told
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import key
-from rebias_dist.waits import told
 
 # The measuring pass is no update. This number keeps its dropout masks apart from the updates'.
 _UPDATE = -1

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 
-from data_shards.files import parse_json, write_synced
+from data_shards.system.files import parse_json, write_synced
 from rebias_dist.errors import RebiasError
 from rebias_dist.telemetry.progress import Progress, Rate, describe
 

@@ -136,7 +136,7 @@ def test_a_stream_that_something_else_has_made_non_blocking(tmp_path):
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     code = (
-        "from data_shards.streams import run_command\n"
+        "from data_shards.system.streams import run_command\n"
         "def command():\n    print('x' * 300_000)\n    return 0\n"
         "raise SystemExit(run_command('test', command))"
     )
@@ -151,7 +151,7 @@ def test_a_stream_that_something_else_has_made_non_blocking(tmp_path):
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     code = (
-        "import sys\nfrom data_shards.streams import run_command\n"
+        "import sys\nfrom data_shards.system.streams import run_command\n"
         "def command():\n"
         "    with open(sys.argv[1], 'wb') as file:\n"
         "        import os; os.write(2, b'of a library in C')\n"

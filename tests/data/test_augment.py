@@ -172,4 +172,5 @@ def test_two_equal_views_are_refused(data):
 
 @pytest.mark.parametrize("data", [{"augmentation": "crop_flip"}, {"augment": {"rotation": 1.0}}])
 def test_two_views_with_augmentation(data):
-    assert validate({"data": {**data, "views": 2}}).data.views == 2
+    method = {"name": "biascon"}
+    assert validate({"method": method, "data": {**data, "views": 2}}).data.views == 2

@@ -69,7 +69,7 @@ def test_workers_that_hang_are_waited_for_no_longer_than_the_bound(shards):
         print(*faults)
         """,
     )
-    assert re.match(r"no data for 0:00:\d\d: a data worker hangs", found)
+    assert re.match(r"no data for \d+ s: a data worker hangs", found)
 
 
 def test_a_stop_is_heard_while_workers_hang(shards):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataShardsError
-from data_shards.files import read_json
 from data_shards.format.manifest import load_manifest
 from data_shards.format.samples import _parse
+from data_shards.system.files import read_json
 from launch.record.command_line import read_command_line
 from launch.record.runs import look_at
 from launch.sweep.results_csv import _commits, status_of

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from data_shards import file_system
 from data_shards.__main__ import cli as data_shards
-from data_shards.file_system import lock, sync_folder
-from data_shards.files import hold, remove_stale, staged_folder
+from data_shards.system import file_system
+from data_shards.system.file_system import lock, sync_folder
+from data_shards.system.files import hold, remove_stale, staged_folder
 from rebias_dist.commands.train import cli as train
 from tests.data_shards.tiny import tree
 from tests.data_shards.trees import train_images, write_folder
@@ -63,7 +63,11 @@ def test_training_goes_on_and_says_what_is_unprotected(small_run, tmp_path, here
     with pytest.raises(SystemExit) as left:
         train(["--config", config])
     assert left.value.code == 0
-    said = [record.message for record in caplog.records if record.name == "data_shards.file_system"]
+    said = [
+        record.message
+        for record in caplog.records
+        if record.name == "data_shards.system.file_system"
+    ]
     unprotected = "nothing keeps a second process on another machine from working here"
     assert [LOCKS + unprotected in line for line in said].count(True) == 1, said
     assert [MAPS in line for line in said].count(True) == 1
@@ -72,7 +76,7 @@ def test_training_goes_on_and_says_what_is_unprotected(small_run, tmp_path, here
 
 def test_a_second_process_of_this_machine_is_refused_without_locks(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from data_shards.files import hold\n"
+        "import sys, time; from pathlib import Path; from data_shards.system.files import hold\n"
         "file = hold(Path(sys.argv[1]), 'process'); print('held', flush=True); time.sleep(1000)"
     )
     path = tmp_path / "lock"

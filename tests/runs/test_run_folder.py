@@ -7,7 +7,7 @@ import sys
 from rebias_dist.config.files import validate
 from rebias_dist.runs.run_folder import open_run
 from tests import ROOT
-from tests.data_shards.test_files import KILLED
+from tests.data_shards.system.test_files import KILLED
 
 
 def test_a_run_clears_what_a_killed_process_left(tmp_path):

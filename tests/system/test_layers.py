@@ -33,7 +33,11 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
         ("rebias_dist/objectives/tiles.py", "import rebias_dist.train", "Rooms of rebias_dist"),
         ("rebias_dist/step/adamp.py", "from rebias_dist.runs import saver", "Rooms of rebias_dist"),
         ("data_shards/errors.py", "import rebias_dist.errors", "Benchmarks and launch"),
-        ("data_shards/files.py", "import data_shards.commands.check", "Rooms of data_shards"),
+        (
+            "data_shards/system/files.py",
+            "import data_shards.commands.check",
+            "Rooms of data_shards",
+        ),
     ],
 )
 def test_an_upward_import_is_found(tmp_path, file, line, broken):

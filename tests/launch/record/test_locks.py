@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.files import HeldError, hold
+from data_shards.system.files import HeldError, hold
 from launch.record.locks import launcher_lock, lock_holder, trainer_lock
 from launch.record.runs import look_at
 from tests import ROOT
@@ -17,7 +17,7 @@ from tests.launch.commands.test_views import make_run
 from tests.launch.launched import launch
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from data_shards.files import hold\n"
+    "import sys, time; from pathlib import Path; from data_shards.system.files import hold\n"
     "held = [hold(Path(path), 'launcher') for path in sys.argv[1:]]\n"
     "print('held', flush=True); time.sleep(1000)"
 )

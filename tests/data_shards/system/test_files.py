@@ -8,8 +8,8 @@ import pytest
 
 from data_shards.audit import overlaps
 from data_shards.audit.overlaps import write_overlaps
-from data_shards.file_system import lock
-from data_shards.files import (
+from data_shards.system.file_system import lock
+from data_shards.system.files import (
     HeldError,
     hold,
     remove_stale,
@@ -95,7 +95,7 @@ def test_a_held_file_names_its_holder_until_it_is_closed(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data_shards.files import staged_folder, write_synced
+from data_shards.system.files import staged_folder, write_synced
 folder = Path(sys.argv[1])
 with staged_folder(folder / "made") as staged:
     (staged / "half").write_bytes(b"x")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.processes import usable_cores
+from data_shards.system.processes import usable_cores
 
 ALL = len(os.sched_getaffinity(0))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_shards.errors import DataShardsError
-from data_shards.file_system import lock, sync_folder
+from data_shards.system.file_system import lock, sync_folder
 
 # A hash, because a host name may have any bytes.
 _HOST = hashlib.sha256(os.fsencode(os.uname().nodename)).hexdigest()[:8]

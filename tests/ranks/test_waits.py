@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rebias_dist.waits import told
+from rebias_dist.ranks.waits import told
 
 
 def _until(true, what: str) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path, PurePosixPath
 
-from data_shards.signals import STOP_SIGNALS
+from data_shards.system.signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

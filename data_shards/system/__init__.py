@@ -1,0 +1,1 @@
+"""The operating system as it is: files, locks, signals, streams and processes."""
