@@ -68,7 +68,7 @@ def _flag(key: str, value: Any, annotation: Any) -> list[str] | None:
     """Return the words that set a field, None where a flag cannot."""
     if annotation not in (str, str | None):
         text = _as_yaml(value)
-    elif value is not None and value.isprintable():
+    elif value not in (None, "null") and value.isprintable():  # as a flag, null unsets a field
         text = value
     else:
         return None

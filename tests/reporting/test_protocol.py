@@ -293,8 +293,14 @@ def test_the_command_of_a_shipped_configuration_is_its_name(name):
     assert parse_train(words[1:]).config == config
 
 
+def test_a_folder_named_null_has_no_flag():
+    """As a flag, null unsets the field."""
+    config = validate({**read_config_file("biased_mnist/rebias"), "data": {"source": "null"}})
+    assert command_of(config) is None
+
+
 texts = st.text(min_size=1, max_size=12)  # of any characters
-lines = texts.filter(str.isprintable)
+lines = texts.filter(lambda text: text.isprintable() and text != "null")
 
 
 @settings(deadline=None, max_examples=50)
