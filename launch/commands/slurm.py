@@ -153,7 +153,7 @@ def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
     """Refuse a run that has another configuration, or that a process or a job works on."""
     existing = RunFolder(folder)
     if existing.config_file.exists():
-        changed = differences(existing.read_config().identity(), config.identity())
+        changed = differences(existing.read_config(own_method=True).identity(), config.identity())
         refuse_changes(folder, {line.partition(": ")[0]: line for line in changed}, overrides)
     refuse_if_active(folder)
 

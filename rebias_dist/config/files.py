@@ -154,10 +154,17 @@ def _fields_at(location: tuple[int | str, ...], values: Any) -> list[str]:
     return list(model.model_fields)
 
 
-def validate(values: dict[str, Any], where: str = "") -> Config:
-    """Build the typed configuration, or raise ``ConfigError`` with one line for the first fault."""
+def validate(values: dict[str, Any], where: str = "", *, own_method: bool = True) -> Config:
+    """Build the typed configuration, or raise ``ConfigError`` with one line for the first fault.
+
+    Args:
+        values: of the file or the flags.
+        where: what opens the message.
+        own_method: import a user's method to check its options. Without it, nothing that a
+            recorded run names is imported, and its options are taken as they are.
+    """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context={"import": own_method})
     except ValidationError as invalid:
         prefix = f"{where}: " if where else ""
         raise ConfigError(

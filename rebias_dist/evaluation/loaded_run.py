@@ -18,6 +18,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.transforms import eval_transform
 from rebias_dist.errors import ArgumentError, ConfigError
+from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.runs import results
@@ -133,6 +134,8 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
         state = load(folder.checkpoints, checkpoint)
     precision = Precision(config.precision, torch.device(device))
     networks = build_networks(config, len(state["classes"]), precision)
+    if isinstance(config.method, UnknownOptions):  # only the checkpoint knows its networks
+        networks = {name: net for name, net in networks.items() if name in state["players"]}
     for name, network in networks.items():
         if name not in state["players"]:
             raise ConfigError(f"{run}: its checkpoint has no network {name}")

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -81,6 +82,8 @@ class MethodConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> MethodConfig:
+        if isinstance(self, UnknownOptions):
+            return self
         expected = options_class(self.name)
         if type(self) is not expected:
             raise ValueError(f"method.name: the options of {self.name} are {expected.__name__}")
@@ -272,6 +275,22 @@ class EnDOptions(MethodConfig):
     """β: weight of the distance of samples of a class with different biases."""
 
 
+class UnknownOptions(MethodConfig):
+    """The options of a user's method in a recorded run, as they are: its class is not imported."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def facts(self) -> Facts:
+        """Return that nothing is known of the method."""
+        return Facts()
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {name: values[name] for name in values if name in self.model_fields_set}
+
+
 OPTIONS: dict[str, type[MethodConfig]] = {
     options.model_fields["name"].default: options
     for options in (
@@ -311,11 +330,18 @@ def options_class(name: Any) -> type[MethodConfig]:
     raise ValueError(f"method.name: {name!r} is no method and no package.module:Class; {hint}")
 
 
-def validate_options(values: Any, handler: Callable[[Any], MethodConfig]) -> MethodConfig:
-    """Return the options of the method that ``values`` name; a pydantic wrap validator."""
+def validate_options(
+    values: Any, handler: Callable[[Any], MethodConfig], info: ValidationInfo
+) -> MethodConfig:
+    """Return the options of the method that ``values`` name; a pydantic wrap validator.
+
+    With ``{"import": False}`` as context, the class of a user's method is not imported.
+    """
     if not isinstance(values, Mapping):
         return handler(values)
     name = values.get("name", MethodConfig.model_fields["name"].default)
+    if isinstance(name, str) and ":" in name and info.context == {"import": False}:
+        return UnknownOptions.model_validate(values)
     chosen = options_class(name)
     return handler(values) if chosen is MethodConfig else chosen.model_validate(values)
 

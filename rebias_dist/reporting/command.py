@@ -18,7 +18,7 @@ from rebias_dist.config.files import (
     validate,
 )
 from rebias_dist.config.schema import Config
-from rebias_dist.methods.options import MethodConfig, options_class
+from rebias_dist.methods.options import OPTIONS, MethodConfig
 
 
 def command_of(config: Config) -> str | None:
@@ -48,11 +48,14 @@ def _differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield the dotted key, the wanted value and the annotation of each field that differs."""
     for key, value in wanted.items():
-        there, annotation = have[key], section.model_fields[key].annotation
+        # A user's method may have options of which nothing is known here.
+        field = section.model_fields.get(key)
+        there: Any = have.get(key)
+        annotation = Any if field is None else field.annotation
         inner = section_of(annotation)
-        if inner is MethodConfig:
-            inner = options_class(value["name"])
-            there = {**inner(name=value["name"]).model_dump(), **there}
+        if inner is MethodConfig and value["name"] in OPTIONS:
+            inner = OPTIONS[value["name"]]
+            there = {**inner(name=value["name"]).model_dump(), **(there or {})}
         if there == value:
             continue
         if inner is not None and isinstance(value, dict):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
+from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.registry import METHODS, Facts
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
 from rebias_dist.reporting.runs import Run, plain
@@ -53,6 +54,10 @@ class Group:
     @property
     def networks(self) -> list[str]:
         """Return the networks of the method: 'f', 'g0', …"""
+        tested = next((run.results for run in self.runs if run.results), None)
+        if tested and isinstance(self.config.method, UnknownOptions):
+            splits = next(iter(tested.checkpoints.values())).splits
+            return list(next(iter(splits.values())).networks)
         names = ["f"] if self.config.has_f else []
         return names + [f"g{i}" for i in range(len(self.config.g)) if self.config.has_g]
 

@@ -41,7 +41,7 @@ def read_run(folder: Path) -> Run:
         if not (folder / "config.yaml").exists():  # else taken for a shipped configuration
             raise ConfigError("no run here (config.yaml: No such file or directory)")
         try:
-            config = validate(read_config_file(str(folder / "config.yaml")))
+            config = validate(read_config_file(str(folder / "config.yaml")), own_method=False)
         except ConfigError as error:
             raise ConfigError(f"config.yaml: {error}") from None
         state = parse_json(_read(folder / "state.json"))

@@ -30,7 +30,7 @@ class RunFolder:
         """Return whether the run has results.json, its final figures."""
         return self.results_file.exists()
 
-    def read_config(self) -> Config:
+    def read_config(self, *, own_method: bool = False) -> Config:
         """Return the configuration that the run was created with.
 
         Raises:
@@ -45,7 +45,7 @@ class RunFolder:
         values = parse_yaml(text, str(self.config_file))
         if not isinstance(values, dict):
             raise ConfigError(f"{self.config_file}: not a configuration")
-        return validate(values, str(self.config_file))
+        return validate(values, str(self.config_file), own_method=own_method)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration of the run to config.yaml."""
@@ -80,7 +80,7 @@ def open_run(config: Config, resume: str, overrides: Collection[str] = ()) -> Bi
     if resume == "never" and exists:
         raise ConfigError(f"name: the run {run.path} exists; choose another name, or resume it")
     if exists:
-        changed = differences(run.read_config().identity(), config.identity())
+        changed = differences(run.read_config(own_method=True).identity(), config.identity())
         refuse_changes(run.path, {line.partition(": ")[0]: line for line in changed}, overrides)
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,13 @@ import re
 import sys
 
 import pytest
+import torch
 import yaml
 
+import rebias_dist
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError, RebiasError
+from rebias_dist.reporting.command import command_of
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
 from tests import ROOT
@@ -36,7 +39,7 @@ def losses(run) -> list[dict]:
     return [line for line in lines if "f/loss" in line]
 
 
-def test_the_method_of_the_page_is_lff_on_two_ranks_and_through_a_stop(folder):
+def test_the_method_of_the_page_is_lff_on_two_ranks_and_through_a_stop(folder, monkeypatch):
     config = ["--config", "small.yaml"]
     done = train(*config, "--method", "lff", "--method.q", "0.5", "--name", "own", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -52,6 +55,16 @@ def test_the_method_of_the_page_is_lff_on_two_ranks_and_through_a_stop(folder):
     state = load_choice(folder / "runs/mine/checkpoints", "last")["method"]
     assert state["seen"].any()
     assert state["table"].shape == (2, len(state["seen"]))
+
+    # A report or an evaluation of the run does not import what the run names.
+    (folder / "my_lff.py").rename(folder / "gone.py")
+    monkeypatch.chdir(folder)
+    run = rebias_dist.load("runs/mine")
+    assert run.config.method.model_dump()["smoothing"] == 0.7
+    assert run.predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape == (1, 10)
+    assert (rebias_dist.results("runs/mine")["method"] == "my_lff:MyLfF").all()
+    assert "--method.q 0.5" in command_of(run.config)
+    assert "my_lff" not in sys.modules
 
 
 def test_its_options_are_flags_and_others_are_refused(folder):
