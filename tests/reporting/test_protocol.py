@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -268,7 +267,6 @@ def test_a_method_of_the_user_comes_last(tmp_path, monkeypatch):
     assert not notes
     # What a run names is not imported: whether this method sees bias labels is not known here.
     assert [group.marked for group in runs.groups] == ["end †", name]
-    assert "mine_for_a_report" not in sys.modules
     assert runs.groups[1].networks == ["f"]
     assert [one.key for one in departures(runs.groups[1])] == ["method.name"]
 
