@@ -42,7 +42,7 @@ from rebias_dist.step.batchnorm import check_micro_batch_of_one
 from rebias_dist.step.compilation import check_compilation
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
-from rebias_dist.step.precision import Precision, make_deterministic
+from rebias_dist.step.precision import Precision
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
@@ -87,8 +87,6 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         RebiasError: alike on all ranks; the configuration, the data and the ranks do not fit
             together.
     """
-    if config.deterministic:
-        make_deterministic()
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
     root = ""
