@@ -44,14 +44,15 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     return placement.resolve_placement(environment)
 
 
-def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.device:
+def choose_device(wanted: str, local_rank: int) -> torch.device:
     """Return this rank's device: the CPU, or the CUDA device of its local rank.
+
+    If only one GPU is visible, it is used, because the launcher may have bound one to each rank.
+    Ranks that share a GPU are refused when they meet; see ``roll_call``.
 
     Args:
         wanted: ``auto``, ``cpu`` or ``cuda``.
         local_rank: number of this process on its node.
-        bound: whether the launcher may have made only this rank's GPU visible. If just one is
-            visible, it is used.
 
     Raises:
         PlacementError: there is no CUDA, or no device for this rank.
@@ -61,7 +62,7 @@ def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.de
     if not torch.cuda.is_available():
         raise PlacementError("device: cuda is not available here; use device: cpu or auto")
     count = torch.cuda.device_count()
-    index = 0 if bound and count == 1 else local_rank
+    index = 0 if count == 1 else local_rank
     if index >= count:
         raise PlacementError(
             f"device: local rank {local_rank} has no CUDA device of its own among "
