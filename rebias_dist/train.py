@@ -27,6 +27,7 @@ from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
 from rebias_dist.evaluation.splits import evaluate_splits
+from rebias_dist.ranks.equal_weights import check_equal_weights
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
 from rebias_dist.ranks.session import Session, session
@@ -220,6 +221,8 @@ class Trainer:
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
+            weights = {name: player.modules for name, player in parts.players.items()}
+            check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
             leave = self.keeper.leave_if_asked
             with self.forecast.evaluating():
                 figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
