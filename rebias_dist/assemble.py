@@ -117,7 +117,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         networks=networks,
         players=players,
         game=build_game(config, method, players, normalise, layout),
-        loader=build_loader(config, data.train, consensus.rank, consensus.world_size),
+        loader=build_loader(config, data.train, consensus, device),
         normalise=normalise,
         shape=shape,
         folder=RunFolder(Path(config.runs_dir) / config.name),
@@ -302,21 +302,24 @@ def build_game(
     )
 
 
-def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: int) -> TrainLoader:
+def build_loader(
+    config: Config, dataset: ShardDataset, consensus: Consensus, device: torch.device
+) -> TrainLoader:
     """Return the loader of a rank's share of the training samples."""
     return TrainLoader(
         dataset,
         global_batch=config.global_batch,
         micro_batch=config.b,
         seed=config.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=consensus.rank,
+        world_size=consensus.world_size,
         transform=train_transform(config.data, config.seed),
         workers=config.data.workers,
         window=config.data.window,
         verify=config.data.verify,
         on_damaged=config.data.on_damaged,
         views=config.data.views,
+        pinned=device.type == "cuda",
         draws=draws_of(config.data, dataset.labels, dataset.bias, dataset.manifest.classes),
     )
 

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from rebias_dist.errors import InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks import placement
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.faults import reason
 from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
 from rebias_dist.waits import told
@@ -167,12 +168,14 @@ def _not_together(place: Placement, minutes: float, error: Exception) -> RankErr
     where = f"rank {place.rank}, start"
     address = place.address or os.environ.get("MASTER_ADDR")
     port = place.port or os.environ.get("MASTER_PORT")
-    reason = next(iter(str(error).splitlines()), "")
+    why = reason(error)
+    if "NCCL" in why or "CUDA" in why:  # by then the ranks have met
+        return RankError(f"{where}: {why}")
     if "EADDRINUSE" in str(error):
         return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
     return RankError(
         f"{where}: the {place.world_size} ranks did not come together at {address}:{port} "
-        f"within {minutes:g} minutes ({reason}); check that the others run and can reach "
+        f"within {minutes:g} minutes ({why}); check that the others run and can reach "
         "this address"
     )
 
