@@ -43,7 +43,7 @@ from rebias_dist.step.batchnorm import check_micro_batch_of_one
 from rebias_dist.step.compilation import check_compilation
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
-from rebias_dist.step.precision import Precision, make_deterministic
+from rebias_dist.step.precision import Precision
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.recorder import Recorder
@@ -87,8 +87,6 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         RebiasError: alike on all ranks; the configuration, the data and the ranks do not fit
             together.
     """
-    if config.deterministic:
-        make_deterministic()
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
     root = ""
@@ -119,7 +117,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         networks=networks,
         players=players,
         game=build_game(config, method, players, normalise, layout),
-        loader=build_loader(config, data.train, consensus.rank, consensus.world_size),
+        loader=build_loader(config, data.train, consensus, device),
         normalise=normalise,
         shape=shape,
         folder=RunFolder(Path(config.runs_dir) / config.name),
@@ -304,21 +302,24 @@ def build_game(
     )
 
 
-def build_loader(config: Config, dataset: ShardDataset, rank: int, world_size: int) -> TrainLoader:
+def build_loader(
+    config: Config, dataset: ShardDataset, consensus: Consensus, device: torch.device
+) -> TrainLoader:
     """Return the loader of a rank's share of the training samples."""
     return TrainLoader(
         dataset,
         global_batch=config.global_batch,
         micro_batch=config.b,
         seed=config.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=consensus.rank,
+        world_size=consensus.world_size,
         transform=train_transform(config.data, config.seed),
         workers=config.data.workers,
         window=config.data.window,
         verify=config.data.verify,
         on_damaged=config.data.on_damaged,
         views=config.data.views,
+        pinned=device.type == "cuda",
         draws=draws_of(config.data, dataset.labels, dataset.bias, dataset.manifest.classes),
     )
 

@@ -48,6 +48,12 @@ class NonFiniteError(RebiasError):
     """Names of the values that are not finite for this rank's own samples."""
 
 
+class UnequalWeightsError(RebiasError):
+    """The ranks' weights differ. A retry might continue from a checkpoint that was saved since."""
+
+    exit_code = EXIT_GIVE_UP
+
+
 class CrashLoopError(RebiasError):
     """The run crashes again and again at the same step."""
 

@@ -27,6 +27,7 @@ from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
 from rebias_dist.evaluation.splits import evaluate_splits
+from rebias_dist.ranks.equal_weights import check_equal_weights
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
 from rebias_dist.ranks.session import Session, session
@@ -34,6 +35,7 @@ from rebias_dist.ranks.waits import told
 from rebias_dist.runs import results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
+from rebias_dist.step.precision import make_deterministic, set_products
 from rebias_dist.telemetry import dashboard
 
 log = logging.getLogger("rebias_dist")
@@ -59,6 +61,9 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
     placement = resolve_placement()
     plan.check_world(config, placement.world_size)
     settings = flat(config.model_dump())
+    set_products(config.precision)
+    if config.deterministic:
+        make_deterministic()  # before session() makes the process group, which depends on it
     with session(placement, config.device, config.faults.start_minutes, settings) as ranks:
         name = ranks.consensus.broadcast(config.name or fresh_name(config))
         data = assemble.as_recorded(config.data)
@@ -216,6 +221,8 @@ class Trainer:
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
+            weights = {name: player.modules for name, player in parts.players.items()}
+            check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
             leave = self.keeper.leave_if_asked
             with self.forecast.evaluating():
                 figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)

@@ -118,7 +118,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
 
         placement = resolve_placement()
         wanted = "auto" if config is None else config.device
-        device = choose_device(wanted, placement.local_rank, placement.bound)
+        device = choose_device(wanted, placement.local_rank)
         with ExitStack() as held:
             if placement.world_size == 1:
                 # Among several ranks these signals keep their effect: they end a rank at once, and

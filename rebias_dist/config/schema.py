@@ -202,8 +202,10 @@ class Config(Section):
     """Epochs after pretraining."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, pretraining included."""
-    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
-    """float32; bf16 or fp16 by autocast (fp16 with a gradient scaler); float64 for exact tests."""
+    precision: Literal["float32", "tf32", "bf16", "fp16", "float64"] = "float32"
+    """float32: IEEE on every device. tf32: products and convolutions round their operands to TF32
+    where the device can. bf16, fp16: by autocast (fp16 with a gradient scaler). float64: for exact
+    tests."""
     global_batch: Annotated[int, Field(ge=2)] = 256
     """N: samples of an optimizer step, over all ranks."""
     micro_batch: Count | None = None

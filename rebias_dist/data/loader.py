@@ -155,9 +155,10 @@ class _Fetcher(Dataset[MicroBatch | Parcel | RebiasError]):
         return self.dataset.image(i, verify=verify)
 
 
-def _fetch(fetcher: _Fetcher, requests: Iterable[_Request], workers: int) -> Iterator[MicroBatch]:
+def _fetch(
+    fetcher: _Fetcher, requests: Iterable[_Request], workers: int, pinned: bool
+) -> Iterator[MicroBatch]:
     """Yield the micro-batches of ``requests`` in their order."""
-    pinned = torch.cuda.is_available()
     with memory_files(workers * SLOTS) as files:
         receiver = Receiver(files)
         fetcher = copy(fetcher)  # another iteration over the same samples has other files
@@ -193,12 +194,14 @@ class TrainLoader:
         on_damaged: Literal["stop", "skip"] = "stop",
         views: int = 1,
         draws: Draws | None = None,
+        pinned: bool = False,
     ) -> None:
         """Prepare; ConfigError if N is not a multiple of b, W > N / b, or n < N.
 
         ``verify`` is the fraction of the samples whose hash is checked when they are read. A
         damaged sample ends the iteration with a DataError. With ``skip`` another sample replaces
-        it, without a word to the other ranks, and each is logged once as a warning.
+        it, without a word to the other ranks, and each is logged once as a warning. ``pinned`` puts
+        the micro-batches into pinned memory, for a run on a GPU.
         """
         if global_batch % micro_batch:
             raise ConfigError(
@@ -223,6 +226,7 @@ class TrainLoader:
         self._seed = seed
         self._window = window
         self._draws = draws
+        self._pinned = pinned
         self._workers = workers
         self._mine = range(rank, self.micro_batches, world_size)
         self._skip = on_damaged == "skip"
@@ -266,7 +270,7 @@ class TrainLoader:
             yield found, fault
 
     def _fetched(self, epoch: int, steps: Sequence[int]) -> Iterator[list[MicroBatch]]:
-        fetched = _fetch(self._fetcher, self._requests(epoch, steps), self._workers)
+        fetched = _fetch(self._fetcher, self._requests(epoch, steps), self._workers, self._pinned)
         for _ in steps:
             batches = [next(fetched) for _ in self._mine]
             for line in (line for batch in batches for line in batch.skipped):
@@ -330,13 +334,15 @@ class EvalLoader:
         world_size: int = 1,
         transform: Transform = identity,
         workers: int = 0,
+        pinned: bool = False,
     ) -> None:
-        """Prepare; nothing is read yet."""
+        """Prepare; nothing is read yet. ``pinned``: as in :class:`TrainLoader`."""
         self.dataset = dataset
         self.batches = -(-len(dataset) // batch)
         self._batch = batch
         self._mine = range(rank, self.batches, world_size)
         self._workers = workers
+        self._pinned = pinned
         self._fetcher = _Fetcher(dataset, transform)
 
     def __len__(self) -> int:
@@ -349,4 +355,4 @@ class EvalLoader:
         requests = (
             _Request(j, 0, np.arange(j * self._batch, end, dtype=np.int64)) for j, end in ends
         )
-        return _fetch(self._fetcher, requests, self._workers)
+        return _fetch(self._fetcher, requests, self._workers, self._pinned)

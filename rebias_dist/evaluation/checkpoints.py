@@ -23,7 +23,7 @@ from rebias_dist.evaluation.subjects import (
     open_splits,
 )
 from rebias_dist.ranks.consensus import Consensus
-from rebias_dist.step.precision import Precision
+from rebias_dist.step.precision import Precision, set_products
 
 
 def _evaluate(
@@ -47,6 +47,7 @@ def _evaluate(
             f"{ref.source}: the ranks see different checkpoints; wait until the run has ended"
         )
     settings = subject.config
+    set_products(settings.precision)
     precision = Precision(settings.precision, device)
     normalise = Normalise(subject.constants, precision.device, precision.parameters)
     evaluator = Evaluator.of(settings, subject.networks, normalise, precision, consensus)

@@ -25,7 +25,7 @@ from rebias_dist.runs import results
 from rebias_dist.runs.checkpoint import load, load_choice
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
-from rebias_dist.step.precision import Precision
+from rebias_dist.step.precision import Precision, set_products
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class LoadedRun:
         """Return the logits of images as they are in the shards, prepared as in evaluation.
 
         The images are resized and cropped if the run has ``data.augmentation: crop_flip``, and
-        normalised. They pass the network in batches of ``evaluate.batch``.
+        normalised. They pass the network in batches of ``evaluate.batch``. This sets torch's
+        precision of float32 products, for the whole process, to that of the run.
 
         Args:
             images: RGB pixels, uint8, of torch or NumPy: ``[n, 3, height, width]``, or several
@@ -87,6 +88,7 @@ class LoadedRun:
                 "continue the run by a step, or normalise the images and call f"
             )
         device = next(chosen.parameters()).device
+        set_products(self.config.precision)
         precision = Precision(self.config.precision, device)
         normalise = Normalise(self.constants, device, precision.parameters)
         logits = []

@@ -68,6 +68,7 @@ def predict(
         world_size=consensus.world_size,
         transform=evaluator.transform,
         workers=evaluator.workers,
+        pinned=precision.device.type == "cuda",
     )
     what = f"evaluation on {dataset.manifest.split}, batches"
     told_of = told(what, len(loader), aloud=consensus.rank == 0)

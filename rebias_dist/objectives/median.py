@@ -111,7 +111,9 @@ def _counts_of_batches(batches: Sequence[Tensor], group: Group) -> list[tuple[in
     if batches:
         device = batches[0].device
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cpu")
+        if group is not LOCAL and dist.is_initialized() and dist.get_backend(group) == "nccl":
+            device = torch.device("cuda")
     numbers = all_gather(torch.tensor(len(batches), device=device), group).tolist()
     if len(set(numbers)) > 1:
         raise ValueError(f"ranks must pass the same number of batches, got {numbers}")

@@ -21,6 +21,7 @@ from rebias_dist.errors import (
     InterruptedRun,
     NonFiniteError,
     RebiasError,
+    UnequalWeightsError,
 )
 from rebias_dist.phases import phase
 
@@ -32,6 +33,7 @@ _BY_NAME = {
         CrashLoopError,
         DataError,
         NonFiniteError,
+        UnequalWeightsError,
         InterruptedRun,
     )
 }

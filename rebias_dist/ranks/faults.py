@@ -17,16 +17,36 @@ import torch.distributed as dist
 from rebias_dist.errors import RankError
 from rebias_dist.ranks.consensus import Consensus
 
-# Parts of the transports' messages when a peer has ended or does not answer.
+# Parts of the messages of gloo, NCCL and torch's store when a peer has ended or does not answer.
+# Their names are not among them, because messages on all other faults have them too.
 _LOST = (
-    "gloo",
-    "NCCL",
-    "TCPStore",
     "Connection closed by peer",
+    "Connection closed by remote peer",
     "Connection reset by peer",
+    "Connection was likely closed",
+    "Connection refused",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
+    "Broken pipe",
     "pair closure",
     "Timed out waiting",
+    "Connect timeout",
+    "Socket Timeout",
+    "remote process exited",
+    "communicator was aborted",
+    "collective operation timeout",
 )
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, and the cause that NCCL adds in a later line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    first = next(iter(lines), "") or type(error).__name__
+    first = first.partition(". This is typically")[0]  # cut off gloo's advice
+    if "Last error:" in lines[:-1]:
+        first += f" ({lines[lines.index('Last error:') + 1]})"
+    return first
 
 
 @dataclass
@@ -51,15 +71,15 @@ class Whereabouts:
         another rank.
         """
         where = f"rank {self.rank}, " + ("start" if self.step is None else f"step {self.step}")
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        first = first.partition(". This is typically")[0]  # cut off gloo's advice
+        why = reason(error)
         trace = "".join(traceback.format_exception(error))
         if self._is_loss(error):
-            text = f"{where}: another rank is lost{self._lost_ranks()}; {first}"
+            text = f"{where}: another rank is lost{self._lost_ranks()}; {why}"
         else:
             sys.stderr.write(trace)
-            text = f"{where}: {type(error).__name__}: {first}"
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            text = f"{where}: {type(error).__name__}: {why}"
+            memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if memory or "out of memory" in why:
                 text += "; out of memory: a smaller micro_batch needs less"
         if self.log_file is not None:
             with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
@@ -68,7 +88,7 @@ class Whereabouts:
 
     @staticmethod
     def _is_loss(error: Exception) -> bool:
-        if isinstance(error, dist.DistError):
+        if isinstance(error, (dist.DistStoreError, dist.DistNetworkError)):
             return True
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
 

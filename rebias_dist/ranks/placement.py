@@ -44,8 +44,6 @@ class Placement:
     local_rank: int
     origin: str = "a single process"
     """What started the ranks, for the log."""
-    bound: bool = False
-    """Whether the launcher may have made only this rank's own GPU visible."""
     address: str | None = None
     """Host where the ranks meet; None: torchrun's variables in the environment have it."""
     port: int | None = None
@@ -188,7 +186,7 @@ def _of_srun(environment: Mapping[str, str]) -> Placement:
     ranks = f"{world} rank{'s' if world > 1 else ''}"
     origin = f"srun, {ranks} on {node_list} in SLURM job {job}{_restarts(environment)}"
     if world == 1:
-        return Placement(0, 1, 0, origin, bound=True)
+        return Placement(0, 1, 0, origin)
     address = environment.get("MASTER_ADDR") or None
     if address in _LOOPBACK and environment.get("SLURM_STEP_NUM_NODES", "1") != "1":
         raise PlacementError(
@@ -198,7 +196,7 @@ def _of_srun(environment: Mapping[str, str]) -> Placement:
     if environment.get("MASTER_PORT"):
         port = _port(environment["MASTER_PORT"])
     address = address or _reachable(first_host(node_list))
-    return Placement(rank, world, local, origin, bound=True, address=address, port=port)
+    return Placement(rank, world, local, origin, address=address, port=port)
 
 
 def _restarts(environment: Mapping[str, str]) -> str:

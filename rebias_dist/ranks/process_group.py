@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from rebias_dist.errors import InterruptedRun, PlacementError, RankError, RebiasError
 from rebias_dist.ranks import placement
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.faults import reason
 from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
 from rebias_dist.ranks.waits import told
@@ -44,14 +45,15 @@ def resolve_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     return placement.resolve_placement(environment)
 
 
-def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.device:
+def choose_device(wanted: str, local_rank: int) -> torch.device:
     """Return this rank's device: the CPU, or the CUDA device of its local rank.
+
+    If only one GPU is visible, it is used, because the launcher may have bound one to each rank.
+    Ranks that share a GPU are refused when they meet; see ``roll_call``.
 
     Args:
         wanted: ``auto``, ``cpu`` or ``cuda``.
         local_rank: number of this process on its node.
-        bound: whether the launcher may have made only this rank's GPU visible. If just one is
-            visible, it is used.
 
     Raises:
         PlacementError: there is no CUDA, or no device for this rank.
@@ -61,7 +63,7 @@ def choose_device(wanted: str, local_rank: int, bound: bool = False) -> torch.de
     if not torch.cuda.is_available():
         raise PlacementError("device: cuda is not available here; use device: cpu or auto")
     count = torch.cuda.device_count()
-    index = 0 if bound and count == 1 else local_rank
+    index = 0 if count == 1 else local_rank
     if index >= count:
         raise PlacementError(
             f"device: local rank {local_rank} has no CUDA device of its own among "
@@ -166,12 +168,14 @@ def _not_together(place: Placement, minutes: float, error: Exception) -> RankErr
     where = f"rank {place.rank}, start"
     address = place.address or os.environ.get("MASTER_ADDR")
     port = place.port or os.environ.get("MASTER_PORT")
-    reason = next(iter(str(error).splitlines()), "")
+    why = reason(error)
+    if "NCCL" in why or "CUDA" in why:  # by then the ranks have met
+        return RankError(f"{where}: {why}")
     if "EADDRINUSE" in str(error):
         return RankError(f"{where}: MASTER_PORT {port} is in use on this machine; choose another")
     return RankError(
         f"{where}: the {place.world_size} ranks did not come together at {address}:{port} "
-        f"within {minutes:g} minutes ({reason}); check that the others run and can reach "
+        f"within {minutes:g} minutes ({why}); check that the others run and can reach "
         "this address"
     )
 

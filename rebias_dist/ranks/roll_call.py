@@ -29,6 +29,11 @@ _NAMED = 8  # at most so many missing ranks are named
 _FAREWELL = timedelta(seconds=20)  # how long rank 0 stays for the others to read its verdict
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU's model, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def facts_of(
     placement: Placement, device: torch.device, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -36,7 +41,9 @@ def facts_of(
 
     ``same`` holds what must be equal on all ranks; ``gpu`` is the device's UUID.
     """
-    same = {"python": platform.python_version(), "torch": torch.__version__}
+    # GPUs of two models give other bits for the same sums, so the ranks' weights would drift apart.
+    same = {"number of ranks": str(placement.world_size), "device": device_name(device)}
+    same |= {"python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             same[package] = metadata.version(package)
@@ -46,7 +53,7 @@ def facts_of(
         gpu = str(torch.cuda.get_device_properties(device).uuid)
     return {
         "rank": placement.rank,
-        "same": {"number of ranks": str(placement.world_size), "device": device.type, **same},
+        "same": same,
         "gpu": gpu,
         "host": platform.node(),
     }

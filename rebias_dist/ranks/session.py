@@ -47,7 +47,7 @@ def session(
         RebiasError: an expected error, the same on all ranks. Any other exception becomes a
             RankError of this rank alone.
     """
-    chosen = choose_device(device, placement.local_rank, placement.bound)
+    chosen = choose_device(device, placement.local_rank)
     where = Whereabouts(placement.rank)
     try:
         with (

@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from rebias_dist.errors import ConfigError
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.precision import Precision
+from rebias_dist.step.randomness import keyed
 
 # torch counts recompilations by class. This allows more networks, with gradients and without, than
 # anyone trains.
@@ -53,7 +54,7 @@ def check_compilation(
     try:
         with (
             RunningStatistics(network).protected(),
-            torch.random.fork_rng(),
+            keyed(precision.device, "trial"),
             precision.autocast(),
         ):
             compiled(network)(images)

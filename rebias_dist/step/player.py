@@ -52,10 +52,10 @@ class Player:
         self.heads = heads
         self.precision = precision
         self.clip_norm = optimizer.clip_norm
+        self.modules = [module for module in (network, heads) if module is not None]
         self.parameters = [
             parameter
-            for module in (network, heads)
-            if module is not None
+            for module in self.modules
             for parameter in module.parameters()
             if parameter.requires_grad
         ]

@@ -13,7 +13,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """One of float32, bf16, fp16 (both by autocast over float32) and float64."""
+    """One of float32, tf32, bf16, fp16 (the last two by autocast over float32) and float64."""
 
     name: str
     device: torch.device
@@ -38,9 +38,30 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
+def set_products(precision: str) -> None:
+    """Set for this process how float32 products and convolutions are computed.
+
+    Only in ``tf32`` may a device round their operands to 10 bits; by default torch lets CUDA do so
+    in convolutions. In all other precisions they are IEEE float32.
+    """
+    tf32 = precision == "tf32"
+    # The two older settings keep the newer ones in step with them. The reverse is not true, and
+    # torch.compile raises where they differ.
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    # Otherwise it inherits torch.backends.fp32_precision, which a notebook may have set.
+    torch.backends.cudnn.fp32_precision = "tf32" if tf32 else "ieee"
+
+
 def make_deterministic() -> None:
-    """Restrict torch, cuDNN and cuBLAS to deterministic algorithms."""
+    """Restrict torch, cuDNN and cuBLAS to deterministic algorithms.
+
+    Call it before there is a process group: in this mode the constructor of ProcessGroupNCCL
+    forbids NCCL to use NVLS.
+    """
     # cuBLAS reads this variable when it creates its handle, which happens later.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    # It would fill every new tensor on the device. No program here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -174,13 +174,8 @@ def peak_of(name: str, kind: str) -> float | None:
 def device_peak(precision: Precision) -> float | None:
     """Return the operations per second that this rank's device can do, or None if unknown.
 
-    It is unknown for a CPU, and in float64 on a GPU, where it depends on cuDNN's choices. In
-    float32 it is the TF32 peak if convolutions may use TF32, which is torch's default.
+    It is unknown for a CPU, and in float64 on a GPU, where it depends on cuDNN's choices.
     """
     if precision.device.type != "cuda":
         return None
-    kind = precision.name
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    if kind == "float32" and convolutions.fp32_precision != "ieee":
-        kind = "tf32"
-    return peak_of(torch.cuda.get_device_name(precision.device), kind)
+    return peak_of(torch.cuda.get_device_name(precision.device), precision.name)

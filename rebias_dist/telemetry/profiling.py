@@ -13,20 +13,23 @@ _WAIT, _WARM_UP = 2, 1  # steps before the recording: the first steps allocate a
 
 
 @contextmanager
-def profiled(steps: int, folder: Path, rank: int) -> Iterator[Callable[[], None]]:
+def profiled(
+    steps: int, folder: Path, rank: int, device: torch.device
+) -> Iterator[Callable[[], None]]:
     """Profile some steps; yield the function to call after each step.
 
     Args:
         steps: number of steps to record, after the first three; 0: none.
         folder: ``rank<k>.json.gz`` is written there after the last of them.
         rank: of this process; each has its own trace.
+        device: of this process.
     """
     if steps == 0:
         yield lambda: None
         return
     folder.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(
         activities=activities,

@@ -67,7 +67,7 @@ class Recorder:
             )
         self.meter = Meter(plan.N, consensus.rank, consensus.world_size, precision)
         self.watch = Watch(config, classes, self.telemetry.warning)
-        trace = profiled(config.log.profile, folder / "profile", consensus.rank)
+        trace = profiled(config.log.profile, folder / "profile", consensus.rank, precision.device)
         self._trace_step = held.enter_context(trace)
         held.enter_context(self.meter.running())
         self._text = self._details = ""

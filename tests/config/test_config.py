@@ -341,7 +341,7 @@ configs = st.builds(
     runs_dir=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
     seed=st.integers(0, 2**40),
     max_steps=st.none() | st.integers(1, 10**9),
-    precision=st.sampled_from(["float32", "bf16", "fp16", "float64"]),
+    precision=st.sampled_from(["float32", "tf32", "bf16", "fp16", "float64"]),
     optimizer=st.fixed_dictionaries({"lr": numbers, "clip_norm": st.none() | numbers}),
     radius=st.fixed_dictionaries({"f": numbers | st.sampled_from(["median", "dimension"])}),
     g=st.lists(

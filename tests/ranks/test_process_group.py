@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.placement import first_host, how_to_run_alone, is_rank_zero
@@ -213,8 +214,41 @@ def test_the_first_host(node_list, first):
     assert first_host(node_list) == first
 
 
-def test_the_device():
+@pytest.fixture
+def visible(monkeypatch):
+    """Let torch see a number of GPUs; return those that were made current."""
+    chosen: list[str] = []
+
+    def see(count: int) -> list[str]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+        return chosen
+
+    return see
+
+
+def test_the_device(visible):
+    made_current = visible(8)
     assert choose_device("cpu", 5).type == "cpu"
+    assert made_current == []
+    assert str(choose_device("auto", 5)) == str(choose_device("cuda", 5)) == "cuda:5"
+    assert made_current == ["cuda:5"] * 2
+    with pytest.raises(ConfigError, match="local rank 8 has no CUDA device of its own among 8"):
+        choose_device("auto", 8)
+    visible(0)
+    assert choose_device("auto", 5).type == "cpu"
+    with pytest.raises(ConfigError, match="cuda is not available"):
+        choose_device("cuda", 0)
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_the_only_visible_gpu_is_the_device_of_any_rank(environment, visible):
+    """As with ``srun --gpus-per-task=1``, also where a wrapper exports torchrun's variables."""
+    visible(1)
+    place = resolve_placement(environment)
+    assert place.local_rank == 1
+    assert str(choose_device("auto", place.local_rank)) == "cuda:0"
 
 
 # ---------------------------------------------------------------- the roll

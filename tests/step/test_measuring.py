@@ -26,7 +26,8 @@ def _game(values: dict):
     normalise = assemble.build_normalise(data, precision)
     layout = plan.derive(config, 1, len(data.train))
     game = assemble.build_game(config, method, players, normalise, layout)
-    return config, networks, game, assemble.build_loader(config, data.train, 0, 1), normalise
+    loader = assemble.build_loader(config, data.train, Consensus(), precision.device)
+    return config, networks, game, loader, normalise
 
 
 def test_the_median_is_numpys_over_the_sampled_batches(small_run):
