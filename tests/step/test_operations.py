@@ -3,6 +3,7 @@
 Views and fresh memory, which cost no launch, are not counted.
 """
 
+import pytest
 import torch
 from torch import nn
 
@@ -46,16 +47,19 @@ def test_counters_are_hidden_in_a_pass():
     assert found.by_name["add_"] == 8  # the residual connections
 
 
-def test_adamp():
-    """Of a step: the optimizers of both networks."""
+@pytest.mark.parametrize(
+    ("name", "ceiling"), [("adamp", 120), ("adam", 8), ("adamw", 8), ("sgd", 8)]
+)
+def test_optimizers(name, ceiling):
+    """Of a step: those of both networks."""
     found = Operations()
-    for name in ("resnet18", "bagnet18"):
-        parameters = list(network(name).parameters())
-        optimizer = make_optimizer(parameters, OptimizerConfig(name="adamp"))
+    for of in ("resnet18", "bagnet18"):
+        parameters = list(network(of).parameters())
+        optimizer = make_optimizer(parameters, OptimizerConfig(name=name))
         for p in parameters:
             p.grad = torch.ones_like(p)
         optimizer.step()  # makes the state
         with found:
             optimizer.step()
     print(found.total, found.by_name)
-    assert found.total <= 120
+    assert found.total <= ceiling
