@@ -3,10 +3,13 @@
 Views and fresh memory, which cost no launch, are not counted.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.step import CONVNETS, RADII, RESNET, batches_of, build_game
 from rebias_dist import models
 from rebias_dist.config.schema import OptimizerConfig
 from rebias_dist.step.batchnorm import RunningStatistics
@@ -63,3 +66,30 @@ def test_optimizers(name, ceiling):
             optimizer.step()
     print(found.total, found.by_name)
     assert found.total <= ceiling
+
+
+@pytest.mark.parametrize(("parts", "passes"), [(1, 1), (2, 5)])
+def test_normalisation(parts, passes):
+    """Once a step for one micro-batch; with more at each pass, which keeps the memory small."""
+    game = build_game(CONVNETS, 8, parts)
+    batches = batches_of(8, parts, 14)
+    normalise, calls = game.normalise, Counter()
+
+    def counted(images):
+        calls[id(images)] += 1
+        return normalise(images)
+
+    game.normalise = counted
+    game.step(batches, 0, RADII)
+    assert list(calls.values()) == [passes] * parts
+
+
+def test_step():
+    """Networks, objectives, optimizers and buffers of a step of rebias."""
+    game = build_game(RESNET, 8, 1)
+    batches = batches_of(8, 1, 64)
+    game.step(batches, 0, RADII)  # makes the state
+    with Operations() as found:
+        game.step(batches, 1, RADII)
+    print(found.total, found.by_name)
+    assert found.total <= 700
