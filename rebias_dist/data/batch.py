@@ -27,9 +27,10 @@ class MicroBatch:
     """Samples of one forward pass.
 
     ``images`` uint8 [views · b, 3, H, W]: the first view of every sample, then the second of
-    every sample, in the same order. ``labels``, ``bias`` (-1: none) and ``samples`` (ids)
-    int64 [b]; ``index`` is its number j within the step, or within the pass in evaluation;
-    ``skipped`` has one line for each damaged sample that was replaced: what is wrong with it.
+    every sample, in the same order; a step may hold them normalised already. ``labels``,
+    ``bias`` (-1: none) and ``samples`` (ids) int64 [b]; ``index`` is its number j within the
+    step, or within the pass in evaluation; ``skipped`` has one line for each damaged sample that
+    was replaced: what is wrong with it.
     """
 
     images: Tensor

@@ -1,19 +1,24 @@
-"""AdamP in few passes over memory, and without waiting for the device.
+"""AdamP in few operations, and without waiting for the device.
 
 The package adamp defines the optimizer (Heo et al., "AdamP", ICLR 2021, algorithm 2); this
-class takes the same steps to rounding. The package works tensor by tensor, with a pass over
-memory for each operation, and the host waits for a decision about each tensor.
+class takes the same steps to rounding. The package works tensor by tensor, with a dozen
+operations for each, and the host waits for a decision about each tensor. Here all tensors of a
+step lie side by side in one workspace, and those with rows of one width are reduced together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
 from adamp import AdamP as PublishedAdamP  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.optim.adam import adam
+
+from rebias_dist.objectives.full_precision import full_precision
 
 
 class AdamP(PublishedAdamP):  # type: ignore[misc]
@@ -37,7 +42,8 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
         wd_ratio: float = 0.1,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, delta, wd_ratio)
-        self._changes: dict[Tensor, Tensor] = {}
+        # Kept to the next step, because fresh memory costs more than the work in it.
+        self._workspaces: dict[tuple[int, ...], _Workspace] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,6 +52,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        kept, self._workspaces = self._workspaces, {}
         for group in self.param_groups:
             # The published state counts the steps of each parameter.
             by_step: dict[int, list[Tensor]] = {}
@@ -53,7 +60,7 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
                 if p.grad is not None:
                     by_step.setdefault(self._state_of(p)["step"], []).append(p)
             for taken, parameters in by_step.items():
-                self._step(parameters, taken, group)
+                self._step(parameters, taken, group, kept)
         return loss
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
@@ -62,30 +69,38 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
-        for name in ("exp_avg", "exp_avg_sq"):  # a loaded state has the layout it was saved with
-            state[name] = _laid_out_like(p, state[name])
         return state
 
-    def _step(self, parameters: list[Tensor], taken: int, group: dict[str, Any]) -> None:
-        gradients, changes = [], []
-        for p in parameters:
-            g = p.grad
-            assert g is not None
-            gradients.append(_laid_out_like(p, g))
-            if p not in self._changes:  # kept, because fresh memory costs more than the work in it
-                self._changes[p] = torch.empty_like(p)
-            changes.append(self._changes[p])
-            self.state[p]["step"] += 1
-        # Adam on zeros gives the change that it would make to the weights, in one pass.
-        torch._foreach_zero_(changes)
+    def _step(
+        self,
+        parameters: list[Tensor],
+        taken: int,
+        group: dict[str, Any],
+        kept: dict[tuple[int, ...], _Workspace],
+    ) -> None:
+        key = tuple(map(id, parameters))
+        work = kept.get(key) or _Workspace(parameters)
+        self._workspaces[key] = work
+        means: list[Tensor] = []
+        squares: list[Tensor] = []
+        for p, weight in zip(work.parameters, work.weights, strict=True):
+            state = self.state[p]
+            state["step"] += 1
+            for name, found in (("exp_avg", means), ("exp_avg_sq", squares)):
+                # A loaded state has the layout it was saved with.
+                state[name] = _laid_out_like(weight, state[name])
+                found.append(state[name].as_strided((p.numel(),), (1,)))
+        work.fetch()
+        # Adam on zeros gives the change that it would make to the weights, in one pass. It walks
+        # memory, and on a CPU first copies what is not contiguous, so it gets flat views.
         adam(
-            changes,
-            gradients,
-            [self.state[p]["exp_avg"] for p in parameters],
-            [self.state[p]["exp_avg_sq"] for p in parameters],
+            work.changes,
+            work.gradients,
+            means,
+            squares,
             [],
             # adam() adds 1 before it uses the count.
-            list(torch.full((len(changes),), float(taken), device=changes[0].device).unbind()),
+            list(torch.full((len(work.changes),), float(taken), device=work.device).unbind()),
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -95,79 +110,131 @@ class AdamP(PublishedAdamP):  # type: ignore[misc]
             eps=group["eps"],
             maximize=False,
         )
-        decay = group["lr"] * group["weight_decay"]
-        vectors = [p for p in parameters if p.ndim < 2]
-        if vectors and decay:
-            torch._foreach_mul_(vectors, 1 - decay)
-        matrices = [
-            triple
-            for triple in zip(parameters, gradients, changes, strict=True)
-            if triple[0].ndim > 1
-        ]
-        if matrices:
-            for (p, _, _), factor in zip(matrices, _factors(matrices, decay, group), strict=True):
-                p.mul_(factor.view(-1, *[1] * (p.ndim - 1)))
-        torch._foreach_add_(parameters, changes)
+        work.apply(group)
 
 
-def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
-    """Return the value with the strides of ``p``: the fused kernel walks memory, not indices."""
-    same = all(
-        mine == other or size == 1
-        for mine, other, size in zip(value.stride(), p.stride(), p.shape, strict=True)
-    )
-    return value if same else torch.empty_like(p).copy_(value)
+def _laid_out_like(like: Tensor, value: Tensor) -> Tensor:
+    """Return the value with the strides of ``like``, a dense tensor."""
+    same = value.stride() == like.stride()
+    return value if same else torch.empty_like(like).copy_(value)
 
 
-def _factors(
-    matrices: list[tuple[Tensor, Tensor, Tensor]], decay: float, group: dict[str, Any]
-) -> list[Tensor]:
-    """Return the factors by which the channels of each tensor are multiplied.
+class _Workspace:
+    """Weights, gradients and changes of some parameters, side by side.
 
-    The change is added afterwards. The factors combine weight decay and projection: to remove
-    from the change its part along w is to add a multiple of w to w.
-
-    Args:
-        matrices: weights, gradient and change of each tensor; all tensors are decided at once.
-        decay: learning rate times weight decay.
-        group: the optimizer's settings.
+    It holds three rows of memory, in this order. In each row the matrices come first, by the
+    width of their channels, and then the vectors. A matrix is any tensor of two or more
+    dimensions, and its channels are its slices along the first one.
     """
-    eps, delta, ratio = group["eps"], group["delta"], group["wd_ratio"]
-    parts = []
-    largest = max((p for p, _, _ in matrices), key=Tensor.numel)
-    room = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
-    for p, g, change in matrices:
-        dims = tuple(range(1, p.ndim))
-        product = room[: p.numel()].as_strided(p.shape, p.stride())
-        along = torch.mul(g, p, out=product).sum(dims)
-        moved = torch.mul(change, p, out=product).sum(dims)
-        norms = (torch.linalg.vector_norm(t, dim=dims) for t in (g, p))
-        parts.append(torch.stack([along, moved, *norms]))
-    along, moved, g_norm, p_norm = torch.cat(parts, dim=1)
 
-    # A copy from pinned memory does not make the host wait.
-    lengths = torch.tensor([[len(p), p.numel()] for p, _, _ in matrices])
-    if along.is_cuda:
-        lengths = lengths.pin_memory().to(along.device, non_blocking=True)
-    channels, sizes = lengths.T.contiguous()
+    def __init__(self, parameters: list[Tensor]) -> None:
+        matrices = sorted((p for p in parameters if p.ndim > 1), key=_width)
+        vectors = [p for p in parameters if p.ndim < 2]
+        self.parameters = matrices + vectors
+        self.device = parameters[0].device
+        room = parameters[0].new_empty((3, sum(p.numel() for p in parameters)))
+        sizes = [p.numel() for p in self.parameters]
+        weights, gradients, changes = (list(torch.split(row, sizes)) for row in room)
+        self.changes, self.gradients = changes, gradients
+        """Flat, one for each parameter."""
+        self.weights, self._shaped_gradients = (
+            [_shaped_like(p, part) for p, part in zip(self.parameters, parts, strict=True)]
+            for parts in (weights, gradients)
+        )
+        self._all_changes = room[2]
 
-    def reduced(values: Tensor, how: str) -> Tensor:
-        # unsafe=True: the host does not wait to check the lengths.
-        return torch.segment_reduce(values, how, lengths=channels, unsafe=True)
+        self._groups: list[Tensor] = []
+        """For each width the channels ``(C, 3, width)``, views of the rows."""
+        begin = 0
+        for width, equal in groupby(matrices, key=_width):
+            channels = sum(map(len, equal))
+            part = room[:, begin : begin + channels * width].view(3, channels, width)
+            self._groups.append(part.transpose(0, 1))
+            begin += channels * width
+        self._vectors = room[:, begin:]
 
-    def of_channels(values: Tensor) -> Tensor:
-        return values.repeat_interleave(channels, output_size=len(along))
+        lengths = [len(p) for p in matrices]
+        self._lengths = torch.tensor(lengths, dtype=torch.int64, device=self.device)
+        """Number of channels of each matrix."""
+        widths = room.new_tensor([_width(p) for p in matrices])
+        self._roots = widths.sqrt(), (widths * self._lengths).sqrt()
+        """Roots of the widths and of the sizes of the matrices."""
+        self._owner = torch.arange(len(matrices), device=self.device)
+        self._owner = self._owner.repeat_interleave(self._lengths)
+        """The number of the matrix to which each channel belongs."""
 
-    def cosine(along: Tensor, g_norm: Tensor, p_norm: Tensor) -> Tensor:
-        return along.abs() / (g_norm.clamp(min=eps) * p_norm.clamp(min=eps))
+    def fetch(self) -> None:
+        """Copy the weights and gradients into the rows, and set the changes to 0."""
+        gradients = []
+        for p in self.parameters:
+            assert p.grad is not None
+            gradients.append(p.grad)
+        torch._foreach_copy_(self.weights + self._shaped_gradients, self.parameters + gradients)
+        self._all_changes.zero_()
 
-    all_along, all_moved = reduced(along, "sum"), reduced(moved, "sum")
-    all_g, all_p = (reduced(norm.square(), "sum").sqrt() for norm in (g_norm, p_norm))
-    by_channel = reduced(cosine(along, g_norm, p_norm), "max") < delta / (sizes / channels).sqrt()
-    as_one = cosine(all_along, all_g, all_p) < delta / sizes.sqrt()
-    plain, projected = 1 - decay, 1 - decay * ratio
-    otherwise = torch.where(as_one, projected - all_moved / (all_p + eps) ** 2, plain)
-    factors = torch.where(
-        of_channels(by_channel), projected - moved / (p_norm + eps) ** 2, of_channels(otherwise)
-    )
-    return list(torch.split(factors, [len(p) for p, _, _ in matrices]))
+    def apply(self, group: dict[str, Any]) -> None:
+        """Decay the weights and add the changes, without their parts along them where projected.
+
+        Args:
+            group: the optimizer's settings.
+        """
+        decay = group["lr"] * group["weight_decay"]
+        if self._groups:
+            parts = torch.split(self._factors(decay, group), [len(part) for part in self._groups])
+            for channels, factors in zip(self._groups, parts, strict=True):
+                weights, _, changes = channels.unbind(1)
+                torch.addcmul(changes, weights, factors[:, None], out=weights)
+        weights, _, changes = self._vectors
+        torch.add(changes, weights, alpha=1 - decay, out=weights)
+        torch._foreach_copy_(self.parameters, self.weights)
+
+    def _factors(self, decay: float, group: dict[str, Any]) -> Tensor:
+        """Return the factor by which each channel is multiplied before its change is added.
+
+        The factors combine weight decay and projection: to remove from the change its part
+        along w is to add a multiple of w to w.
+        """
+        eps, delta = group["eps"], group["delta"]
+        plain, projected = 1 - decay, 1 - decay * group["wd_ratio"]
+        # The inner products of the weights, gradient and change of each channel, (C, 9).
+        products = self._all_changes.new_empty((len(self._owner), 3, 3))
+        begin = 0
+        with full_precision(self.device):
+            for part in self._groups:
+                end = begin + len(part)
+                torch.bmm(part, part.mT, out=products[begin:end])
+                begin = end
+        products = products.flatten(1)
+        # Those of each tensor as one follow. unsafe=True: the host does not wait to check.
+        sums = torch.segment_reduce(products, "sum", lengths=self._lengths, unsafe=True)
+        products = torch.cat([products, sums])
+        along, moved = products[:, 1], products[:, 2]
+        norms = products[:, 0:5:4].sqrt()  # of weights and gradient
+        at_least = norms.clamp(min=eps)
+        cosine = along.abs() / (at_least[:, 0] * at_least[:, 1])
+        without = projected - moved / (norms[:, 0] + eps) ** 2
+
+        by_channel, as_one = torch.split(cosine, [len(self._owner), len(self._lengths)])
+        largest = torch.segment_reduce(by_channel, "max", lengths=self._lengths, unsafe=True)
+        of_channel, of_tensor = torch.split(without, [len(self._owner), len(self._lengths)])
+        width, size = self._roots
+        otherwise = torch.where(as_one < delta / size, of_tensor, plain)
+        return torch.where(
+            (largest < delta / width)[self._owner], of_channel, otherwise[self._owner]
+        )
+
+
+def _width(matrix: Tensor) -> int:
+    """Return the number of weights in a channel."""
+    return math.prod(matrix.shape[1:])
+
+
+def _shaped_like(p: Tensor, part: Tensor) -> Tensor:
+    """Return a view of ``part`` with the shape of ``p``, whose channels are contiguous.
+
+    It has the memory format of ``p`` if the channels of that are contiguous too.
+    """
+    like = torch.empty_like(p, device="meta")
+    if p.ndim > 1 and len(p) > 1 and like.stride(0) != _width(p):
+        like = like.contiguous()
+    return part.as_strided(p.shape, like.stride(), part.storage_offset())

@@ -24,7 +24,11 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class RunningStatistics:
-    """The running buffers of all BatchNorm layers of one network."""
+    """The running buffers of all BatchNorm layers of one network.
+
+    All layers' buffers are copied, collected and set together, because a network has dozens of
+    layers and small batches would otherwise wait for many small operations.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = [
@@ -39,29 +43,44 @@ class RunningStatistics:
         """Run a forward pass on copies of the buffers; ``collect`` keeps the result for the update.
 
         The layers see copies because writing a buffer between a forward and its backward
-        would invalidate the graph, which has saved it.
+        would invalidate the graph, which has saved it. The counters are hidden, except from a
+        layer whose averages need it: :meth:`commit` counts for all layers at once.
         """
+        if not self._layers:
+            yield
+            return
         originals = [[layer._buffers[name] for name in _BUFFERS] for layer in self._layers]
-        for layer in self._layers:
-            for name in _BUFFERS:
-                buffer = layer._buffers[name]
-                layer._buffers[name] = None if buffer is None else buffer.clone()
+        # Multiplying by 1 copies all tensors in one operation. Each copy has storage of its own:
+        # views of one tensor would share its version, so that one layer's update would
+        # invalidate what the graph has saved of another.
+        copies = torch._foreach_mul(self._statistics(), 1)
+        for number, layer in enumerate(self._layers):
+            counter = layer.num_batches_tracked
+            layer._buffers["running_mean"] = copies[2 * number]
+            layer._buffers["running_var"] = copies[2 * number + 1]
+            if counter is not None:
+                counter = counter.clone() if layer.momentum is None else None
+            layer._buffers["num_batches_tracked"] = counter
         try:
             yield
-            if collect and self._layers:
+            if collect:
                 made = self._flatten()
-                self._sum = made if self._sum is None else self._sum + made
+                self._sum = made if self._sum is None else self._sum.add_(made)
         finally:
             for layer, buffers in zip(self._layers, originals, strict=True):
                 layer._buffers.update(zip(_BUFFERS, buffers, strict=True))
 
-    def _flatten(self) -> Tensor:
-        parts = []
+    def _statistics(self) -> list[Tensor]:
+        """Return the means and variances of all layers, the buffers themselves."""
+        found = []
         for layer in self._layers:
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            parts += [layer.running_mean, layer.running_var]
-        return torch.cat([part.detach().double() for part in parts])
+            found += [layer.running_mean, layer.running_var]
+        return found
+
+    def _flatten(self) -> Tensor:
+        return torch.cat(self._statistics()).double()
 
     def commit(self, micro_batches: int) -> None:
         """Set the buffers to the mean over the step's ``micro_batches``; a collective."""
@@ -72,13 +91,12 @@ class RunningStatistics:
             with phase("communication"):
                 dist.all_reduce(total)
         total /= micro_batches
-        for layer in self._layers:
-            for buffer in (layer.running_mean, layer.running_var):
-                assert buffer is not None
-                buffer.copy_(total[: buffer.numel()])
-                total = total[buffer.numel() :]
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += 1
+        buffers = self._statistics()
+        torch._foreach_copy_(buffers, torch.split(total, [buffer.numel() for buffer in buffers]))
+        counters = [layer.num_batches_tracked for layer in self._layers]
+        present = [counter for counter in counters if counter is not None]
+        if present:
+            torch._foreach_add_(present, 1)
         self.discard()
 
     def discard(self) -> None:

@@ -108,21 +108,30 @@ class Minimax:
 
     # ---------------------------------------------------------------- passes
 
+    def _normalised(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Normalise the images for all passes of a step, if there is one micro-batch a rank.
+
+        With more, each pass does it, so that the memory does not grow with their number.
+        """
+        if not self.one_micro_batch:
+            return batches
+        with phase("forward"):
+            return [replace(mb, images=self.normalise(mb.images)) for mb in batches]
+
     def _forward(
         self, player: Player, batch: MicroBatch, step: int, update: int, *, gradient: bool
     ) -> Output:
         keys = self.seed, step, batch.index, player.name, update
         with phase("forward"), keyed(batch.images.device, *keys):
-            return player.forward(self.normalise(batch.images), gradient=gradient)
+            done = batch.images.is_floating_point()
+            images = batch.images if done else self.normalise(batch.images)
+            return player.forward(images, gradient=gradient)
 
     def first_pass(
         self, player: Player, batches: list[MicroBatch], step: int, update: int
     ) -> list[Output]:
         """Return the player's outputs without gradients; its buffers stay as they are."""
         return [self._forward(player, mb, step, update, gradient=False) for mb in batches]
-
-    def _gather(self, features: Tensor) -> Features:
-        return gather_features(features, counts=self.counts, async_op=True)
 
     def _pass(
         self, player: Player, batches: list[MicroBatch], step: int, update: int
@@ -139,7 +148,7 @@ class Minimax:
         """
         features = self._rows(outputs)
         self._features[player.name] = features.detach()
-        gathered = self._gather(features)
+        gathered = gather_features(features, counts=self.counts, async_op=True)
         if not self.one_micro_batch:
             gathered = replace(gathered, local=wide(features).requires_grad_())
         return gathered
@@ -147,8 +156,6 @@ class Minimax:
     def _rows(self, outputs: list[Output]) -> Tensor:
         """Return the features of this rank's samples, the views of a sample side by side."""
         return torch.cat([_side_by_side(output.features, self.views) for output in outputs])
-
-    # ---------------------------------------------------------------- the batch
 
     def _batches(self, batches: list[MicroBatch], weights: Tensor | None) -> list[Batch]:
         """Return what methods see of this rank's micro-batches: a row for each view."""
@@ -275,6 +282,7 @@ class Minimax:
             step: global step, counted through pretraining.
             radii: the kernel radii; None where the method has no coupled terms.
         """
+        batches = self._normalised(batches)
         metrics = Metrics()
         self._features = {}
         self._game_step = step - self.first_step
@@ -332,16 +340,9 @@ class Minimax:
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             return self.method.g_terms(output, turn.known[place])
 
+        batches, step = turn.batches, turn.step
         self._update(
-            g,
-            turn.batches,
-            turn.step,
-            update,
-            terms,
-            metrics,
-            first=first,
-            coupling=coupling,
-            own=own,
+            g, batches, step, update, terms, metrics, first=first, coupling=coupling, own=own
         )
         metrics.objectives[g.name] = objective + metrics.own_terms(g.name)
 
@@ -364,8 +365,8 @@ class Minimax:
             assert own is not None
             others = []
             for g, outputs in zip(self.gs, opponents, strict=True):
-                self._features[g.name] = self._rows(outputs)
-                others.append(self._gather(self._features[g.name]))
+                rows = self._features[g.name] = self._rows(outputs)
+                others.append(gather_features(rows, counts=self.counts, async_op=True))
             with phase("objective"):
                 found = method.f_coupled(own, others, turn.whole)
             coupling, objective = metrics.note("f", found)
@@ -381,6 +382,7 @@ class Minimax:
         self, batches: list[MicroBatch], step: int, *, train_f: bool, train_g: bool
     ) -> Metrics:
         """Update f, every g, or both on cross-entropy alone."""
+        batches = self._normalised(batches)
         metrics = Metrics()
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:

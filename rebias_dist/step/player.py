@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,13 +178,19 @@ class Player:
             self.heads.load_state_dict(state["heads"])
         # load_state_dict brings the saved settings too. Those of the configuration count, which
         # --resume-override may have changed; the learning rate is set before each step.
-        settings = [
-            {name: value for name, value in group.items() if name not in ("params", "lr")}
-            for group in self.optimizer.param_groups
+        saved = state["optimizer"]
+        groups = [
+            group | {name: value for name, value in chosen.items() if name not in ("params", "lr")}
+            for group, chosen in zip(
+                saved["param_groups"], self.optimizer.param_groups, strict=True
+            )
         ]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(chosen)
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        # Fused kernels walk memory, so a state needs the layout that the weights have here.
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.ndim > 1:
+                    values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
 
@@ -213,15 +220,24 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the configured optimizer over ``parameters``."""
     if config.name == "sgd":
+        # Not fused: that fails where a parameter gets its first gradient later than others, and
+        # it starts from undefined momentum where fp16 skips the first update.
         return torch.optim.SGD(
-            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            parameters,
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            foreach=True,
         )
-    adaptive = {"adamp": AdamP, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    optimizer: torch.optim.Optimizer = adaptive(
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamp": AdamP,
+        "adam": partial(torch.optim.Adam, fused=True),
+        "adamw": partial(torch.optim.AdamW, fused=True),
+    }
+    return kinds[config.name](
         parameters,
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    return optimizer

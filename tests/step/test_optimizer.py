@@ -1,5 +1,9 @@
 """The settings of the optimizer: they reach it, and a restored state does not bring back others."""
 
+import copy
+from functools import partial
+
+import adamp
 import pytest
 import torch
 from torch import nn
@@ -34,6 +38,34 @@ def _step(player: Player) -> None:
     player.take_step(1)
 
 
+class _Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        features = self.layer(images).flatten(1)
+        return features, features
+
+
+def _convolution(layout: torch.memory_format, name: str) -> Player:
+    return Player(
+        "f",
+        _Convolution().double().to(memory_format=layout),
+        optimizer=OptimizerConfig(name=name, lr=0.1, weight_decay=0.1),
+        precision=Precision("float64", torch.device("cpu")),
+    )
+
+
+def _step_on_images(player: Player, layout: torch.memory_format, number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randn(2, 3, 5, 5, dtype=torch.float64, generator=generator)
+    images = images.contiguous(memory_format=layout)
+    player.backward(player.forward(images, gradient=True).logits.square().sum())
+    player.take_step(1)
+
+
 @pytest.mark.parametrize("name", ["adamp", "adam", "adamw"])
 def test_betas_and_eps_reach_the_optimizer(name):
     chosen = OptimizerConfig(name=name, betas=[0.5, 0.6], eps=1e-3)
@@ -59,3 +91,48 @@ def test_a_setting_that_was_changed_for_a_resumed_run_is_used(name):
     weights = [player.network.layer.weight for player in (first, resumed, other)]
     for one, another in ((0, 1), (0, 2), (1, 2)):
         assert not torch.equal(weights[one], weights[another])
+
+
+@pytest.mark.parametrize("name", ["adamp", "adam", "adamw", "sgd"])
+def test_a_state_from_a_network_of_another_memory_format_goes_on_alike(name):
+    contiguous, last = torch.contiguous_format, torch.channels_last
+    first = _convolution(contiguous, name)
+    _step_on_images(first, contiguous, 0)
+    state = copy.deepcopy(first.state_dict())
+    resumed = _convolution(last, name)
+    resumed.network.load_state_dict(state["network"])
+    resumed.load_training_state(state)
+    for number in (1, 2):
+        _step_on_images(first, contiguous, number)
+        _step_on_images(resumed, last, number)
+    for one, other in zip(first.parameters, resumed.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamp", "adam", "adamw", "sgd"])
+def test_a_state_saved_by_the_plain_optimizer_goes_on_alike(name):
+    """As saved before the optimizers ran over all parameters at once."""
+    plain = {"adamp": adamp.AdamP, "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    plain |= {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    first, resumed = (_convolution(torch.contiguous_format, name) for _ in range(2))
+    first.optimizer = plain[name](first.parameters, lr=0.1, weight_decay=0.1)
+    _step_on_images(first, torch.contiguous_format, 0)
+    state = copy.deepcopy(first.state_dict())
+    resumed.network.load_state_dict(state["network"])
+    resumed.load_training_state(state)
+    for number in (1, 2):
+        for player in (first, resumed):
+            _step_on_images(player, torch.contiguous_format, number)
+    for one, other in zip(first.parameters, resumed.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_parameter_may_get_its_first_gradient_late():
+    """As heads do that are not pretrained."""
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    optimizer = make_optimizer(parameters, OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.0))
+    parameters[0].grad = torch.ones(2)
+    optimizer.step()
+    parameters[1].grad = torch.ones(2)
+    optimizer.step()
+    assert parameters[1].tolist() == pytest.approx([0.9, 0.9])
