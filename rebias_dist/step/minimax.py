@@ -109,11 +109,8 @@ class Minimax:
     # ---------------------------------------------------------------- passes
 
     def _normalised(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """Normalise the images for all passes of a step, if there is one micro-batch a rank.
-
-        With more, each pass does it, so that the memory does not grow with their number.
-        """
-        if not self.one_micro_batch:
+        """Normalise the images for all passes of a step, if there is one micro-batch a rank."""
+        if not self.one_micro_batch:  # else the memory would grow with their number
             return batches
         with phase("forward"):
             return [replace(mb, images=self.normalise(mb.images)) for mb in batches]
