@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,15 @@ from rebias_dist.data.sampling import draws_of
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
-from rebias_dist.errors import ConfigError, DataError
-from rebias_dist.methods.base import Method, TrainingSet
+from rebias_dist.errors import DataError
+from rebias_dist.methods.base import Method
 from rebias_dist.models import feature_dim
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
 from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
-from rebias_dist.runs.networks import build_networks
+from rebias_dist.runs.networks import build_networks, initial_state
+from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
@@ -70,7 +70,7 @@ class Parts:
 
     def work(self) -> Work:
         """Count the model FLOPs of the steps."""
-        return Work(self.method, self.networks, self.shape, self.layout.N)
+        return Work(self.method, self.networks, self.shape, self.layout.N * self.game.views)
 
 
 def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
@@ -89,13 +89,15 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     """
     precision = Precision(config.precision, device)
     method = methods.build(config.method)
-    root = ""
+    root, is_new = "", False
+    folder = RunFolder(Path(config.runs_dir) / str(config.name))
     told_of = told("preparation of the data", aloud=consensus.rank == 0)
     with consensus.on_rank_zero() as leader, told_of:
         if leader:
+            is_new = not folder.config_file.exists()
             root = str(data_root(config))
             open_data(config, Path(root)).check()
-    root = consensus.broadcast(root)
+    root, is_new = consensus.broadcast([root, is_new])
     with consensus.together():
         data = open_data(config, Path(root))
         shape = sample_shape(config, data)
@@ -104,11 +106,15 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     with consensus.together():
         networks = build_networks(config, classes, precision)
         check_networks(config, networks, shape, precision)
+        if is_new:  # a checkpoint that does not fit is refused before the run has a folder
+            for network in networks:
+                initial_state(config, network, classes)
         check_labels(config, data.train.labels, data.train.bias, data.classes)
-        method.prepare(training_set(data, shape, device), networks)
+        labels, bias = data.train.labels, data.train.bias
+        known = training_set(labels, bias, classes, shape, device)
+        prepare_method(config, method, known, networks)
     players = build_players(config, method, networks, shape, classes, precision)
     normalise = build_normalise(data, precision)
-    assert config.name is not None
     return Parts(
         precision=precision,
         method=method,
@@ -120,7 +126,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         loader=build_loader(config, data.train, consensus, device),
         normalise=normalise,
         shape=shape,
-        folder=RunFolder(Path(config.runs_dir) / config.name),
+        folder=folder,
         snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method),
     )
 
@@ -184,40 +190,6 @@ def open_data(config: Config, root: Path) -> Data:
         place = Path(folder)
         tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
     return Data(train, selection, tests)
-
-
-def check_labels(
-    config: Config,
-    labels: NDArray[np.integer],
-    bias: NDArray[np.integer],
-    classes: Sequence[str],
-) -> None:
-    """Check that the method and the sampling can use the labels of the training samples.
-
-    Args:
-        config: of the run.
-        labels: ``[n]``
-        bias: ``[n]``; -1: none.
-        classes: names of the classes.
-
-    Raises:
-        ConfigError: a bias label that is needed is missing, or a class or group is empty.
-    """
-    draws_of(config.data, labels, bias, classes)
-    without = int((bias < 0).sum())
-    if config.facts.bias_labels and without:
-        raise ConfigError(
-            f"method.name: {config.method.name} needs bias labels, but {without:,} of the "
-            f"{len(bias):,} training samples have none; make shards with bias labels, or choose "
-            "another method"
-        )
-
-
-def training_set(data: Data, shape: tuple[int, int, int], device: torch.device) -> TrainingSet:
-    """Return what a method sees of the training data."""
-    labels = torch.from_numpy(data.train.labels.astype(np.int64))
-    bias = torch.from_numpy(data.train.bias.astype(np.int64))
-    return TrainingSet(labels.to(device), bias.to(device), len(data.classes), shape)
 
 
 def check_networks(
@@ -337,6 +309,9 @@ class Outline:
     tests: dict[str, int]
     shape: tuple[int, int, int]
     """Of what the networks see: channels, height, width."""
+    labels: NDArray[np.integer]
+    """Of the training samples."""
+    bias: NDArray[np.integer]
 
 
 def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
@@ -349,6 +324,8 @@ def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
         selection=None if data.selection is None else len(data.selection),
         tests={split: len(dataset) for split, dataset in data.tests.items()},
         shape=shape,
+        labels=data.train.labels,
+        bias=data.train.bias,
     )
 
 

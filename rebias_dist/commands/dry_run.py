@@ -17,6 +17,7 @@ from rebias_dist.data import open_split, plan_biased_mnist
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.process_group import resolve_placement
 from rebias_dist.runs.networks import build_networks
+from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.step.precision import Precision
 
 
@@ -35,9 +36,13 @@ def print_plan(config: Config) -> None:
         return
     data = _outline(config)
     layout = plan.derive(config, placement.world_size, data.train)
+    check_labels(config, data.labels, data.bias, data.classes)
     device = torch.device("cpu")
     networks = build_networks(config, len(data.classes), Precision(config.precision, device))
-    facts = assemble.facts(config, data, networks, methods.build(config.method), device)
+    method = methods.build(config.method)
+    known = training_set(data.labels, data.bias, len(data.classes), data.shape, device)
+    prepare_method(config, method, known, networks)
+    facts = assemble.facts(config, data, networks, method, device)
     print("\n".join(plan.describe(config, layout, facts)))
 
 
@@ -48,8 +53,6 @@ def _outline(config: Config) -> Outline:
         if not folder.is_dir():
             return _not_made(config, folder, parts)
     data = assemble.open_data(config, assemble.data_root(config))
-    # Refuse what the data do not allow.
-    assemble.check_labels(config, data.train.labels, data.train.bias, data.classes)
     return assemble.outline(data, assemble.sample_shape(config, data))
 
 
@@ -59,7 +62,6 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
         if split not in parts:
             raise ConfigError(f"data: there is no split {split!r}; there are {', '.join(parts)}")
     train = parts[config.data.train_split]
-    assemble.check_labels(config, train.labels, train.colours, train.plan.classes)
     tests = {split: len(parts[split].ids) for split in config.data.test_splits}
     for name, other in config.data.other_tests.items():
         place = Path(other)
@@ -75,4 +77,6 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
         len(parts["selection"].ids) if "selection" in parts else None,
         tests,
         (3, side, side),
+        train.labels,
+        train.colours,
     )

@@ -151,6 +151,7 @@ def _fields_at(location: tuple[int | str, ...], values: Any) -> list[str]:
             model = section_of(model.model_fields[part].annotation) or model
     if model is MethodConfig:
         model = options_class(values["method"].get("name", MethodConfig().name))
+        return [name for name in model.model_fields if name not in model.unused()]
     return list(model.model_fields)
 
 

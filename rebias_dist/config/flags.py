@@ -51,7 +51,8 @@ def _add_method_options(parser: argparse.ArgumentParser, given: Any) -> None:
     """Add a flag for each option that some methods have, and the others refuse."""
     classes, name = dict(OPTIONS), str(given.get("name")) if isinstance(given, dict) else ""
     if ":" in name:
-        classes[name] = options_class(name)
+        with contextlib.suppress(ValueError):  # refused when the configuration is checked
+            classes[name] = options_class(name)
     group = parser.add_argument_group("method: options of some methods, which the others refuse")
     fields: dict[str, list[tuple[str, FieldInfo]]] = {}
     for method, options in classes.items():
@@ -259,7 +260,11 @@ def read_file_of(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
     first.add_argument("--method", "--method.name", nargs="?")
     found = first.parse_known_args(argv)[0]
     values = read_config_file(found.config or DEFAULT_CONFIG)
-    if ":" in (found.method or ""):
+    method = values.get("method", {})
+    if ":" in (found.method or "") and isinstance(method, dict):
         # The options of a method of the user's are flags, too.
-        values = _with(values, ["method", "name"], found.method, Config)
+        with contextlib.suppress(ValueError):  # refused when the configuration is checked
+            if found.method != method.get("name"):
+                method = of_another_method(method, found.method)
+            values = {**values, "method": {**method, "name": found.method}}
     return values, found.config or DEFAULT_CONFIG, found.config is None

@@ -277,6 +277,11 @@ class Config(Section):
             )
         if self.data.views > 1 and not self.facts.views:
             raise ValueError(f"data.views: {method.name} uses one view of a sample; set it to 1")
+        if method.name == "jtt" and self.data.on_damaged == "skip":
+            raise ValueError(
+                "data.on_damaged: skip is not offered with jtt, which predicts every training "
+                "sample; use stop"
+            )
         unready = [f"g.{i}" for i, g in enumerate(self.g) if g.checkpoint is None]
         if self.facts.fixed_g and method.g_pretrain_epochs == 0 and unready:
             raise ValueError(

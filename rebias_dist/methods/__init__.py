@@ -28,4 +28,9 @@ def build(config: MethodConfig) -> Method:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"method.name: {config.name} cannot be made ({reason})") from error
+        if not hasattr(method, "f_coupled") or getattr(method, "config", None) is not config:
+            raise ConfigError(
+                f"method.name: {config.name} must be a subclass of rebias_dist.methods.base.Method "
+                "whose __init__ calls super().__init__(config)"
+            )
     return method

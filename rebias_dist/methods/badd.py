@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from rebias_dist.errors import ConfigError
 from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
-from rebias_dist.methods.classifier import linear_classifier
+from rebias_dist.methods.classifier import linear_classifier, probe
 from rebias_dist.methods.options import BAddOptions
 
 
 class BAdd(Method):
-    """f minimises the CE of its classifier on its features plus those of each fixed g."""
+    """f minimises the CE of its classifier on its features plus those of each fixed g.
+
+    Dropout before the classifier acts on f's features alone.
+    """
 
     config: BAddOptions
     f_needs_g = True
@@ -26,6 +30,14 @@ class BAdd(Method):
     def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
         """Find f's classifier."""
         self.classifier = linear_classifier(networks["f"], training, self.config.name)
+        width = self.classifier.in_features
+        for name, network in networks.items():
+            found = probe(network, training)[1].shape[1]
+            if found != width:
+                raise ConfigError(
+                    f"method.name: badd adds features of one width, but f has {width} and {name} "
+                    f"has {found}; make the networks alike in width"
+                )
 
     def f_terms(
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None

@@ -11,7 +11,8 @@ there is alike on all ranks, so its state stays alike as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.methods.options import MethodConfig
 from rebias_dist.methods.radii import Radii
 from rebias_dist.methods.registry import Facts
@@ -130,7 +131,10 @@ class Method:
         """
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the method remembers, by name; it is saved with the run."""
+        """Return what the method remembers, by name; it is saved with the run.
+
+        The tensors are the method's own: :meth:`load_state` writes into them.
+        """
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -139,9 +143,15 @@ class Method:
         Raises:
             ConfigError: it has other names or shapes than now.
         """
-        restored = _checked(state, self.state(), type(self).__name__)
-        for name, values in self.state().items():
-            values.copy_(restored[name])
+        here = checked_state(self)
+        shapes = [{name: tuple(x.shape) for name, x in found.items()} for found in (state, here)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"method.name: the checkpoint has a state of {type(self).__name__} of the shapes "
+                f"{shapes[0]}, but here it has {shapes[1]}; start another run"
+            )
+        for name, values in here.items():
+            values.copy_(state[name])
 
     def before_epoch(self, epoch: int, engine: Engine) -> None:
         """Do what is due before an epoch of the game, counted from 0; may use the engine."""
@@ -194,6 +204,11 @@ class Method:
         """Return whether kernel radii are measured."""
         return self.facts.hsic and self.is_coupled
 
+    @property
+    def shares_samples(self) -> bool:
+        """Return whether the ranks tell each other the labels and places of their samples."""
+        return self.needs_whole_batch and (self.is_coupled or self.observes)
+
     def f_coupled(self, f: Features, gs: Sequence[Features], batch: Batch) -> list[Term]:
         """Return the coupled terms of f's objective; a collective.
 
@@ -239,6 +254,17 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Turn what a method's function raises, or returns wrongly, into a ``ConfigError``."""
+    try:
+        yield
+    except RebiasError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"method.name: {where}: {error}") from error
+
+
 def per_sample(found: object, rows: int, where: str) -> dict[str, Tensor]:
     """Return what a method returned, if it is a dict of tensors with a value for each row.
 
@@ -256,7 +282,9 @@ def per_sample(found: object, rows: int, where: str) -> dict[str, Tensor]:
             f"{type(found).__name__}"
         )
     for name, values in found.items():
-        if not isinstance(values, Tensor) or values.shape != (rows,):
+        if name in ("accuracy", "loss", "grad_norm"):
+            raise ConfigError(f"method.name: {where} returned {name!r}, a name that is taken")
+        if not isinstance(values, Tensor) or values.shape != (rows,) or values.dtype == torch.bool:
             kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ConfigError(
                 f"method.name: {where} returned {name!r} as {kind}; it must be a tensor with one "
@@ -265,12 +293,31 @@ def per_sample(found: object, rows: int, where: str) -> dict[str, Tensor]:
     return found
 
 
-def _checked(saved: dict[str, Tensor], here: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the saved state if it has the names and shapes that it has here."""
-    shapes = [{key: tuple(x.shape) for key, x in found.items()} for found in (saved, here)]
-    if shapes[0] != shapes[1]:
+def checked_state(method: Method) -> dict[str, Tensor]:
+    """Return the state of a method, if it is a dict of tensors.
+
+    Raises:
+        ConfigError: it is something else; alike on all ranks.
+    """
+    found: object = method.state()
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ConfigError(
-            f"the checkpoint's state of {name} has {shapes[0]}, but this run needs {shapes[1]}: "
-            "it was trained on other data; start another run"
+            f"method.name: {type(method).__name__}.state() must return a dict of tensors by name"
         )
-    return saved
+    return found
+
+
+def restore_state(method: Method, state: dict[str, Tensor]) -> None:
+    """Restore a saved state, and check that the method has it now.
+
+    Raises:
+        ConfigError: it does not fit, or the method does not keep it; alike on all ranks.
+    """
+    method.load_state(state)
+    for name, values in checked_state(method).items():
+        saved = state[name].to(values)
+        if not bool(((values == saved) | ((values != values) & (saved != saved))).all()):
+            raise ConfigError(
+                f"method.name: {type(method).__name__} did not keep its state {name!r}; state() "
+                "must return the method's own tensors, into which load_state() writes"
+            )

@@ -99,7 +99,7 @@ def adjusted_losses(
     """
     adjustment = constants / sizes.sqrt()
     adjusted = losses + torch.where((constants > 0).all(), adjustment, 0).to(losses.dtype)
-    return adjusted / adjusted.sum() if normalised else adjusted
+    return adjusted / adjusted.sum().clamp(min=1e-30) if normalised else adjusted
 
 
 def update_weights(weights: Tensor, adjusted: Tensor, *, step_size: float = 0.01) -> Tensor:

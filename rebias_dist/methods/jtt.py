@@ -25,22 +25,39 @@ class JTT(Method):
     config: JTTOptions
 
     def prepare(self, training: TrainingSet, networks: dict[str, nn.Module]) -> None:
-        """Make room for the weights of the training samples, which are not known yet."""
+        """Make room for the error set, which is not known yet."""
         self.labels = training.labels
-        self.weights = torch.zeros(len(self.labels), dtype=torch.float64).to(self.labels.device)
+        self.errors = torch.zeros_like(self.labels, dtype=torch.bool)
+        self.found = torch.zeros((), dtype=torch.bool, device=self.labels.device)
+        self._weights: Tensor | None = None
 
     def state(self) -> dict[str, Tensor]:
-        """Return the weights of the training samples, with mean 1 once they are known."""
-        return {"weights": self.weights}
+        """Return the error set, and whether it has been found."""
+        return {"errors": self.errors, "found": self.found}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the error set; the weights follow from it."""
+        super().load_state(state)
+        self._weights = None
 
     def before_epoch(self, epoch: int, engine: Engine) -> None:
         """Before the first epoch of the second training, find the error set and restart f."""
-        if epoch:
+        if bool(self.found):
             return
         errors = engine.predict("f") != self.labels
-        weights, total = sample_weights(errors, self.config.up_weight)
-        self.weights = weights * (len(weights) / total)
+        sample_weights(errors, self.config.up_weight)  # refuses an error set without any or all
+        self.errors.copy_(errors)
+        self.found.fill_(True)
+        self._weights = None
         engine.restart("f")
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights of the training samples, float64 ``[n]``, with mean 1."""
+        if self._weights is None:
+            weights, total = sample_weights(self.errors, self.config.up_weight)
+            self._weights = weights * (len(weights) / total)
+        return self._weights
 
     def f_terms(
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
@@ -48,11 +65,6 @@ class JTT(Method):
         """Return the weighted CE."""
         losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
         return {"weighted_ce": self.weights[batch.samples] * losses}
-
-
-def error_set(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``(N,)`` bool: which training samples the first network misclassifies."""
-    return logits.argmax(1) != labels
 
 
 def automatic_up_weight(errors: Tensor) -> int:

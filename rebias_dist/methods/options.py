@@ -354,8 +354,8 @@ def own_method(path: str) -> Any:
     """
     try:
         found = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # the module may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"method.name: {path!r} cannot be imported ({reason}); write it as "
             "package.module:Class, importable where the run starts"

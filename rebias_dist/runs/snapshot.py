@@ -8,7 +8,7 @@ from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods.base import Method
+from rebias_dist.methods.base import Method, restore_state
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
@@ -120,7 +120,13 @@ class Snapshot:
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
         # Runs of 0.1 have no state of a method.
-        self.method.load_state(state.get("method", {}))
+        remembered = state.get("method", {})
+        if remembered and state["data"].get("train") != self.data.digests()["train"]:
+            raise ConfigError(
+                f"method.name: what {self.config.method.name} remembers of the training samples is "
+                "of other training data; start another run"
+            )
+        restore_state(self.method, remembered)
         self.begun_epoch = state.get("begun_epoch", -1)
         self.best = state["best"]
 

@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.batch import MicroBatch
-from rebias_dist.errors import NonFiniteError
-from rebias_dist.methods.base import Batch, Method, Output, per_sample, wide
+from rebias_dist.errors import ConfigError, NonFiniteError
+from rebias_dist.methods.base import Batch, Method, Output, one_line, per_sample, wide
 from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import Features, gather_features, gather_rows
 from rebias_dist.phases import phase
+from rebias_dist.step.known import known_of, whole_of
 from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import keyed
@@ -97,7 +98,6 @@ class Minimax:
         ]
         self.one_micro_batch = micro_batches == self.world_size
         self.first_step = first_step
-        self._game_step = 0
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
 
@@ -154,29 +154,6 @@ class Minimax:
         """Return the features of this rank's samples, the views of a sample side by side."""
         return torch.cat([_side_by_side(output.features, self.views) for output in outputs])
 
-    def _batches(self, batches: list[MicroBatch], weights: Tensor | None) -> list[Batch]:
-        """Return what methods see of this rank's micro-batches: a row for each view."""
-        parts = [None] * len(batches) if weights is None else weights.chunk(len(batches))
-        return [
-            Batch(
-                mb.labels.repeat(self.views),
-                mb.bias.repeat(self.views),
-                mb.samples.repeat(self.views),
-                self._game_step,
-                self.views,
-                None if part is None else part.repeat(self.views),
-            )
-            for mb, part in zip(batches, parts, strict=True)
-        ]
-
-    def _whole(self, batches: list[MicroBatch], radii: Radii | None) -> Batch:
-        """Return what methods see of the global batch; a collective if they need it."""
-        numbers = torch.cat([torch.stack([b.labels, b.bias, b.samples], dim=1) for b in batches])
-        if self.method.needs_whole_batch and (self.method.is_coupled or self.method.observes):
-            numbers = gather_rows(numbers, self.counts)
-        labels, bias, samples = numbers.unbind(1)
-        return Batch(labels, bias, samples, self._game_step, self.views, None, radii)
-
     def _observe(self, batches: list[Batch], outputs: list[list[Output]], whole: Batch) -> Tensor:
         """Show the method the values of all samples; return the weights of this rank's samples.
 
@@ -191,11 +168,14 @@ class Minimax:
             f = by_player.pop(0) if self.f is not None else None
             values = self.method.values(f, by_player, batch)
             found.append(per_sample(values, len(batch.labels), f"{self._name}.values()"))
-        rows: dict[str, Tensor] = {}
+        rows, finite = dict[str, Tensor](), True
         if names := sorted(found[0]):
             local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
-            rows = dict(zip(names, gather_rows(local, self.counts).unbind(1), strict=True))
-        weights = self.method.observe(rows, whole)
+            gathered = gather_rows(local, self.counts)
+            rows = dict(zip(names, gathered.unbind(1), strict=True))
+            # Such a step's updates are skipped or end the run: the state must not learn from it.
+            finite = bool(gathered.isfinite().all())
+        weights = self.method.observe(rows, whole) if finite else None
         if weights is None:
             weights = torch.ones(self.N, dtype=torch.float64, device=whole.labels.device)
         per_sample({"weights": weights}, self.N, f"{self._name}.observe()")
@@ -260,6 +240,11 @@ class Minimax:
                         loss = loss + (rows * cached[place]).sum()
                     elif coupling is not None:
                         loss = loss + coupling
+                    if not loss.requires_grad:
+                        raise ConfigError(
+                            f"method.name: in {self._name} the objective of {player.name} does not "
+                            "depend on its output"
+                        )
                     right = output.logits.detach().argmax(1) == batch.labels.repeat(self.views)
                     metrics.add(f"{player.name}/accuracy", right / self.views)
                 player.backward(scale * loss)
@@ -267,7 +252,8 @@ class Minimax:
             with phase("optimizer"):
                 metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
         except NonFiniteError as error:
-            here = {f"{n}/features": rows for n, rows in self._features.items()} | metrics.sums
+            here = {f"{n}/features": rows for n, rows in self._features.items()}
+            here |= metrics.sums | {n: x for n, x in metrics.values.items() if "norm" not in n}
             error.here = [name for name, found in here.items() if not found.isfinite().all()]
             raise
 
@@ -282,9 +268,9 @@ class Minimax:
         batches = self._normalised(batches)
         metrics = Metrics()
         self._features = {}
-        self._game_step = step - self.first_step
         method = self.method
-        whole = self._whole(batches, radii)
+        now = step - self.first_step, self.views
+        whole = whole_of(batches, self.counts if method.shares_samples else None, *now, radii)
         f_first: list[Output] | None = None
         f_features: Features | None = None
         g_first: list[list[Output]] = []
@@ -298,8 +284,8 @@ class Minimax:
             g_first = [self._pass(g, batches, step, 0) for g in self.gs]
             outputs = [*([] if f_first is None else [f_first]), *g_first]
             with phase("objective"):
-                weights = self._observe(self._batches(batches, None), outputs, whole)
-        turn = _Turn(batches, self._batches(batches, weights), whole, step)
+                weights = self._observe(known_of(batches, None, *now), outputs, whole)
+        turn = _Turn(batches, known_of(batches, weights, *now), whole, step)
 
         if not method.facts.fixed_g:
             for index in range(len(self.gs)):
@@ -330,9 +316,9 @@ class Minimax:
             assert f_features is not None
             first = first or self._pass(g, turn.batches, turn.step, update)
             own = self._own_features(g, first)
-            with phase("objective"):
+            with phase("objective"), one_line(f"{self._name}.g_coupled()"):
                 found = self.method.g_coupled(index, own, f_features.detach(), turn.whole)
-            coupling, objective = metrics.note(g.name, found)
+                coupling, objective = metrics.note(g.name, found)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             return self.method.g_terms(output, turn.known[place])
@@ -364,9 +350,9 @@ class Minimax:
             for g, outputs in zip(self.gs, opponents, strict=True):
                 rows = self._features[g.name] = self._rows(outputs)
                 others.append(gather_features(rows, counts=self.counts, async_op=True))
-            with phase("objective"):
+            with phase("objective"), one_line(f"{self._name}.f_coupled()"):
                 found = method.f_coupled(own, others, turn.whole)
-            coupling, objective = metrics.note("f", found)
+                coupling, objective = metrics.note("f", found)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             gs = [outputs[place] for outputs in opponents]

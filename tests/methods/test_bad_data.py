@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from rebias_dist import methods
-from rebias_dist.assemble import check_labels
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods.base import Batch, Output, TrainingSet
 from rebias_dist.methods.options import options_class
 from rebias_dist.methods.registry import METHODS
 from rebias_dist.objectives import gather_features
+from rebias_dist.runs.preparation import check_labels
 
 N, WIDTH, CLASSES = 12, 5, 3
 NEEDY = sorted(name for name, facts in METHODS.items() if facts.bias_labels)
@@ -27,9 +27,17 @@ def training_set(labels, bias) -> TrainingSet:
 def test_missing_bias_labels_are_one_line(name):
     config = validate({"method": {"name": name}})
     labels = np.zeros(4, np.int32)
-    check_labels(config, labels, np.zeros(4, np.int32), ["a", "b", "c"])
+    check_labels(config, labels, np.array([0, 0, 0, 1], np.int32), ["a", "b", "c"])
     with pytest.raises(ConfigError, match=f"{name} needs bias labels, but 1 of the 4"):
         check_labels(config, labels, np.array([0, 1, -1, 2], np.int32), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", sorted(set(NEEDY) - {"group_dro"}))
+def test_one_bias_in_each_class_is_one_line(name):
+    config = validate({"method": {"name": name}})
+    labels = np.array([0, 1, 1, 2], np.int32)
+    with pytest.raises(ConfigError, match=f"{name} finds one bias label in each class"):
+        check_labels(config, labels, labels, ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("name", ["vanilla", "rebias", "lff", "jtt", "spectral_decoupling"])

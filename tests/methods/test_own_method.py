@@ -81,6 +81,42 @@ def test_its_options_are_flags_and_others_are_refused(folder):
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_state_that_is_not_kept_is_refused_at_resume(folder, small_run, monkeypatch):
+    (folder / "forgetful.py").write_text(
+        "import torch\n"
+        "from rebias_dist.methods.base import Method\n"
+        "from rebias_dist.methods.registry import Facts\n\n\n"
+        "class Forgetful(Method):\n"
+        "    facts = Facts(has_g=False)\n"
+        "    n = 0\n\n"
+        "    def state(self):\n"
+        "        return {'n': torch.tensor(self.n)}\n\n"
+        "    def after_step(self, step, engine):\n"
+        "        self.n += 1\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    values = {**small_run, "name": "a", "method": {"name": "forgetful:Forgetful"}}
+    main(validate({**values, "max_steps": 3}))
+    with pytest.raises(ConfigError, match="Forgetful did not keep its state 'n'"):
+        main(validate({**values, "max_steps": 5}))
+
+
+def test_the_pages_command_works_over_the_default_configuration(folder):
+    done = train("--method", "my_lff:MyLfF", "--method.q", "0.5", "--print-config", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["method"] == {
+        "name": "my_lff:MyLfF",
+        "q": 0.5,
+        "smoothing": 0.7,
+    }
+    for name in ("no_such_module:X", "broken:X"):
+        (folder / "broken.py").write_text("this is no Python")
+        done = train("--method", name, "--dry-run", cwd=folder)
+        assert done.returncode == 2
+        assert f"method.name: '{name}' cannot be imported" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -106,6 +142,18 @@ PARTS = {
         "    def values(self, f, gs, batch): return {'x': f.logits.sum()}\n"
         "    def observe(self, values, batch): return None", 2),
     "no observe": ("observes = True", 2),
+    "terms that do not depend on the network": (
+        "def f_terms(self, f, gs, batch, heads): return {'x': batch.labels.double()}", 2),
+    "a name that is taken": (
+        "def f_terms(self, f, gs, batch, heads): return {'loss': f.logits[:, 0]}", 2),
+    "a coupled term that is no scalar": ("def f_coupled(self, f, gs, batch):\n"
+        "        from rebias_dist.methods.base import Term\n"
+        "        from rebias_dist.objectives import coupled\n"
+        "        return [Term('x', 1.0, coupled(lambda x: x, f))]", 2),
+    "coupled terms that are no list": ("def f_coupled(self, f, gs, batch): return None", 2),
+    "a prepare that fails": ("def prepare(self, training, networks): raise KeyError('x')", 2),
+    "a state that is no dict of tensors": ("def state(self): return {'n': 0}", 2),
+    "a constructor without the base's": ("def __init__(self, config): pass", 2),
     "a constructor that fails": ("def __init__(self, config): raise RuntimeError('no luck')", 2),
 }  # fmt: skip
 
