@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from data_shards.system.processes import usable_cores
 from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.data import MADE_FROM, DataConfig
@@ -46,6 +44,7 @@ from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
 from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
+from rebias_dist.telemetry.processor import describe_cpu
 from rebias_dist.telemetry.recorder import Recorder
 
 
@@ -360,17 +359,5 @@ def facts(
         + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),
         **named,
         "kernel radius": radius,
-        "device": f"{device}{_threads()}" if device.type == "cpu" else str(device),
+        "device": describe_cpu(config.precision) if device.type == "cpu" else str(device),
     }
-
-
-def _threads() -> str:
-    """Return the number of torch's threads, and a better one if the machine is busy."""
-    threads, cores = torch.get_num_threads(), usable_cores()
-    free = max(1, cores - round(os.getloadavg()[0]))
-    if free >= threads:
-        return f", {threads} thread{'s' if threads > 1 else ''}"
-    return (
-        f", {threads} threads; other programs use about {cores - free} of {cores} cores, so "
-        f"OMP_NUM_THREADS={free} may be faster"
-    )
