@@ -45,8 +45,11 @@ from rebias_dist.objectives.features import (
 )
 from rebias_dist.objectives.first_derivatives import first_derivatives
 from rebias_dist.objectives.full_precision import full_precision
-from rebias_dist.objectives.tiles import Estimator, Plan, Side, add_sums, coefficients
+from rebias_dist.objectives.tiles import Block, Estimator, Plan, Side, add_sums, coefficients
 
+# Side of a tile. On a CPU tiles stay in the cache; on a GPU each costs a launch of every operation,
+# and this one takes up to 1 GB with everything that is computed from it.
+_TILE, _TILE_OF_GPU = 1024, 5500
 _SMALLEST_BATCH = {"unbiased": 4, "biased": 1}
 
 
@@ -68,37 +71,48 @@ def _share(sums: Tensor, product: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _forward_pass(
-    x: Side, y: Side, plan: Plan, *, keep: bool
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return the value, the row sums ``(2, N)`` and, if ``keep`` and in one block, K and L."""
-    lo = plan.lo
-    sums = x.rows.new_zeros((2, plan.hi - lo), dtype=torch.float64)
-    product = sums.new_zeros(())
-    row_sums = sums.unbind()
+    x: Side, y: Side, poison: Tensor, plan: Plan, *, keep: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Return the value, the sums and, if ``keep`` and in one block, K and L.
+
+    The sums are those of the rows, ``(2, N)``, and of the kernels, ``(2,)``.
+    """
     buffers = [plan.workspace(x.rows), plan.workspace(y.rows)]
-    strips = plan.strips(sums)
-    kernels: tuple[Tensor, ...] = ()
-    for block in plan.blocks():
-        tiles = [
+
+    def tiles_of(block: Block) -> list[Tensor]:
+        return [
             side.tile(block, plan.estimator, buffer)
             for side, buffer in zip((x, y), buffers, strict=True)
         ]
-        add_sums(tiles, row_sums, block, lo, strips, product)
-        if keep and plan.one_block:
-            kernels = tuple(tiles)
+
+    kernels: tuple[Tensor, ...] = ()
+    if plan.one_block:  # in few operations
+        [block] = plan.blocks()
+        kernels = tuple(tiles_of(block))
+        wide = x.rows.new_empty((2, *block.shape), dtype=torch.float64)
+        torch.stack(kernels, out=wide)
+        sums, product = wide.sum(2), torch.dot(*wide.flatten(1))
+    else:
+        sums = x.rows.new_zeros((2, plan.hi - plan.lo), dtype=torch.float64)
+        product = sums.new_zeros(())
+        strips = plan.strips(sums)
+        for block in plan.blocks():
+            add_sums(tiles_of(block), sums.unbind(), block, plan.lo, strips, product)
     sums, product = _share(sums, product, plan)
     c = coefficients(plan.estimator, plan.total)
-    k, l = sums  # noqa: E741 - the ℓ of the formulas
-    value = c.norm * (product + c.total * k.sum() * l.sum() - 2 * c.row * torch.dot(k, l))
-    return value, sums, kernels
+    totals = sums.sum(1)
+    value = product + c.total * totals[0] * totals[1] - 2 * c.row * torch.dot(*sums)
+    return torch.add(poison, value, alpha=c.norm), (sums, totals), kernels if keep else ()
 
 
 def _backward_pass(
     sides: Sequence[Side],
     needed: Sequence[bool],
     sums: Tensor,
+    totals: Tensor,
     kernels: Sequence[Tensor],
     upstream: Tensor,
+    poison: Tensor,
     plan: Plan,
 ) -> list[Tensor | None]:
     """Return ∂H/∂x and ∂H/∂y of this rank's rows times ``upstream``; None where not ``needed``.
@@ -117,7 +131,7 @@ def _backward_pass(
     ]
     dtype = torch.promote_types(sides[0].rows.dtype, sides[1].rows.dtype)
     column_terms = c.row * sums
-    row_terms = (column_terms - c.total * sums.sum(1, keepdim=True)).to(dtype)
+    row_terms = (column_terms - c.total * totals[:, None]).to(dtype)
     column_terms = column_terms.to(dtype)
     buffers = [] if kernels else [plan.workspace(side.rows) for side in sides]
     spare = plan.workspace(row_terms)
@@ -153,7 +167,7 @@ def _backward_pass(
         if out is not None:
             # mul_ and sub_, not a fused operation: equal rows then cancel exactly.
             out = side.rows[lo:hi].mul(total[:, None].to(out.dtype)).sub_(out)
-            out.mul_(upstream * (-2 * c.norm / side.sigma**2))
+            out.mul_(torch.add(poison, upstream, alpha=-2 * c.norm / side.sigma**2))
         gradients.append(out)
     return gradients
 
@@ -166,24 +180,26 @@ class _HSIC(torch.autograd.Function):
         ctx: Any, x_local: Tensor, y_local: Tensor, x: Side, y: Side, poison: Tensor, plan: Plan
     ) -> Tensor:
         needed = any(ctx.needs_input_grad[:2])
-        value, sums, kernels = _forward_pass(x, y, plan, keep=needed)
+        value, sums, kernels = _forward_pass(x, y, poison, plan, keep=needed)
         if needed:
             data = (x.rows, x.square_norms, x.shift, y.rows, y.square_norms, y.shift)
-            ctx.save_for_backward(x_local, y_local, poison, sums, *data, *kernels)
+            ctx.save_for_backward(x_local, y_local, poison, *sums, *data, *kernels)
             ctx.plan, ctx.sigmas = plan, (x.sigma, y.sigma)
-        return value + poison
+        return value
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
         (upstream,) = output_gradients
-        x_local, y_local, poison, sums, *data = ctx.saved_tensors
+        x_local, y_local, poison, sums, totals, *data = ctx.saved_tensors
         sides = [
             Side(data[at], data[at + 1], sigma, data[at + 2])
             for at, sigma in zip((0, 3), ctx.sigmas, strict=True)
         ]
         with torch.no_grad(), full_precision(upstream.device):
             needed = ctx.needs_input_grad[:2]
-            found = _backward_pass(sides, needed, sums, data[6:], upstream + poison, ctx.plan)
+            found = _backward_pass(
+                sides, needed, sums, totals, data[6:], upstream, poison, ctx.plan
+            )
             gradients = [
                 None if g is None else g.to(local.dtype)
                 for g, local in zip(found, (x_local, y_local), strict=True)
@@ -255,7 +271,7 @@ def hsic(
     sigma_y: float,
     *,
     group: Group = None,
-    tile: int = 1024,
+    tile: int | None = None,
     estimator: Estimator = "unbiased",
     check: bool = True,
 ) -> Tensor:
@@ -286,7 +302,8 @@ def hsic(
         sigma_y: σ of y's kernel.
         group: process group; see :func:`gather_features`. For :class:`Features` omit it, or
             give the group in which they were gathered.
-        tile: side of the square tiles in which kernels are computed.
+        tile: side of the square tiles in which kernels are computed; None: 1024 on a CPU, 5500
+            (up to 1 GB) on a GPU.
         estimator: ``"unbiased"`` or ``"biased"``.
         check: raise on non-finite rows, which waits for the device. Without it the value and
             all gradients are NaN on every rank instead.
@@ -303,7 +320,7 @@ def hsic(
     """
     if estimator not in _SMALLEST_BATCH:
         raise ArgumentError(f"estimator must be 'unbiased' or 'biased', got {estimator!r}")
-    if tile < 1:
+    if tile is not None and tile < 1:
         raise ArgumentError(f"tile must be at least 1, got {tile}")
     for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
         # Exponents are multiples of 1/σ², which must neither overflow nor underflow in float32.
@@ -316,6 +333,8 @@ def hsic(
             f"{estimator} HSIC needs at least {_SMALLEST_BATCH[estimator]} rows in the global "
             f"batch, got {x.total}; raise the global batch"
         )
+    if tile is None:
+        tile = _TILE if x.local.device.type == "cpu" else _TILE_OF_GPU
     plan = Plan(estimator, x.counts, x.offset, x.offset + x.local.shape[0], tile, x.group)
     with full_precision(x.local.device):
         poison = x.gathered.poison + y.gathered.poison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -99,7 +100,8 @@ class Plan(NamedTuple):
 
     def strips(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return memory for a strip of each of two tiles, for :func:`add_sums`."""
-        size = min(self.tile, _STRIP) * min(self.tile, self.total)
+        rows = min(_strip(like), self.tile, self.hi - self.lo)
+        size = rows * min(self.tile, self.total)
         return like.new_empty(size), like.new_empty(size)
 
 
@@ -110,7 +112,7 @@ class Side:
     rows: Tensor  # (N, d), centred
     square_norms: Tensor  # (N,)
     sigma: float
-    shift: Tensor  # 0-d, 1 where tiles hold K − 1, 0 where they hold K
+    shift: Tensor  # 0-d bool: tiles hold K − 1, not K
 
     @classmethod
     def of(cls, features: Features, sigma: float) -> Side:
@@ -118,7 +120,7 @@ class Side:
         # If every exponent is above -2, K − 1 loses hardly any digits and may gain many.
         wide = features.gathered.largest_difference < 2 * sigma / features.rows.shape[1] ** 0.5
         rows = features.gathered.centred
-        return cls(rows, features.gathered.square_norms, sigma, wide.to(rows.dtype))
+        return cls(rows, features.gathered.square_norms, sigma, wide)
 
     def tile(self, block: Block, estimator: Estimator, workspace: Tensor) -> Tensor:
         """Compute K − shift on a block; the unbiased estimator's diagonal is 0.
@@ -136,7 +138,7 @@ class Side:
         if tile.device.type == "cpu":
             tile = tile.expm1_() if self.shift else tile.exp_()
         else:  # compute both, because reading ``shift`` would make the host wait
-            torch.where(self.shift > 0, tile.expm1(), tile.exp(), out=tile)
+            torch.where(self.shift, tile.expm1(), tile.exp(), out=tile)
         if estimator == "unbiased":
             block.diagonal(tile).zero_()
         return tile
@@ -147,6 +149,11 @@ class Side:
             M.mul_(tile)
         else:
             M.mul_(tile + self.shift)
+
+
+def _strip(like: Tensor) -> int:
+    """Return the most rows of a strip: on a GPU those of any tile, because a launch costs more."""
+    return _STRIP if like.device.type == "cpu" else sys.maxsize
 
 
 def add_sums(
@@ -170,8 +177,8 @@ def add_sums(
         product: 0-d float64; None: not needed.
     """
     rows, columns = block.shape
-    for at in range(0, rows, _STRIP):
-        count = min(_STRIP, rows - at)
+    for at in range(0, rows, _strip(tiles[0])):
+        count = min(_strip(tiles[0]), rows - at)
         wide = [strip[: count * columns] for strip in strips[: len(tiles)]]
         first = block.i0 - lo + at
         for strip, tile, row_sums in zip(wide, tiles, sums, strict=True):

@@ -156,6 +156,7 @@ class _Workspace:
         lengths = [len(p) for p in matrices]
         self._lengths = torch.tensor(lengths, dtype=torch.int64, device=self.device)
         """Number of channels of each matrix."""
+        self._lengths_of_products = self._lengths.repeat(9)
         widths = room.new_tensor([_width(p) for p in matrices])
         self._roots = widths.sqrt(), (widths * self._lengths).sqrt()
         """Roots of the widths and of the sizes of the matrices."""
@@ -204,15 +205,18 @@ class _Workspace:
                 end = begin + len(part)
                 torch.bmm(part, part.mT, out=products[begin:end])
                 begin = end
-        products = products.flatten(1)
-        # Those of each tensor as one follow. unsafe=True: the host does not wait to check.
-        sums = torch.segment_reduce(products, "sum", lengths=self._lengths, unsafe=True)
-        products = torch.cat([products, sums])
-        along, moved = products[:, 1], products[:, 2]
-        norms = products[:, 0:5:4].sqrt()  # of weights and gradient
+        # One row for each product, because segment_reduce has a fast kernel for flat data only.
+        products = products.flatten(1).T.contiguous()
+        # The sums over each tensor follow. unsafe=True: the host does not wait to check.
+        sums = torch.segment_reduce(
+            products.flatten(), "sum", lengths=self._lengths_of_products, unsafe=True
+        )
+        products = torch.cat([products, sums.view(9, -1)], dim=1)
+        along, moved = products[1], products[2]
+        norms = products[0:5:4].sqrt()  # of weights and gradient
         at_least = norms.clamp(min=eps)
-        cosine = along.abs() / (at_least[:, 0] * at_least[:, 1])
-        without = projected - moved / (norms[:, 0] + eps) ** 2
+        cosine = along.abs() / (at_least[0] * at_least[1])
+        without = projected - moved / (norms[0] + eps) ** 2
 
         by_channel, as_one = torch.split(cosine, [len(self._owner), len(self._lengths)])
         largest = torch.segment_reduce(by_channel, "max", lengths=self._lengths, unsafe=True)

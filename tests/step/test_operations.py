@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.step import CONVNETS, RADII, RESNET, batches_of, build_game
 from rebias_dist import models
 from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.objectives import hsic
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.player import make_optimizer
 from tests.support.operations import Operations
@@ -93,3 +94,14 @@ def test_step():
         game.step(batches, 1, RADII)
     print(found.total, found.by_name)
     assert found.total <= 700
+
+
+@pytest.mark.parametrize("rows", [8, 1024])
+@pytest.mark.parametrize(("both", "ceiling"), [(False, 70), (True, 80)])
+def test_hsic(rows, both, ceiling):
+    """Value and gradients of a batch of one tile; in a step one side needs a gradient."""
+    x, y = torch.randn(rows, 16, requires_grad=True), torch.randn(rows, 16, requires_grad=both)
+    with Operations() as found:
+        hsic(x, y, 4.0, 4.0, check=False).backward()
+    print(found.total, found.by_name)
+    assert found.total <= ceiling
