@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import torch
-from data_shards.processes import usable_cores
+
+from data_shards.system.processes import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 
