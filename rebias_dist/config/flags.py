@@ -31,6 +31,7 @@ from rebias_dist.methods.options import (
     of_another_method,
     options_class,
 )
+from rebias_dist.methods.registry import METHODS
 
 # Short names; every field has its dotted flag as well.
 _SHORT = {"method.name": "--method", "log.profile": "--profile"}
@@ -201,9 +202,12 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
         with contextlib.suppress(ValueError):  # an unknown name is refused below
             merged = {**values, "method": of_another_method(method, name)}
     data = values.get("data")
-    if overrides.get("data.root") is not None and isinstance(data, dict):
+    if isinstance(data, dict):
         # Existing shards replace those that the file would have made.
-        merged = {**merged, "data": {k: v for k, v in data.items() if k not in MADE_FROM}}
+        dropped = set(MADE_FROM) if overrides.get("data.root") is not None else set()
+        if name in METHODS and not METHODS[name].views:
+            dropped.add("views")
+        merged = {**merged, "data": {k: v for k, v in data.items() if k not in dropped}}
     # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
     for dotted in sorted(overrides, key=lambda key: key.count(".")):
         merged = _with(merged, dotted.split("."), overrides[dotted], Config)

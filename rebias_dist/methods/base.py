@@ -89,7 +89,7 @@ class Engine(Protocol):
         """
 
     def restart(self, name: str) -> None:
-        """Give a network its initial weights again, and a new optimizer."""
+        """Give a network its initial weights again, and a new optimizer; its heads stay."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""

@@ -53,6 +53,11 @@ class Metrics:
             found[f"{network}/loss"] = sum(weight * found[part] for weight, part in parts)
         return found
 
+    def not_finite(self, player: str) -> list[str]:
+        """Return the coupled terms of a player that are not finite; alike on all ranks."""
+        own = {n: x for n, x in self.values.items() if n.startswith(f"{player}/")}
+        return [n for n, x in own.items() if not n.endswith("/grad_norm") and not x.isfinite()]
+
     def own_terms(self, player: str) -> list[tuple[float, str]]:
         """Return the per-sample terms of a player that were added, each with weight 1."""
         own = (name for name in self.sums if name.startswith(f"{player}/"))

@@ -252,9 +252,10 @@ class Minimax:
             with phase("optimizer"):
                 metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
         except NonFiniteError as error:
-            here = {f"{n}/features": rows for n, rows in self._features.items()}
-            here |= metrics.sums | {n: x for n, x in metrics.values.items() if "norm" not in n}
+            here = {f"{n}/features": rows for n, rows in self._features.items()} | metrics.sums
             error.here = [name for name, found in here.items() if not found.isfinite().all()]
+            if coupled := metrics.not_finite(player.name):
+                error.args = (f"{error}; not finite in the whole batch: {', '.join(coupled)}",)
             raise
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:

@@ -28,13 +28,14 @@ def _pending_when_g_runs() -> list[bool]:
     import torch.distributed as dist
 
     from benchmarks.step import CONVNETS, RADII, batches_of, build_game
+    from rebias_dist.step import minimax
 
     game = build_game(CONVNETS, N, 4)
     gathered, pending = [], []
-    gather, forward = game._gather, game.gs[0].forward
+    gather, forward = minimax.gather_features, game.gs[0].forward
 
-    def remember(features):
-        gathered.append(gather(features))
+    def remember(features, **how):
+        gathered.append(gather(features, **how))
         return gathered[-1]
 
     def look(images, *, gradient):
@@ -42,7 +43,7 @@ def _pending_when_g_runs() -> list[bool]:
             pending.append(gathered[0].gathered._work is not None)
         return forward(images, gradient=gradient)
 
-    game._gather, game.gs[0].forward = remember, look
+    minimax.gather_features, game.gs[0].forward = remember, look
     mine = batches_of(N, 4, 8)[dist.get_rank() :: dist.get_world_size()]
     game.step(mine, 0, RADII)
     return pending

@@ -9,8 +9,10 @@ import torch
 import yaml
 
 import rebias_dist
+from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError, RebiasError
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting.command import command_of
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
@@ -115,6 +117,14 @@ def test_the_pages_command_works_over_the_default_configuration(folder):
         assert done.returncode == 2
         assert f"method.name: '{name}' cannot be imported" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_flag_with_another_method_drops_what_is_for_the_files_method():
+    for config, method in (("biascon", "vanilla"), ("learned_mixin", "end"), ("demo", "softcon")):
+        words = ["--config", f"biased_mnist/{config}", "--method", method]
+        words += ["--method.g_pretrain_epochs", "1"] if METHODS[method].fixed_g else []
+        found = parse_train(words).config
+        assert (found.method.name, found.data.views) == (method, 1)
 
 
 @pytest.mark.parametrize(

@@ -402,7 +402,9 @@ def test_the_unbiased_figure_of_a_9_class_run_is_in_every_output(tmp_path, capsy
     unbiased = {"f": (0.875, 0.885), "g0": (0.6, 0.66)}
     for seed in (0, 1):
         run = tmp_path / f"runs/{seed}"
-        write_run(run, {**values, "seed": seed}, counts, classes=9, samples=2100)
+        write_run(
+            run, {**values, "precision": "float32", "seed": seed}, counts, classes=9, samples=2100
+        )
         results = json.loads((run / "results.json").read_text())
         for checkpoint in results["checkpoints"].values():
             for network, score in checkpoint["splits"]["val"]["networks"].items():
