@@ -168,7 +168,8 @@ class Minimax:
             f = by_player.pop(0) if self.f is not None else None
             values = self.method.values(f, by_player, batch)
             found.append(per_sample(values, len(batch.labels), f"{self._name}.values()"))
-        rows, finite = dict[str, Tensor](), True
+        rows: dict[str, Tensor] = {}
+        finite = True
         if names := sorted(found[0]):
             local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
             gathered = gather_rows(local, self.counts)
