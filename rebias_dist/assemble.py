@@ -32,7 +32,7 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
 from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
-from rebias_dist.runs.networks import build_networks, initial_state
+from rebias_dist.runs.networks import build_networks, initial_state, network_config
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.runs.saver import Saver
@@ -106,8 +106,9 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         networks = build_networks(config, classes, precision)
         check_networks(config, networks, shape, precision)
         if is_new:  # a checkpoint that does not fit is refused before the run has a folder
-            for network in networks:
-                initial_state(config, network, classes)
+            for name in networks:
+                if network_config(config, name).checkpoint is not None:
+                    initial_state(config, name, classes)
         check_labels(config, data.train.labels, data.train.bias, data.classes)
         labels, bias = data.train.labels, data.train.bias
         known = training_set(labels, bias, classes, shape, device)

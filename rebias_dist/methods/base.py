@@ -240,13 +240,18 @@ class Method:
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the per-sample terms ``[V·b]`` of f's objective, by name, weights included."""
-        return {"ce": cross_entropy(wide(f.logits), batch.labels, reduction="none")}
+        return {"ce": cross_entropies(f, batch)}
 
     def g_terms(self, g: Output, batch: Batch) -> dict[str, Tensor]:
         """Return the per-sample terms ``[V·b]`` of the objective of a g, by name."""
         if not self.config.update_g_cls:
             return {}
-        return {"ce": cross_entropy(wide(g.logits), batch.labels, reduction="none")}
+        return {"ce": cross_entropies(g, batch)}
+
+
+def cross_entropies(output: Output, batch: Batch) -> Tensor:
+    """Return the cross-entropy of each row, ``[V·b]``, in at least float32."""
+    return cross_entropy(wide(output.logits), batch.labels, reduction="none")
 
 
 def wide(x: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
-from rebias_dist.methods.base import Batch, Method, Output, Term, wide
+from rebias_dist.methods.base import Batch, Method, Output, Term, cross_entropies
 from rebias_dist.methods.options import FLACOptions
 from rebias_dist.objectives import Features, coupled
 
@@ -44,8 +44,7 @@ class FLAC(Method):
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the CE with its weight."""
-        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
-        return {"ce": self.config.ce_weight * losses}
+        return {"ce": self.config.ce_weight * cross_entropies(f, batch)}
 
 
 def flac(

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, cross_entropies
 from rebias_dist.methods.options import GroupDROOptions
 
 
@@ -41,7 +40,7 @@ class GroupDRO(Method):
     def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
         """Return f's CE."""
         assert f is not None
-        return {"ce": cross_entropy(wide(f.logits), batch.labels, reduction="none")}
+        return {"ce": cross_entropies(f, batch)}
 
     def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
         """Update the weights of the groups; return the weights of the samples, with mean 1 or less.
@@ -63,8 +62,7 @@ class GroupDRO(Method):
     ) -> dict[str, Tensor]:
         """Return the weighted CE."""
         assert batch.weights is not None
-        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
-        return {"weighted_ce": batch.weights * losses}
+        return {"weighted_ce": batch.weights * cross_entropies(f, batch)}
 
 
 def group_losses(losses: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor]:

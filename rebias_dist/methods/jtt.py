@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods.base import Batch, Engine, Method, Output, TrainingSet, wide
+from rebias_dist.methods.base import Batch, Engine, Method, Output, TrainingSet, cross_entropies
 from rebias_dist.methods.options import JTTOptions
 
 
@@ -63,8 +62,7 @@ class JTT(Method):
         self, f: Output, gs: list[Output], batch: Batch, heads: nn.Module | None
     ) -> dict[str, Tensor]:
         """Return the weighted CE."""
-        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
-        return {"weighted_ce": self.weights[batch.samples] * losses}
+        return {"weighted_ce": self.weights[batch.samples] * cross_entropies(f, batch)}
 
 
 def automatic_up_weight(errors: Tensor) -> int:

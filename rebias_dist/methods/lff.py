@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, wide
+from rebias_dist.methods.base import Batch, Method, Output, TrainingSet, cross_entropies, wide
 from rebias_dist.methods.options import LfFOptions
 
 
@@ -45,10 +45,7 @@ class LfF(Method):
     def values(self, f: Output | None, gs: list[Output], batch: Batch) -> dict[str, Tensor]:
         """Return the CE of both networks."""
         assert f is not None
-        return {
-            name: cross_entropy(wide(output.logits), batch.labels, reduction="none")
-            for name, output in (("f", f), ("g0", gs[0]))
-        }
+        return {name: cross_entropies(output, batch) for name, output in (("f", f), ("g0", gs[0]))}
 
     def observe(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
         """Write the CE into the tables; return the samples' weights by them."""
@@ -69,8 +66,7 @@ class LfF(Method):
     ) -> dict[str, Tensor]:
         """Return the weighted CE."""
         assert batch.weights is not None
-        losses = cross_entropy(wide(f.logits), batch.labels, reduction="none")
-        return {"weighted_ce": batch.weights * losses}
+        return {"weighted_ce": batch.weights * cross_entropies(f, batch)}
 
     def g_terms(self, g: Output, batch: Batch) -> dict[str, Tensor]:
         """Return the GCE."""

@@ -320,8 +320,10 @@ def options_class(name: Any) -> type[MethodConfig]:
     Raises:
         ValueError: there is no such method.
     """
-    if not isinstance(name, str) or name in METHODS:
-        return OPTIONS.get(name, MethodConfig) if isinstance(name, str) else MethodConfig
+    if not isinstance(name, str):  # refused as a value of the field
+        return MethodConfig
+    if name in METHODS:
+        return OPTIONS.get(name, MethodConfig)
     if ":" in name:
         found: type[MethodConfig] = own_method(name).Options
         return found
