@@ -233,8 +233,3 @@ def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
             f"{subject.ref.source}; use a split whose classes the networks know"
         )
     return [place[name] for name in classes]
-
-
-def root_beside(on: dict[str, Path]) -> str | None:
-    """Return the folder above the first of the given splits."""
-    return next((str(folder.resolve().parent) for folder in on.values()), None)

@@ -2,15 +2,13 @@
 
 The functions are row-parallel: ``function(own, all, …)`` is the sum of the terms of the anchors
 in ``own``, divided by the number of anchors of the global batch ``all``. This is the form that
-:func:`~rebias_dist.objectives.coupled_by_rows` takes; :func:`of_whole_batch` evaluates one in a
-single process. ``own.features`` and ``all.features`` hold one set of features for each of the V
-views, so there are V·N anchors. No function normalises the features: with unit rows the score of
-a pair is its cosine over the temperature.
+:func:`~rebias_dist.objectives.coupled_by_rows` takes. ``own.features`` and ``all.features`` hold
+one set of features for each of the V views, so there are V·N anchors. No function normalises the
+features: with unit rows the score of a pair is its cosine over the temperature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,17 +96,3 @@ def of_views(rows: Rows, batch: Batch) -> Rows:
     features = tuple(normalize(x, dim=1) for x in rows.features[0].chunk(batch.views, dim=1))
     samples = {"labels": batch.labels[rows.index], "bias": batch.bias[rows.index]}
     return Rows(features, samples, rows.index)
-
-
-def of_whole_batch(
-    function: Callable[[Rows, Rows], Tensor], *views: Tensor, **samples: Tensor
-) -> Tensor:
-    """Return a row-parallel objective of a batch that lies in one process.
-
-    Args:
-        function: such as :func:`~rebias_dist.methods.biascon.biascon`.
-        views: ``(N, d)``, the features of each view.
-        samples: the per-sample tensors that the function needs, by name.
-    """
-    rows = Rows(views, samples, torch.arange(len(views[0]), device=views[0].device))
-    return function(rows, rows)

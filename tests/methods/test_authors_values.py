@@ -17,7 +17,6 @@ from rebias_dist.methods import (
 )
 from rebias_dist.methods.base import Batch, Output
 from rebias_dist.methods.biascon import biascon
-from rebias_dist.methods.contrastive import of_whole_batch
 from rebias_dist.methods.eps_supcon import eps_supcon
 from rebias_dist.methods.eps_supinfonce import eps_supinfonce
 from rebias_dist.methods.flac import flac
@@ -25,6 +24,7 @@ from rebias_dist.methods.options import LearnedMixinOptions
 from rebias_dist.methods.softcon import softcon
 from rebias_dist.objectives import hsic
 from tests.methods.authors import CASES, cases_of, check, inputs, pool, relative, sum_differences
+from tests.support.whole_batch import of_whole_batch
 
 CHECKED: set[str] = set()
 cases = partial(cases_of, CHECKED)

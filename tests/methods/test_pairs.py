@@ -13,13 +13,13 @@ from torch.nn.functional import normalize
 
 from rebias_dist.methods import end, fairkl
 from rebias_dist.methods.biascon import biascon
-from rebias_dist.methods.contrastive import of_whole_batch
 from rebias_dist.methods.eps_supcon import eps_supcon
 from rebias_dist.methods.eps_supinfonce import eps_supinfonce
 from rebias_dist.methods.flac import flac
 from rebias_dist.methods.softcon import softcon
 from rebias_dist.objectives import Rows, coupled_by_rows
 from tests.distributed.ranks import run_ranks
+from tests.support.whole_batch import of_whole_batch
 
 T, EPSILON = 0.3, 0.4
 ROW_PARALLEL = {

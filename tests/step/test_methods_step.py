@@ -16,7 +16,6 @@ from rebias_dist.data.batch import MicroBatch
 from rebias_dist.methods import bias_balance, end, fairkl, group_dro, jtt, lff
 from rebias_dist.methods.base import TrainingSet
 from rebias_dist.methods.biascon import biascon
-from rebias_dist.methods.contrastive import of_whole_batch
 from rebias_dist.methods.eps_supinfonce import eps_supinfonce
 from rebias_dist.methods.flac import flac
 from rebias_dist.methods.options import options_class
@@ -25,6 +24,7 @@ from rebias_dist.methods.softcon import softcon
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
+from tests.support.whole_batch import of_whole_batch
 
 N, M, CLASSES, SAMPLES, RATE = 24, 4, 4, 60, 0.3
 OPTIONS = {
