@@ -189,6 +189,23 @@ def _some_steps(values: dict, stop_before: int, last: bool) -> Log:
     return log
 
 
+def moved(values: dict, tmp_path: Path) -> Log:
+    """Run on two ranks, then one, then three: the samples and losses of a whole run, by step."""
+    whole: Log = {}
+    train({**values, "name": "whole"}, whole)
+    seen: Log = {}
+    for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS + 1, True)):
+        for log in run_ranks(world, _some_steps, values, stop, last, timeout=1000):
+            for step, ids in log.items():
+                seen.setdefault(step, []).extend(ids)
+    assert {k: sorted(ids) for k, ids in seen.items()} == {k: sorted(v) for k, v in whole.items()}
+    a, b = losses(tmp_path / "runs/moving"), losses(tmp_path / "runs/whole")
+    largest = max(abs(x - y) / abs(y) for k in b for x, y in zip(a[k], b[k], strict=True))
+    print(f"largest relative difference of a loss: {largest:.2e}")
+    assert largest <= 1e-10
+    return seen
+
+
 def test_two_ranks_then_one_then_three(small_run, tmp_path):
     values = {
         **settings(small_run),
@@ -197,18 +214,7 @@ def test_two_ranks_then_one_then_three(small_run, tmp_path):
         "checkpoint": {},
         "f": small_run["f"] | {"dropout": 0.1},
     }
-    whole: Log = {}
-    train({**values, "name": "whole"}, whole)
-    seen: dict[int, list[int]] = {}
-    for world, stop, last in ((2, 5, False), (1, 14, False), (3, STEPS + 1, True)):
-        for log in run_ranks(world, _some_steps, values, stop, last, timeout=1000):
-            for step, ids in log.items():
-                seen.setdefault(step, []).extend(ids)
-    assert {k: sorted(ids) for k, ids in seen.items()} == {k: sorted(v) for k, v in whole.items()}
+    seen = moved(values, tmp_path)
     for epoch in range(3):
         ids = [i for step in range(8 * epoch, 8 * epoch + 8) for i in seen[step]]
         assert len(ids) == len(set(ids)) == 8 * 48
-    a, b = losses(tmp_path / "runs/moving"), losses(tmp_path / "runs/whole")
-    largest = max(abs(x - y) / abs(y) for k in b for x, y in zip(a[k], b[k], strict=True))
-    print(f"largest relative difference of a loss: {largest:.2e}")
-    assert largest <= 1e-10
