@@ -22,6 +22,7 @@ from data_shards.format.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     NO_BIAS,
+    Attribute,
     Excluded,
     Manifest,
     Normalize,
@@ -255,8 +256,12 @@ def write_records(
     *,
     excluded: Sequence[Excluded] = (),
     files: Mapping[str, bytes] | None = None,
+    attributes: Sequence[Attribute] = (),
 ) -> Manifest:
-    """Write the index, other ``files`` by name, and at the end the manifest of a split."""
+    """Write the index, other ``files`` by name, and at the end the manifest of a split.
+
+    ``attributes`` are described by their file :data:`ATTRIBUTES_NAME`, which is among ``files``.
+    """
     files = files or {}
     content = npy(index)
     write_synced(folder / INDEX_NAME, content)
@@ -276,6 +281,7 @@ def write_records(
         index_sha256=hashlib.sha256(content).hexdigest(),
         files={name: hashlib.sha256(text).hexdigest() for name, text in files.items()},
         excluded=tuple(excluded),
+        attributes=tuple(attributes),
     )
     write_synced(folder / MANIFEST_NAME, manifest.to_json())
     return manifest
