@@ -18,6 +18,7 @@ from rebias_dist import version
 from rebias_dist.config.files import to_yaml
 from rebias_dist.evaluation.text import CHOICES
 from rebias_dist.reporting import plots, tables
+from rebias_dist.reporting.archive import is_drawn
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Comparison, Group
 from rebias_dist.reporting.disagreements import disagreements
@@ -139,11 +140,7 @@ def _about(run: Run, group: Group) -> dict[str, str]:
 
 def _training(group: Group, runs: Sequence[Run], stem: str) -> Iterator[Picture]:
     during = "selection" if group.config.data.selection != "none" else group.config.evaluate.monitor
-
-    def wanted(tag: str) -> bool:
-        return tag.endswith(("/ce", "/sigma", "_accuracy")) or tag.startswith("f/hsic_g")
-
-    panels = plots.training_panels([read_curves(run.folder, wanted) for run in runs], during)
+    panels = plots.training_panels([read_curves(run.folder, is_drawn) for run in runs], during)
     if panels:
         yield Picture.draw(
             f"{stem}-training",
