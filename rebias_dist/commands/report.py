@@ -40,6 +40,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", default="results", help="beginning of file names [results]")
     parser.add_argument("--text", action="store_true", help="print the table, write nothing")
     parser.add_argument(
+        "--published",
+        action="store_true",
+        help="show published figures beside runs that are not the published experiment too",
+    )
+    parser.add_argument(
         "--archive", metavar="DIR", help="copy what reports need of each run, some kB; no report"
     )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if not with_results:
         return EXIT_FAILED
     if not arguments.text:
-        _write(Path(arguments.out), arguments.name, with_results, notes)
+        _write(Path(arguments.out), arguments.name, with_results, notes, arguments.published)
     return EXIT_FINISHED
 
 
@@ -87,7 +92,13 @@ def _archive(runs: Sequence[Run], out: Path) -> int:
     return EXIT_FINISHED if folders else EXIT_FAILED
 
 
-def _write(out: Path, name: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> None:
+def _write(
+    out: Path,
+    name: str,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+    with_published: bool,
+) -> None:
     # matplotlib takes a second, which --text does not wait for.
     from rebias_dist.reporting import csv_files
     from rebias_dist.reporting.page import dataset_part, render
@@ -101,7 +112,7 @@ def _write(out: Path, name: str, comparisons: Sequence[Comparison], notes: Seque
         parts, single = [], 0
         for index, runs in enumerate(comparisons):
             several = f"-{_file_name(runs.dataset, index)}" * (len(comparisons) > 1)
-            parts.append(dataset_part(runs, name + several))
+            parts.append(dataset_part(runs, name + several, with_published=with_published))
             for picture in parts[-1].pictures:
                 paths += picture.write(out)
             for setting in parts[-1].settings:

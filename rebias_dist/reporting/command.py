@@ -25,8 +25,8 @@ def command_of(config: Config) -> str | None:
     """Return a command line, safe to paste into a shell, whose configuration is this one.
 
     It names a shipped configuration of the method and the data set, of several the nearest, and
-    sets the rest by flags. The name and the folder of runs are left out. None where flags cannot set a value: they unset no text, and no command
-    has a text with control characters.
+    sets the rest by flags. The name and the folder of runs are left out. None where flags cannot
+    set a value: they unset no text, and no command has a text with control characters.
     """
     wanted = config.model_dump(exclude={"name", "runs_dir"})
     commands = []

@@ -47,8 +47,7 @@ def results_table(runs: Comparison) -> Table:
     for group in runs.groups:
         name = group.marked
         for checkpoint in group.checkpoints if group.runs else ():
-            # f and g0 have a row in every method, so that the rows of methods compare.
-            for network in dict.fromkeys(["f", "g0", *group.networks]):
+            for network in group.networks:
                 figures = [runs.text(group, checkpoint, s, network, m) for s, m in columns.values()]
                 about = (name, CHOICES[checkpoint], network, group.seeds(checkpoint))
                 rows.append((*about, *figures))
@@ -129,19 +128,23 @@ def leads_table(runs: Comparison) -> Table | None:
     return Table(caption, pd.DataFrame(rows, columns=columns), 2, notes) if rows else None
 
 
-_MNIST = """The accuracy is that of f; for the method biased it is that of g. A table below lists
-what differs from the published experiments. If anything does, the rows do not compare two codes.
-Published figures of one method differ by their source, which the second column names."""
-_NINE = """unbiased: the mean over cells of class and texture cluster with at least 10 validation
-images, over three clusterings; – where the validation shards had no clusters. The accuracy is that
-of f; for the method biased it is that of g. Published figures of one method differ by their source,
-which the second column names."""
+_MNIST = "The accuracy is that of f; for the method biased it is that of g."
+_NINE = f"""unbiased: the mean over cells of class and texture cluster with at least 10 validation
+images, over three clusterings; – where the validation shards had no clusters. {_MNIST}"""
+_THEIRS = """A table below lists what differs from the published experiments. If anything does, the
+rows do not compare two codes. Published figures of one method differ by their source, which the
+second column names."""
+_WITHOUT_THEIRS = """Published figures are left out, for these runs are not the published
+experiment; rebias-report --published shows them."""
 
 
-def published_table(runs: Comparison) -> Table | None:
-    """Return our accuracies above those published; None for another data set or other splits."""
+def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
+    """Return our accuracies above those published; None for another data set or other splits.
+
+    ``theirs``: have those published; without them the table says how to get them.
+    """
     known = published()
-    known = known[known["dataset"] == runs.dataset]
+    known = known[(known["dataset"] == runs.dataset) & theirs]
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
         caption, note = (
             "Biased-MNIST: accuracy on unbiased in percent, by ρ of the training set",
@@ -182,16 +185,17 @@ def published_table(runs: Comparison) -> Table | None:
     # Those of a method stand together, for they differ from source to source.
     labels = list(known["label"].unique())
     known = known.sort_values("label", key=lambda found: found.map(labels.index), kind="stable")
-    theirs = [
+    rows_of_theirs = [
         {"method": mark(str(label), METHODS.get(str(method))), "source": str(source)}
         | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
         for (label, method, source), found in known.groupby(
             ["label", "method", "source"], sort=False
         )
     ]
-    body = pd.DataFrame([*rows, *theirs])
-    notes = [note.replace("\n", " "), *_legend(body["method"])]
-    return Table(caption, body, 2, notes, len(theirs))
+    body = pd.DataFrame([*rows, *rows_of_theirs])
+    told = [note, _THEIRS if theirs else _WITHOUT_THEIRS]
+    notes = [*(line.replace("\n", " ") for line in told), *_legend(body["method"])]
+    return Table(caption, body, 2, notes, len(rows_of_theirs))
 
 
 def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:

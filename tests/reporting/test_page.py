@@ -448,7 +448,11 @@ def test_a_9_class_run_stands_beside_the_published_rows(tmp_path):
         checkpoint["splits"]["val"]["networks"]["f"]["unbiased"] = 0.875
     (tmp_path / "runs/a/results.json").write_text(json.dumps(results))
     assert to_yaml(read_run(tmp_path / "runs/a").config)
-    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    where = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    # One run with another split than the published is not the published experiment.
+    assert report.main(where) == 0
+    assert "rebias-report --published shows them" in page_of(tmp_path / "out/results.html").text
+    assert report.main([*where, "--published"]) == 0
     page = (tmp_path / "out/results.html").read_text()
     table = page[page.index("9-class ImageNet: accuracy") :]
     table = table[: table.index("</table>")]
