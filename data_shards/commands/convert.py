@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 from data_shards.commands import datasets as listed
+from data_shards.commands import tables
 from data_shards.commands.shared import add_pipeline_arguments, run_listings
 
 EXAMPLE = """
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = _add(datasets, name, summary, listed.example(name))
         listed.add_arguments(sub, name)
         add_pipeline_arguments(sub)
-        sub.set_defaults(convert=run_listings)
+        sub.set_defaults(convert=run_listings, listings=listed.listings_from)
+    sub = _add(datasets, "table", tables.SUMMARY, tables.EXAMPLE)
+    tables.add_arguments(sub)
+    add_pipeline_arguments(sub)
+    sub.set_defaults(convert=run_listings, listings=tables.listings_from)
 
 
 def _add(
