@@ -1,4 +1,4 @@
-"""The options of ``convert table``: which columns of a table hold what."""
+"""The options of ``convert table`` and of the data sets with known biases."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from data_shards.errors import UsageError
 from data_shards.sources.datasets import check_name
 from data_shards.sources.labelled import (
+    HoldOut,
     Labelled,
     folders_of,
     labelled_listings,
@@ -17,6 +18,7 @@ from data_shards.sources.labelled import (
     scan_images,
 )
 from data_shards.sources.listing import Listing
+from data_shards.sources.presets import PRESETS, Preset, preset_listings
 from data_shards.sources.tables import Columns, Table, choose_columns, read_table
 from data_shards.sources.words import hint
 
@@ -84,6 +86,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out rows without a file, such as for a part of a data set",
     )
+    _add_split_arguments(parser)
+
+
+def preset_example(preset: Preset) -> str:
+    """Return a command that converts a data set with known biases."""
+    name = preset.name
+    return f"python -m data_shards convert {name} --source {name} --output shards/{name}"
+
+
+def add_preset_arguments(parser: argparse.ArgumentParser, preset: Preset) -> None:
+    """Add the options that :func:`preset_listings_from` reads."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"the unpacked data set: {preset.tree}; from {preset.home}",
+    )
+    parser.add_argument(
+        "--target", metavar="NAME", help=f"the field of the class (default: {preset.target})"
+    )
+    parser.add_argument(
+        "--attributes",
+        metavar="NAMES",
+        help=f"fields of biases (default: {','.join(preset.attributes) or 'none'})",
+    )
+    if "(?P<variant>" in preset.pattern:
+        parser.add_argument(
+            "--variant", metavar="NAME", help="the version, such as 0.5pct (default: the only one)"
+        )
+    _add_split_arguments(parser)
+
+
+def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", metavar="NAME", help="convert this split only (default: all)")
+    parser.add_argument(
+        "--hold-out",
+        metavar="PARTS",
+        help="take splits that are not there from each class of train, such as "
+        "selection=0.1,test=0.2; --seed chooses the images",
+    )
 
 
 def listings_from(arguments: argparse.Namespace) -> list[Listing]:
@@ -101,6 +144,7 @@ def listings_from(arguments: argparse.Namespace) -> list[Listing]:
         classes=tuple(words_of("--classes", arguments.classes)),
         values=_values(arguments.values, attributes),
         splits=_pairs_of("--splits", arguments.splits),
+        hold_out=_hold_out(arguments),
     )
     found = scan_images(
         images,
@@ -109,7 +153,48 @@ def listings_from(arguments: argparse.Namespace) -> list[Listing]:
     )
     listings = labelled_listings(data, found, skip_missing=arguments.skip_missing)
     _report(arguments, table, columns, listings)
-    return listings
+    return _of_split(arguments, listings)
+
+
+def preset_listings_from(arguments: argparse.Namespace) -> list[Listing]:
+    """Return the listings of a data set with known biases, and print what was found."""
+    preset = PRESETS[arguments.dataset]
+    given = arguments.attributes
+    listings = preset_listings(
+        preset,
+        arguments.source,
+        target=arguments.target,
+        attributes=None if given is None else words_of("--attributes", given),
+        variant=getattr(arguments, "variant", None),
+        hold_out=_hold_out(arguments),
+        progress=not arguments.json and sys.stderr.isatty(),
+    )
+    if not arguments.json:
+        print(f"{arguments.source}: {preset.name}")
+        _print_words(listings)
+    return _of_split(arguments, listings)
+
+
+def _of_split(arguments: argparse.Namespace, listings: Sequence[Listing]) -> list[Listing]:
+    names = [listing.split for listing in listings]
+    if arguments.split is None:
+        return list(listings)
+    if arguments.split not in names:
+        raise UsageError(
+            f"--split {arguments.split}: there is no such split{hint(arguments.split, names)}; "
+            f"there is {', '.join(names)}"
+        )
+    return [listing for listing in listings if listing.split == arguments.split]
+
+
+def _hold_out(arguments: argparse.Namespace) -> HoldOut | None:
+    parts = {}
+    for split, part in _pairs_of("--hold-out", arguments.hold_out).items():
+        try:
+            parts[split] = float(part)
+        except ValueError:
+            raise UsageError(f"--hold-out {split}={part}: {part!r} is no number") from None
+    return HoldOut(parts, arguments.seed) if parts else None
 
 
 def _columns(arguments: argparse.Namespace, table: Table) -> Columns:
@@ -169,11 +254,12 @@ def words_of(option: str, text: str | None) -> list[str]:
 
 
 def _pairs_of(option: str, text: str | None) -> dict[str, str]:
+    example = "selection=0.1" if option == "--hold-out" else "0=train"
     pairs = {}
     for pair in words_of(option, text):
         word, equals, name = pair.partition("=")
         if not (equals and word.strip() and name.strip()):
-            raise UsageError(f"{option} {pair}: must be WORD=SPLIT, such as 0=train,1=selection")
+            raise UsageError(f"{option} {pair}: must be two words, such as {example}")
         pairs[word.strip()] = name.strip()
     return pairs
 
@@ -205,10 +291,10 @@ def _report(
         note = "" if given is not None else f"  ({guessed.format(option)})"
         print(f"  {name:<10}  {value}{note}")
     print(f"  {'not used':<10}  {', '.join(unused) or '(none)'}")
-    print_words(listings)
+    _print_words(listings)
 
 
-def print_words(listings: Sequence[Listing]) -> None:
+def _print_words(listings: Sequence[Listing]) -> None:
     """Print the classes, the values of the attributes and the splits, which decide the numbers."""
     first = listings[0]
     for name, words in {"classes": first.classes, **first.attributes}.items():

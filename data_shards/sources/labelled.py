@@ -14,11 +14,12 @@ from typing import Final, NamedTuple
 
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
+from data_shards.format.manifest import Option
 from data_shards.sources.archives import printable
 from data_shards.sources.datasets import SELECTION, TEST, TRAIN, VAL
 from data_shards.sources.folders import IMAGE_ENDINGS, OTHER_IMAGE_ENDINGS, File, Scanner
 from data_shards.sources.listing import Item, Listing, listing_digest
-from data_shards.sources.naming import safe_key, unique_keys
+from data_shards.sources.naming import safe_key, selection_keys, unique_keys
 from data_shards.sources.tables import Columns, Table
 from data_shards.sources.words import hint, numbered, split_names
 
@@ -42,13 +43,24 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class HoldOut:
+    """Splits to be taken from train: the ``parts`` of all training images by split.
+
+    The choice is stratified by class; ``seed`` and the paths decide it.
+    """
+
+    parts: Mapping[str, float]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Images of a data set, which :func:`labelled_listings` lists.
 
     ``classes`` and ``values`` (by attribute) give the order of the words, or names for numbers;
     without them, numbers are in their order and words are sorted. ``splits`` names the splits by
     the words of the rows; if it is empty, the words are the names. ``expected`` are the published
-    numbers of images by split.
+    numbers of images by split. ``hold_out`` makes splits that the rows do not have.
     """
 
     dataset: str
@@ -58,6 +70,7 @@ class Labelled:
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
+    hold_out: HoldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +189,11 @@ def labelled_listings(data: Labelled, images: Images, *, skip_missing: bool) -> 
     attributes = list(zip(*columns, strict=True)) if columns else [()] * len(present)
     members: defaultdict[str, list[int]] = defaultdict(list)
     names = split_names([(row.where, row.split) for row in data.rows], data.splits)
-    for number, row in enumerate(present):
-        members[names[row.split]].append(number)
+    splits = [names[row.split] for row in present]
+    if data.hold_out is not None:
+        splits = _with_held_out(data.hold_out, present, splits)
+    for number, split in enumerate(splits):
+        members[split].append(number)
     listings = []
     for split in sorted(members, key=lambda name: (_rank(name), name)):
         chosen = [present[number] for number in members[split]]
@@ -193,12 +209,38 @@ def labelled_listings(data: Labelled, images: Images, *, skip_missing: bool) -> 
                 split=split,
                 classes=classes,
                 items=items,
-                facts={"listing_sha256": listing_digest(items)},
+                facts={**_facts(data), "listing_sha256": listing_digest(items)},
                 warnings=tuple(_expected_warning(data, split, len(items))),
                 attributes=vocabularies,
             )
         )
     return _with_warnings(listings, len(data.rows) - len(present))
+
+
+def _with_held_out(hold_out: HoldOut, rows: Sequence[Row], splits: Sequence[str]) -> list[str]:
+    """Return the split of each row; a part of the training images is in others."""
+    result = list(splits)
+    rest = 1.0
+    for split, part in hold_out.parts.items():
+        if split in splits:
+            raise UsageError(f"--hold-out {split}={part}: there is such a split already")
+        if not 0 < part < rest:
+            raise UsageError(f"--hold-out {split}={part}: parts must be above 0, together below 1")
+        train = [number for number, name in enumerate(result) if name == TRAIN]
+        keys = [(rows[number].label, rows[number].path) for number in train]
+        chosen = selection_keys(keys, part / rest, hold_out.seed)
+        for number, key in zip(train, keys, strict=True):
+            if key in chosen:
+                result[number] = split
+        rest -= part
+    return result
+
+
+def _facts(data: Labelled) -> dict[str, Option]:
+    if data.hold_out is None:
+        return {}
+    parts = [f"{split}={part}" for split, part in data.hold_out.parts.items()]
+    return {"hold_out": parts, "hold_out_seed": data.hold_out.seed}
 
 
 def _rank(split: str) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,37 @@ def read_table(path: Path) -> Table:
                     f"{path}:{reader.line_num}: has {len(row)} cells for {len(header)} columns; "
                     f"put quotes around a cell with {separator!r}"
                 )
-            cells.append(row)
+            cells.append([sys.intern(cell) for cell in row])
             lines.append(reader.line_num)
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.line_num}: is not CSV ({error})") from None
     return _checked(path, header, cells, lines)
+
+
+def read_words(path: Path, columns: Sequence[str]) -> Table:
+    """Read a text whose cells blanks separate, as CelebA's are.
+
+    A first line with just the number of images is skipped. A line of column names may be there,
+    without a name for the first column; if it is not, the columns are ``columns``.
+    """
+    try:
+        text = read_regular(path).decode()
+        # Interned, because a table of CelebA has eight million cells with two words.
+        lines = [[sys.intern(word) for word in line.split()] for line in text.splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    begin = 1 if lines and len(lines[0]) == 1 and lines[0][0].isdigit() else 0
+    names = list(columns)
+    if len(lines) > begin + 1 and len(lines[begin]) == len(lines[begin + 1]) - 1:
+        names = [columns[0], *lines[begin]]
+        begin += 1
+    cells = {number: row for number, row in enumerate(lines[begin:], begin + 1) if row}
+    for number, row in cells.items():
+        if len(row) != len(names):
+            raise UsageError(
+                f"{path}:{number}: has {len(row)} cells for {len(names)} columns; it may be cut off"
+            )
+    return _checked(path, names, list(cells.values()), list(cells))
 
 
 def _read_parquet(path: Path) -> Table:
