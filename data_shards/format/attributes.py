@@ -1,6 +1,6 @@
 """Read ``attributes.npy``: the ids of the values of each sample's attributes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DataShardsError
-from data_shards.format.manifest import ATTRIBUTES_NAME, Manifest, map_array
+from data_shards.format.manifest import ATTRIBUTES_NAME, Attribute, Manifest, map_array
 
 
 def attributes_dtype(names: Sequence[str]) -> np.dtype[np.void]:
     """Return the row of ``attributes.npy``: for each attribute the id of its value (-1: none)."""
     return np.dtype([(name, "<i4") for name in names])
+
+
+def named_values(attributes: Mapping[str, Sequence[str]], ids: Iterable[int]) -> dict[str, str]:
+    """Return the name of a sample's value of each attribute, without those that it has not (-1).
+
+    ``attributes`` are the names of the values by id; ``ids`` are in the same order.
+    """
+    return {
+        name: values[number]
+        for (name, values), number in zip(attributes.items(), ids, strict=True)
+        if number >= 0
+    }
 
 
 def attribute_counts(
@@ -23,6 +35,25 @@ def attribute_counts(
     known = ids >= 0
     cells = labels[known].astype(np.int64) * values + ids[known]
     return np.bincount(cells, minlength=classes * values).reshape(classes, values)
+
+
+def describe(
+    attributes: Mapping[str, Sequence[str]],
+    ids: NDArray[np.void],
+    labels: NDArray[np.integer[Any]],
+    classes: int,
+) -> list[Attribute]:
+    """Return the manifest's attributes for a table of ids with a row for each of ``labels``."""
+    return [
+        Attribute(
+            name=name,
+            values=tuple(values),
+            counts=tuple(
+                map(tuple, attribute_counts(labels, ids[name], classes, len(values)).tolist())
+            ),
+        )
+        for name, values in attributes.items()
+    ]
 
 
 def load_attributes(
