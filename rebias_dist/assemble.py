@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,19 @@ from torch import nn
 
 from rebias_dist import methods
 from rebias_dist.config import plan
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.data import MADE_FROM, DataConfig
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
+from rebias_dist.data.bias import Values, find_rule, values_of
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
 from rebias_dist.data.splits import Data
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
-from rebias_dist.errors import DataError
+from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.base import Method
 from rebias_dist.models import feature_dim
 from rebias_dist.ranks.consensus import Consensus
@@ -164,7 +167,7 @@ def made_from(data: DataConfig) -> dict[str, Any]:
 
 def as_recorded(data: DataConfig) -> DataConfig:
     """Return the data section as a run keeps it: paths absolute, the decoder by its name."""
-    paths = {"root": data.root, "source": data.source}
+    paths = {"root": data.root, "source": data.source, "aligned": data.aligned}
     return data.model_copy(
         update={
             "decoder": choose_decoder(data.decoder),
@@ -174,22 +177,41 @@ def as_recorded(data: DataConfig) -> DataConfig:
     )
 
 
-def open_data(config: Config, root: Path) -> Data:
-    """Open all splits of a configuration; they must agree on their classes."""
+def open_data(config: Config, root: Path, rule: BiasRule | None = None) -> Data:
+    """Open all splits of a configuration; they must agree on their classes.
+
+    Args:
+        config: of the run.
+        root: folder of the splits.
+        rule: the rule that the run keeps; None: it is found from the training data.
+    """
     name, data = config.data.dataset, config.data
     decoder = choose_decoder(data.decoder)
-    train = open_split(root, data.train_split, dataset=name, decoder=decoder)
+    # The first split with bias labels gives the values their ids.
+    bias: str | Values | None = values_of(rule) or data.bias
+
+    def opened(
+        folder: Path, split: str, dataset: str | None, classes: Sequence[str] | None
+    ) -> ShardDataset:
+        nonlocal bias
+        found = open_split(
+            folder, split, dataset=dataset, classes=classes, decoder=decoder, bias=bias
+        )
+        bias = found.values if found.values.names else bias
+        return found
+
+    train = opened(root, data.train_split, name, None)
     classes = train.manifest.classes
-
-    def other(split: str) -> ShardDataset:
-        return open_split(root, split, dataset=name, classes=classes, decoder=decoder)
-
-    selection = None if data.selection == "none" else other("selection")
-    tests = {split: other(split) for split in data.test_splits}
+    selection = None if data.selection == "none" else opened(root, "selection", name, classes)
+    tests = {split: opened(root, split, name, classes) for split in data.test_splits}
     for test, folder in data.other_tests.items():
         place = Path(folder)
-        tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
-    return Data(train, selection, tests)
+        tests[test] = opened(place.parent, place.name, None, classes)
+    if isinstance(bias, str):
+        raise ConfigError(f"data.bias: {bias!r}: the shards in {root} have no attributes; unset it")
+    if rule is None:
+        rule = find_rule(data.aligned, bias or Values(), classes, train.labels, train.bias)
+    return Data(train, selection, tests, rule)
 
 
 def check_networks(

@@ -92,7 +92,12 @@ class Trainer:
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
-            config, parts.networks, parts.normalise, parts.precision, ranks.consensus
+            config,
+            parts.networks,
+            parts.normalise,
+            parts.precision,
+            ranks.consensus,
+            parts.data.rule,
         )
         self.engine = MethodEngine(config, parts, self.evaluator)
         self.forecast = Forecast(config, parts)

@@ -88,7 +88,8 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
 
 def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
     splits = ["train", "selection", *config.data.test_splits]
-    known = [*_leaves(config.identity()), *(f"manifest.{split}" for split in splits)]
+    known = [*_leaves(config.identity()), "data.aligned"]
+    known += [f"manifest.{split}" for split in splits]
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

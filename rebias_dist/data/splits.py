@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.data.shards import ShardDataset
 from rebias_dist.errors import ConfigError
 
@@ -15,6 +16,9 @@ class Data:
     train: ShardDataset
     selection: ShardDataset | None
     tests: dict[str, ShardDataset]
+    rule: BiasRule
+    """Which value of the bias goes with each class; the ids of all splits are those of its values.
+    """
 
     @property
     def classes(self) -> tuple[str, ...]:

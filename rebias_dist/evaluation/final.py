@@ -82,7 +82,7 @@ def test_and_record(
     tested, lost = evaluate_checkpoints(evaluator, at, parts.folder.checkpoints, leave_if_asked)
     for choice, why in lost.items():
         _log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
-    final = results.assemble(config, parts.data.classes, tested, at.step, lost)
+    final = results.assemble(config, parts.data.classes, tested, at.step, lost, parts.data.rule)
     told_of = told("results and TensorBoard", aloud=consensus.rank == 0)
     with consensus.on_rank_zero() as leader, told_of:
         if leader:

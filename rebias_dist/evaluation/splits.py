@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import load_index
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.data import ShardDataset
 from rebias_dist.errors import DataError
 from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
+from rebias_dist.evaluation.groups import groups_of
 from rebias_dist.evaluation.predictions import predict
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.ranks.waits import told
@@ -46,9 +48,10 @@ def evaluate_split(
         with_intervals: compute bootstrap intervals too.
 
     Returns:
-        ``samples``, their number; ``networks``, for each the figures of
-        :func:`rebias_dist.evaluation.figures.network_figures`; and the entries of
-        :func:`rebias_dist.evaluation.dependence.dependence`.
+        ``samples``, their number; ``values``, the names of the values of the bias; ``networks``,
+        for each the figures of :func:`rebias_dist.evaluation.figures.network_figures`, and
+        ``groups`` as :func:`rebias_dist.evaluation.groups.groups_of` returns them; and the entries
+        of :func:`rebias_dist.evaluation.dependence.dependence`.
 
     Raises:
         DataError: on all ranks, if the split or its clusters are damaged.
@@ -59,14 +62,10 @@ def evaluate_split(
     told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
     with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
-            truth = Truth(
-                predictions.labels,
-                predictions.bias,
-                _clusterings(dataset),
-                len(dataset.manifest.classes),
-            )
+            truth = truth_of(dataset, evaluator.rule)
             found = {
                 "samples": len(dataset),
+                "values": list(dataset.values.names),
                 **dependence(predictions.features, radii),
                 "networks": {
                     name: network_figures(
@@ -78,7 +77,27 @@ def evaluate_split(
                     for name, predicted in predictions.predicted.items()
                 },
             }
+            for figures in found["networks"].values():
+                figures["groups"] = groups_of(
+                    figures["bias_correct"],
+                    figures["bias_count"],
+                    dataset.manifest.classes,
+                    dataset.values.names,
+                )
     return dict(evaluator.consensus.broadcast(found))
+
+
+def truth_of(dataset: ShardDataset, rule: BiasRule) -> Truth:
+    """Return what is known of a split's samples; DataError if its clusters are damaged."""
+    classes, values = dataset.manifest.classes, dataset.values.names
+    return Truth(
+        dataset.labels.astype(np.int64),
+        dataset.bias.astype(np.int64),
+        _clusterings(dataset),
+        len(classes),
+        rule.ids(classes, values),
+        len(values),
+    )
 
 
 def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:

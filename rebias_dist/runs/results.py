@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from data_shards.errors import DataShardsError
 from data_shards.system.files import read_json, write_synced
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import DataError
 
@@ -36,6 +37,7 @@ def assemble(
     checkpoints: Mapping[str, Any],
     steps: int,
     lost: Mapping[str, str],
+    rule: BiasRule,
 ) -> dict[str, Any]:
     """Return the content of results.json.
 
@@ -45,6 +47,7 @@ def assemble(
         checkpoints: figures of ``last`` and ``best``.
         steps: optimizer steps taken.
         lost: a checkpoint that has no figures because it is damaged, and what is wrong with it.
+        rule: which value of the bias goes with each class.
     """
     return {
         "format": FORMAT,
@@ -52,6 +55,7 @@ def assemble(
         "method": config.method.name,
         "dataset": config.data.dataset,
         "classes": list(classes),
+        "bias": rule.model_dump(),
         "chosen_on": "oracle" if config.data.selection == "none" else "selection",
         "steps": steps,
         "checkpoints": dict(checkpoints),
