@@ -142,6 +142,10 @@ class EvaluateConfig(Section):
     """Samples of a forward pass."""
     monitor: str = "unbiased"
     """The test split that chooses the oracle 'best' where data.selection is none."""
+    select: Literal["accuracy", "worst_group", "conflicting", "unbiased"] = "accuracy"
+    """The figure of the selection data that chooses the best checkpoint: the accuracy over all
+    images, in the worst group of class and bias, on the images that conflict with the bias, or the
+    mean over cells of class and texture cluster."""
     final: Literal["test", "none"] = "test"
     """At the end of the run evaluate the last and the best checkpoint on the test splits, or not,
     as for a first try. The same command without 'none', or rebias-evaluate, does it later."""

@@ -64,6 +64,7 @@ def _evaluate(
     return {
         "checkpoint": ref.source,
         "choice": ref.choice,
+        "select": settings.evaluate.select,
         "step": subject.step,
         "method": settings.method.name,
         "finished": ref.finished,

@@ -84,6 +84,12 @@ def groups_of(
     ]
 
 
+def worst_named(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return that one of :func:`groups_of` which :func:`worst_group` is; None if all are small."""
+    large = [group for group in groups if group["samples"] >= SMALLEST_CELL]
+    return min(large, key=lambda group: group["accuracy"], default=None)
+
+
 def name_of(group: Mapping[str, Any]) -> str:
     """Return the name of a group: its class and its value."""
     return f"{group['class']}, {group['value']}"
@@ -106,7 +112,7 @@ def lines(split: str, figures: Mapping[str, Any]) -> Iterator[str]:
         if not score["groups"]:
             continue
         parts = [f"accuracy {score['accuracy']:.3f}"]
-        if worst := named_worst(score):
+        if worst := score["worst_group"]:
             parts.append(f"worst group {shown(worst)} ({name_of(worst)})")
         for side in ("aligned", "conflicting"):
             if score[side] is not None:
@@ -117,12 +123,6 @@ def lines(split: str, figures: Mapping[str, Any]) -> Iterator[str]:
             f"({name_of(g)}) {g['accuracy']:.3f} of {g['samples']:,}" for g in groups
         )
         yield f"{split}, {network}: {'; '.join(parts)}; {note or 'groups'}: {listed}"
-
-
-def named_worst(score: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the worst group of a network by name, as :func:`groups_of` has it; or None."""
-    large = [group for group in score["groups"] if group["samples"] >= SMALLEST_CELL]
-    return min(large, key=lambda group: group["accuracy"], default=None)
 
 
 def shown(counted: Mapping[str, Any]) -> str:

@@ -13,16 +13,19 @@ from data_shards.errors import DataShardsError
 from data_shards.format.manifest import load_index
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
 from rebias_dist.config.bias import BiasRule
+from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
-from rebias_dist.errors import DataError
+from rebias_dist.data.splits import Data
+from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.evaluation.groups import groups_of
 from rebias_dist.evaluation.predictions import predict
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.ranks.waits import told
-from rebias_dist.runs import checkpoint
+from rebias_dist.runs import checkpoint, results
 from rebias_dist.runs.snapshot import Snapshot
 
 
@@ -50,8 +53,9 @@ def evaluate_split(
     Returns:
         ``samples``, their number; ``values``, the names of the values of the bias; ``networks``,
         for each the figures of :func:`rebias_dist.evaluation.figures.network_figures`, and
-        ``groups`` as :func:`rebias_dist.evaluation.groups.groups_of` returns them; and the entries
-        of :func:`rebias_dist.evaluation.dependence.dependence`.
+        ``groups`` as :func:`rebias_dist.evaluation.groups.groups_of` returns them; the worst group
+        has its names too. And the entries of
+        :func:`rebias_dist.evaluation.dependence.dependence`.
 
     Raises:
         DataError: on all ranks, if the split or its clusters are damaged.
@@ -84,6 +88,9 @@ def evaluate_split(
                     dataset.manifest.classes,
                     dataset.values.names,
                 )
+                if worst := figures["worst_group"]:
+                    worst["class"] = dataset.manifest.classes[worst["label"]]
+                    worst["value"] = dataset.values.names[worst["bias"]]
     return dict(evaluator.consensus.broadcast(found))
 
 
@@ -98,6 +105,32 @@ def truth_of(dataset: ShardDataset, rule: BiasRule) -> Truth:
         rule.ids(classes, values),
         len(values),
     )
+
+
+def check_select(config: Config, data: Data) -> None:
+    """Check that the data that choose the best checkpoint have the figure which chooses it.
+
+    Raises:
+        ConfigError: they have no sample for it.
+        DataError: their clusters are damaged.
+    """
+    if config.evaluate.select == "accuracy":
+        return
+    split = results.choosing_split(config)
+    # Whether a figure exists does not depend on the predictions.
+    truth = truth_of(data.monitored[split], data.rule)
+    figures = network_figures(truth, truth.labels, np.ones(len(truth.labels)))
+    if results.selected(config, figures) is None:
+        lacking = {
+            "worst_group": f"no group of class and bias with {SMALLEST_CELL} images or more",
+            "conflicting": "no image that conflicts with the bias of its class",
+            "unbiased": f"no cell of class and texture cluster with {SMALLEST_CELL} images or more",
+        }
+        select = config.evaluate.select
+        raise ConfigError(
+            f"evaluate.select: {select} cannot choose a checkpoint, for {split} has "
+            f"{lacking[select]}; use accuracy, or other selection data"
+        )
 
 
 def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:

@@ -66,6 +66,7 @@ def dataset_part(runs: Comparison, stem: str) -> Dataset:
         tables.corruption_table(runs),
         tables.leads_table(runs),
         tables.measures_table(runs),
+        tables.groups_table(runs),
         departures,
     ]
     return Dataset(
