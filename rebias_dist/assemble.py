@@ -13,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data_shards.format.manifest import Normalize
 from rebias_dist import methods
 from rebias_dist.config import plan
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.data import MADE_FROM, DataConfig
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
-from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
+from rebias_dist.data import ShardDataset, TrainLoader, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
-from rebias_dist.data.splits import Data
+from rebias_dist.data.splits import Data, open_splits
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import DataError
@@ -34,6 +36,7 @@ from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
 from rebias_dist.runs.networks import build_networks, initial_state, network_config
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
+from rebias_dist.runs.results import SELECTS, choosing_split
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
@@ -46,6 +49,8 @@ from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.processor import describe_cpu
 from rebias_dist.telemetry.recorder import Recorder
+
+_MANY = 20  # classes that the plan names
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def made_from(data: DataConfig) -> dict[str, Any]:
 
 def as_recorded(data: DataConfig) -> DataConfig:
     """Return the data section as a run keeps it: paths absolute, the decoder by its name."""
-    paths = {"root": data.root, "source": data.source}
+    paths = {"root": data.root, "source": data.source, "aligned": data.aligned}
     return data.model_copy(
         update={
             "decoder": choose_decoder(data.decoder),
@@ -174,22 +179,9 @@ def as_recorded(data: DataConfig) -> DataConfig:
     )
 
 
-def open_data(config: Config, root: Path) -> Data:
-    """Open all splits of a configuration; they must agree on their classes."""
-    name, data = config.data.dataset, config.data
-    decoder = choose_decoder(data.decoder)
-    train = open_split(root, data.train_split, dataset=name, decoder=decoder)
-    classes = train.manifest.classes
-
-    def other(split: str) -> ShardDataset:
-        return open_split(root, split, dataset=name, classes=classes, decoder=decoder)
-
-    selection = None if data.selection == "none" else other("selection")
-    tests = {split: other(split) for split in data.test_splits}
-    for test, folder in data.other_tests.items():
-        place = Path(folder)
-        tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
-    return Data(train, selection, tests)
+def open_data(config: Config, root: Path, rule: BiasRule | None = None) -> Data:
+    """Open all splits of a configuration, see :func:`.open_splits`."""
+    return open_splits(config.data, root, rule)
 
 
 def check_networks(
@@ -312,6 +304,8 @@ class Outline:
     labels: NDArray[np.integer]
     """Of the training samples."""
     bias: NDArray[np.integer]
+    normalize: Normalize
+    rule: BiasRule
 
 
 def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
@@ -326,6 +320,8 @@ def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
         shape=shape,
         labels=data.train.labels,
         bias=data.train.bias,
+        normalize=manifest.normalize,
+        rule=data.rule,
     )
 
 
@@ -349,12 +345,22 @@ def facts(
     together = config.data.views * config.b + config.evaluate.batch
     workers = config.data.workers
     needed = transit_memory(workers, together, math.prod(data.shape))
+    classes = ", ".join(data.classes[:_MANY]) + (", …" if data.classes[_MANY:] else "")
+    mean, std = (
+        " ".join(f"{value:g}" for value in values)
+        for values in (data.normalize.mean, data.normalize.std)
+    )
     radius = "not used"
     if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
     return {
         "data": data.text,
+        "classes": f"{len(data.classes)}: {classes}",
+        "images": f"{data.shape[1]} × {data.shape[2]}, normalised by the mean {mean} and the "
+        f"deviation {std}",
+        "bias": data.rule.text() if data.rule.values else "no labels",
         "held out": f"selection {chosen}; tests {tests}",
+        "best": f"chosen on {choosing_split(config)} by {SELECTS[config.evaluate.select]}",
         "decoder": describe_decoder(choose_decoder(config.data.decoder)),
         "data workers": f"{workers} a rank"
         + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),

@@ -103,12 +103,17 @@ def _write(
     from rebias_dist.reporting import csv_files
     from rebias_dist.reporting.page import dataset_part, render
 
-    endings = (".html", ".md", ".csv", "-settings.csv")
-    page, tables, of_runs, of_settings = paths = [out / f"{name}{ending}" for ending in endings]
+    endings = [".html", ".md", ".csv", "-settings.csv"]
+    endings += ["-groups.csv"] * any(runs.grouped for runs in comparisons)
+    page, tables, of_runs, of_settings, *of_groups = paths = [
+        out / f"{name}{ending}" for ending in endings
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
         csv_files.write_runs(of_runs, comparisons)
         csv_files.write_settings(of_settings, comparisons)
+        for path in of_groups:
+            csv_files.write_groups(path, comparisons)
         parts, single = [], 0
         for index, runs in enumerate(comparisons):
             several = f"-{_file_name(runs.dataset, index)}" * (len(comparisons) > 1)

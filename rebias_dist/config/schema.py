@@ -142,6 +142,10 @@ class EvaluateConfig(Section):
     """Samples of a forward pass."""
     monitor: str = "unbiased"
     """The test split that chooses the oracle 'best' where data.selection is none."""
+    select: Literal["accuracy", "worst_group", "conflicting", "unbiased"] = "accuracy"
+    """The figure of the selection data that chooses the best checkpoint: the accuracy over all
+    images, in the worst group of class and bias, on the images that conflict with the bias, or the
+    mean over cells of class and texture cluster."""
     final: Literal["test", "none"] = "test"
     """At the end of the run evaluate the last and the best checkpoint on the test splits, or not,
     as for a first try. The same command without 'none', or rebias-evaluate, does it later."""
@@ -331,7 +335,7 @@ class Config(Section):
         where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint", "faults"}
         identity = self.model_dump(exclude=where_and_when)
         # The data themselves are compared, by their digest: they may have been moved.
-        for key in ("root", "source", "other_tests", "workers", "decoder"):
+        for key in ("root", "source", "aligned", "other_tests", "workers", "decoder"):
             del identity["data"][key]
         del identity["evaluate"]["final"]
         if self.data.on_damaged == "stop":  # then it decides only whether the run goes on

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_shards.format.manifest import Normalize
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.transforms import eval_transform
@@ -55,6 +56,8 @@ class LoadedRun:
     which do not have them."""
     shape: tuple[int, int, int] | None
     """Channels, height and width of the networks' input; None as above."""
+    rule: BiasRule
+    """Which value of the bias goes with each class; of earlier versions, that of its number."""
 
     def predict(self, images: Iterable[Tensor | NDArray[np.uint8]], network: str = "f") -> Tensor:
         """Return the logits of images as they are in the shards, prepared as in evaluation.
@@ -155,4 +158,7 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
         classes=tuple(state["classes"]),
         constants=Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])) if seen else None,
         shape=tuple(seen["shape"]) if seen else None,
+        rule=BiasRule.model_validate(state["bias"])
+        if "bias" in state
+        else BiasRule.by_number(state["classes"]),
     )

@@ -105,7 +105,7 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 
     loaded = load_run(run.folder, checkpoint)
     config = loaded.config
-    data = open_data(config, data_root(config))
+    data = open_data(config, data_root(config), loaded.rule)
     data.check_digests(loaded.digests)
     if split not in data.tests:
         raise ConfigError(f"the run has no test split {split}")

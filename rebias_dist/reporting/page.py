@@ -78,6 +78,7 @@ def dataset_part(runs: Comparison, stem: str, *, with_published: bool) -> Datase
         tables.corruption_table(runs),
         tables.leads_table(runs),
         tables.measures_table(runs),
+        tables.groups_table(runs),
         departures,
     ]
     settings = [_setting(runs, group, f"{stem}-{i}") for i, group in enumerate(runs.groups)]

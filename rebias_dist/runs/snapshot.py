@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
@@ -79,6 +80,7 @@ class Snapshot:
             # With it the weights can be used without the training data.
             "input": self._input,
             "data": self.data.digests(),
+            "bias": self.data.rule.model_dump(),
             "config": to_yaml(self.config),
             "randomness": {
                 "seed": self.config.seed,
@@ -91,8 +93,8 @@ class Snapshot:
     def changes(self, state: dict[str, Any]) -> dict[str, str]:
         """Return what has changed since a state was saved: 'key: old → new', by key.
 
-        The keys are the fields of the configuration that the weights depend on, and
-        ``manifest.<split>`` for the data.
+        The keys are the fields of the configuration that the weights depend on,
+        ``manifest.<split>`` for the data, and ``data.aligned`` for the rule.
         """
         then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
         lines = differences(then, self.config.identity())
@@ -100,6 +102,10 @@ class Snapshot:
         known = {split: digest for split, digest in state["data"].items() if split in manifests}
         now = {split: manifests[split] for split in known}
         lines += differences({"manifest": known}, {"manifest": now})
+        if "bias" in state:  # checkpoints of earlier versions have no rule
+            rules = BiasRule.model_validate(state["bias"]), self.data.rule
+            old, new = (str(rule.aligned) for rule in rules)
+            lines += differences({"data.aligned": old}, {"data.aligned": new})
         return {line.partition(": ")[0]: line for line in lines}
 
     def restore(self, state: dict[str, Any]) -> None:

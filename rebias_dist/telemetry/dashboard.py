@@ -41,7 +41,7 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
     }
     charts = {"f against g": game}
     for split in splits:
-        kinds = ("", "_conflicting", "_unbiased")
+        kinds = ("", "_conflicting", "_unbiased", "_worst_group")
         charts[split] = {
             "accuracies": [f"{split}/{name}{kind}_accuracy" for name in networks for kind in kinds],
             "HSIC": [f"{split}/hsic_{g}" for g in gs if "f" in networks],
@@ -114,12 +114,15 @@ def data_summary(data: Data) -> str:
         if len(counts) <= _MANY:
             pairs = zip(manifest.classes, counts, strict=True)
             shown = ", ".join(f"{label} {count:,}" for label, count in pairs)
-        known = np.asarray(split.bias) >= 0
-        aligned = np.asarray(split.bias == split.labels)[known]
+        own = data.rule.ids(manifest.classes, split.values.names)[split.labels]
+        known = (np.asarray(split.bias) >= 0) & (own >= 0)
+        aligned = np.asarray(split.bias == own)[known]
         bias = f"{100 * aligned.mean():.2f} % aligned" if known.any() else "–"
         clusters = "yes" if (split.folder / CLUSTERS_NAME).exists() else "–"
         cells = [name, manifest.dataset, f"{manifest.samples:,}", str(len(manifest.shards)), shown]
         lines.append("| " + " | ".join([*cells, bias, clusters, manifest.digest[:12]]) + " |")
+    if data.rule.aligned:
+        lines += ["", f"bias: {data.rule.text()}"]
     return "\n".join(lines)
 
 

@@ -145,7 +145,7 @@ class Watch:
             accuracy, aligned = found["accuracy"], found["aligned"]
             # If a split's bias is independent of the class, a network that has learned only the
             # bias is at chance on the whole split, but not on its aligned images.
-            knows_bias = aligned is not None and not at_chance(aligned, _aligned_images(found))
+            knows_bias = aligned is not None and not at_chance(aligned, found["aligned_samples"])
             if at_chance(accuracy, figures["samples"]) and not knows_bias:
                 yield (
                     f"chance_{network}",
@@ -159,13 +159,12 @@ class Watch:
         self, split: str, network: str, found: Mapping[str, Any], f: Mapping[str, Any] | None
     ) -> Iterator[tuple[str, str]]:
         aligned, conflicting = found["aligned"], found["conflicting"]
-        conflicts = sum(map(sum, found["bias_count"])) - _aligned_images(found)
         if aligned is not None and conflicting is not None:
-            if conflicts >= _FEWEST and aligned - conflicting < LEAST_GAP:
+            if found["conflicting_samples"] >= _FEWEST and aligned - conflicting < LEAST_GAP:
                 yield (
                     f"bias_{network}",
                     f"{network} is not biased on {split}: its accuracy is {aligned:.3f} on images "
-                    f"whose bias is that of their class and {conflicting:.3f} on the others; "
+                    f"whose bias goes with their class and {conflicting:.3f} on the others; "
                     "give it a smaller receptive field, or train it longer",
                 )
         elif f is not None and found["accuracy"] >= f["accuracy"]:
@@ -174,8 +173,3 @@ class Watch:
                 f"{network} is as good as f on {split} (accuracy {found['accuracy']:.3f} and "
                 f"{f['accuracy']:.3f}): nothing shows that it is the biased one",
             )
-
-
-def _aligned_images(found: Mapping[str, Any]) -> int:
-    """Return the number of images whose bias is that of their class."""
-    return sum(row[label] for label, row in enumerate(found["bias_count"]) if label < len(row))
