@@ -92,7 +92,7 @@ class Trainer:
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
-            config, parts.networks, parts.normalise, parts.precision, ranks.consensus
+            config, parts.evaluated, parts.normalise, parts.precision, ranks.consensus
         )
         self.engine = MethodEngine(config, parts, self.evaluator)
         self.forecast = Forecast(config, parts)
@@ -165,7 +165,7 @@ class Trainer:
             if leader and overrides:
                 parts.folder.write_config(config)
         if self.found.step is None:
-            self.engine.load_checkpoints()
+            self.engine.load_weights()
         self.forecast.announce(parts.layout.total_steps)
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)

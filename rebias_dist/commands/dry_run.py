@@ -16,7 +16,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data import open_split, plan_biased_mnist
 from rebias_dist.errors import ConfigError
 from rebias_dist.ranks.process_group import resolve_placement
-from rebias_dist.runs.networks import build_networks
+from rebias_dist.runs.networks import build_networks, check_features
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.step.precision import Precision
 
@@ -42,6 +42,7 @@ def print_plan(config: Config) -> None:
     method = methods.build(config.method)
     known = training_set(data.labels, data.bias, len(data.classes), data.shape, device)
     prepare_method(config, method, known, networks)
+    check_features(config, method, networks, data.shape)
     facts = assemble.facts(config, data, networks, method, device)
     print("\n".join(plan.describe(config, layout, facts)))
 
