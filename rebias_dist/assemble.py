@@ -29,12 +29,17 @@ from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import DataError
 from rebias_dist.methods.base import Method
-from rebias_dist.models import feature_dim
+from rebias_dist.models import feature_dim, last_layer
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
 from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
-from rebias_dist.runs.networks import build_networks, initial_state, network_config
+from rebias_dist.runs.networks import (
+    build_networks,
+    check_features,
+    network_config,
+    read_weights,
+)
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.runs.results import SELECTS, choosing_split
 from rebias_dist.runs.run_folder import RunFolder
@@ -71,6 +76,12 @@ class Parts:
     """Channels, height and width of the networks' input."""
     folder: RunFolder
     snapshot: Snapshot
+
+    @property
+    def evaluated(self) -> dict[str, nn.Module]:
+        """Return what is evaluated: the networks, and ``f_ema`` if f has an average."""
+        average = self.players["f"].average if "f" in self.players else None
+        return {**self.networks, **({} if average is None else {"f_ema": average.module})}
 
     def work(self) -> Work:
         """Count the model FLOPs of the steps."""
@@ -109,11 +120,11 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     classes = len(data.classes)
     with consensus.together():
         networks = build_networks(config, classes, precision)
+        check_features(config, method, networks, shape)
         check_networks(config, networks, shape, precision)
-        if is_new:  # a checkpoint that does not fit is refused before the run has a folder
-            for name in networks:
-                if network_config(config, name).checkpoint is not None:
-                    initial_state(config, name, classes)
+        if is_new and consensus.rank == 0:
+            # Weights that do not fit are refused before the run has a folder.
+            read_weights(config, networks, classes)
         check_labels(config, data.train.labels, data.train.bias, data.classes)
         labels, bias = data.train.labels, data.train.bias
         known = training_set(labels, bias, classes, shape, device)
@@ -132,7 +143,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         normalise=normalise,
         shape=shape,
         folder=folder,
-        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method),
+        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method, normalise),
     )
 
 
@@ -217,6 +228,11 @@ def build_players(
     precision: Precision,
 ) -> dict[str, Player]:
     """Wrap the networks with optimizers, scalers and gradient reduction; a collective."""
+    lasts = {
+        name: network.get_submodule(last_layer(network, classes))
+        for name, network in networks.items()
+        if network_config(config, name).sets_head
+    }
     widths = {name: feature_dim(network, shape) for name, network in networks.items()}
     heads = None
     if method.facts.has_f:
@@ -235,6 +251,8 @@ def build_players(
             unused=name != "f" and not config.method.update_g_cls,
             skips=config.faults.non_finite_limit if config.faults.non_finite == "skip" else 0,
             compile=config.compile,
+            own=network_config(config, name),
+            last=lasts.get(name),
         )
         for name, network in networks.items()
     }

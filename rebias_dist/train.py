@@ -93,7 +93,7 @@ class Trainer:
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
             config,
-            parts.networks,
+            parts.evaluated,
             parts.normalise,
             parts.precision,
             ranks.consensus,
@@ -173,7 +173,7 @@ class Trainer:
             if leader and overrides:
                 parts.folder.write_config(config)
         if self.found.step is None:
-            self.engine.load_checkpoints()
+            self.engine.load_weights()
         self.forecast.announce(parts.layout.total_steps)
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)

@@ -18,7 +18,7 @@ from rebias_dist.data.bias import Values, find_rule
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.splits import check_select
 from rebias_dist.ranks.process_group import resolve_placement
-from rebias_dist.runs.networks import build_networks
+from rebias_dist.runs.networks import build_networks, check_features
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.step.precision import Precision
 
@@ -44,6 +44,7 @@ def print_plan(config: Config) -> None:
     method = methods.build(config.method)
     known = training_set(data.labels, data.bias, len(data.classes), data.shape, device)
     prepare_method(config, method, known, networks)
+    check_features(config, method, networks, data.shape)
     facts = assemble.facts(config, data, networks, method, device)
     print("\n".join(plan.describe(config, layout, facts)))
     if data.rule.doubt:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from data_shards.format.manifest import Normalize
 from rebias_dist.config.bias import BiasRule
@@ -58,6 +59,14 @@ class LoadedRun:
     """Channels, height and width of the networks' input; None as above."""
     rule: BiasRule
     """Which value of the bias goes with each class; of earlier versions, that of its number."""
+    f_ema: nn.Module | None = None
+    """f with the moving average of its weights, in evaluation mode; None without ``f.ema``."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return all networks by name: ``f``, ``g0``, ``g1`` … and ``f_ema``, those there are."""
+        gs = {f"g{i}": g for i, g in enumerate(self.g_nets)}
+        found = {"f": self.f, **gs, "f_ema": self.f_ema}
+        return {name: network for name, network in found.items() if network is not None}
 
     def predict(self, images: Iterable[Tensor | NDArray[np.uint8]], network: str = "f") -> Tensor:
         """Return the logits of images as they are in the shards, prepared as in evaluation.
@@ -69,7 +78,7 @@ class LoadedRun:
         Args:
             images: RGB pixels, uint8, of torch or NumPy: ``[n, 3, height, width]``, or several
                 ``[3, height, width]``, which may differ in size.
-            network: ``f``, ``g0``, ``g1`` …
+            network: ``f``, ``g0``, ``g1`` … or ``f_ema``
 
         Returns:
             float64 ``[n, classes]`` on the CPU, in the order of ``classes``; ``argmax(1)`` gives
@@ -80,10 +89,10 @@ class LoadedRun:
                 such network.
             ConfigError: the checkpoint is of an earlier version, without ``constants``.
         """
-        networks = {"f": self.f} | {f"g{i}": g for i, g in enumerate(self.g_nets)}
+        networks = self.networks()
         chosen = networks.get(network)
         if chosen is None:
-            known = ", ".join(name for name, found in networks.items() if found is not None)
+            known = ", ".join(networks)
             raise ArgumentError(f"network is {network!r}, but the run has {known}")
         if self.constants is None:
             raise ConfigError(
@@ -146,6 +155,11 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
             raise ConfigError(f"{run}: its checkpoint has no network {name}")
         load_state(network, state["players"][name]["network"], where=f"{run}: {name}")
         network.eval()
+    average = state["players"].get("f", {}).get("average")
+    averaged: AveragedModel | None = None
+    if average is not None:
+        averaged = AveragedModel(networks["f"])
+        load_state(averaged, average, where=f"{run}: f.ema")
     seen = state.get("input")
     return LoadedRun(
         f=networks.pop("f", None),
@@ -161,4 +175,5 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
         rule=BiasRule.model_validate(state["bias"])
         if "bias" in state
         else BiasRule.by_number(state["classes"]),
+        f_ema=None if averaged is None else averaged.module,
     )

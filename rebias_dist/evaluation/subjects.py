@@ -117,13 +117,11 @@ def load_subject(ref: CheckpointRef, config: Config | None, device: torch.device
         return _public(ref, config, device)
     assert ref.step is not None
     loaded = load_run(ref.source, ref.step, str(device))
-    networks = {"f": loaded.f} if loaded.f is not None else {}
-    networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
     return Subject(
         ref,
         loaded.step,
         loaded.config,
-        networks,
+        loaded.networks(),
         loaded.classes,
         loaded.constants or _constants_of(loaded.config),
         loaded.radii,

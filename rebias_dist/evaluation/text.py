@@ -120,9 +120,9 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def _hsic(figures: Mapping[str, Any], network: str) -> str:
-    if network == "f":
+    if not network.startswith("g"):
         return ""
-    index = [name for name in figures["networks"] if name != "f"].index(network)
+    index = [name for name in figures["networks"] if name.startswith("g")].index(network)
     value, noise = figures["hsic"][index], figures["hsic_noise"][index]
     if value is None:
         return _ABSENT

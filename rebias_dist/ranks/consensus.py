@@ -7,7 +7,7 @@ decision goes through here: the ranks exchange what they found, and all return o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,14 @@ class Consensus:
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's ``value`` (plain JSON data) on every rank."""
         return self._exchange(value, only_zero=True)[0]
+
+    def copy_from_zero(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors on the CPU, the same ones on every rank, with those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                values = tensor.contiguous()
+                dist.broadcast(values, 0, group=self.group)
+                tensor.copy_(values)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the ranks' values (plain JSON data), in rank order, on every rank."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_shards.format.manifest import Normalize
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
+from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods.base import Method, restore_state
 from rebias_dist.methods.radii import Radii, radii_of
-from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
 
 
@@ -28,6 +29,7 @@ class Snapshot:
         config: the resolved configuration.
         steps_per_epoch: optimizer steps of an epoch.
         method: whose state is saved.
+        normalise: of the images; it goes on with the constants that it was saved with.
     """
 
     def __init__(
@@ -38,18 +40,15 @@ class Snapshot:
         config: Config,
         steps_per_epoch: int,
         method: Method,
+        normalise: Normalise,
     ) -> None:
         self.players = players
         self.method = method
         self.data = data
         self.config = config
         self.steps_per_epoch = steps_per_epoch
-        constants = data.train.manifest.normalize
-        self._input = {
-            "mean": list(constants.mean),
-            "std": list(constants.std),
-            "shape": list(shape),
-        }
+        self.normalise = normalise
+        self._shape = shape
         self.step = 0
         """Optimizer steps taken, pretraining included."""
         self.epoch = 0
@@ -78,7 +77,11 @@ class Snapshot:
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
             # With it the weights can be used without the training data.
-            "input": self._input,
+            "input": {
+                "mean": list(self.normalise.constants.mean),
+                "std": list(self.normalise.constants.std),
+                "shape": list(self._shape),
+            },
             "data": self.data.digests(),
             "bias": self.data.rule.model_dump(),
             "config": to_yaml(self.config),
@@ -123,6 +126,8 @@ class Snapshot:
         self.restore_networks(state)
         for name, player in self.players.items():
             player.load_training_state(state["players"][name])
+        if seen := state.get("input"):  # 0.1 has none
+            self.normalise.use(Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])))
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
         # Runs of 0.1 have no state of a method.
@@ -145,7 +150,7 @@ class Snapshot:
         for name, player in self.players.items():
             if name not in state["players"]:
                 raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
-            load_state(player.network, state["players"][name]["network"], where=name)
+            player.load_network(state["players"][name])
 
     # ---------------------------------------------------------------- on the way
 

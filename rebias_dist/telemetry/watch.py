@@ -111,7 +111,7 @@ class Watch:
             if quantiles is None:
                 continue
             low, _, high = quantiles
-            key = "f" if network == "f" else "g"
+            key = network[0]
             if high < NEAR:
                 yield (
                     f"kernel_{network}",
@@ -152,7 +152,7 @@ class Watch:
                     f"{network} is at chance on {split} (accuracy {accuracy:.3f}, chance "
                     f"{chance:.3f}): it has learned nothing yet",
                 )
-            elif network != "f":
+            elif network.startswith("g"):
                 yield from self._of_g(split, network, found, networks.get("f"))
 
     def _of_g(
