@@ -3,6 +3,8 @@
 Shards are read block by block. Every header must be the one that the writer makes, every byte
 between the payloads zero, and every payload must have its hash. A length that a file claims is
 compared with the size of the file before memory is allocated for it.
+
+Of tars that another program wrote, the whole and every image must have their hashes.
 """
 
 import hashlib
@@ -109,6 +111,7 @@ class _Job:
     bytes: int
     sha256: str
     rows: NDArray[np.void] | None
+    is_foreign: bool
 
 
 def _jobs(folder: Path, manifest: Manifest, index: NDArray[np.void] | None) -> Iterator[_Job]:
@@ -116,7 +119,8 @@ def _jobs(folder: Path, manifest: Manifest, index: NDArray[np.void] | None) -> I
     for shard in manifest.shards:
         rows = None if index is None else index[first : first + shard.count].copy()
         first += shard.count
-        yield _Job(folder / shard.name, shard.bytes, shard.sha256, rows)
+        path = folder / shard.name
+        yield _Job(path, shard.bytes, shard.sha256, rows, manifest.is_indexed)
 
 
 def _each(jobs: Iterable[_Job], workers: int, count: int) -> Iterator[list[Finding]]:
@@ -167,7 +171,9 @@ def verify_shard(job: _Job) -> list[Finding]:
             altered = _digest(file) != job.sha256
             if altered:
                 found.append(_finding(job.path, "altered"))
-            if job.rows is not None:
+            if job.rows is not None and job.is_foreign:
+                found += _altered_images(file, job.path, job.rows)
+            elif job.rows is not None:
                 found += _Walk(file, size, job.path, job.rows).run()
             return found
         except OSError as error:
@@ -180,6 +186,20 @@ def _digest(file: BufferedReader) -> str:
         digest.update(stretch)
         mark(0)
     return digest.hexdigest()
+
+
+def _altered_images(file: BufferedReader, path: Path, rows: NDArray[np.void]) -> Iterator[Finding]:
+    for row in rows:
+        if _image_hash(file, int(row["offset"]), int(row["length"])) != row["hash"].tobytes():
+            yield _finding(f"{path}/{row['key'].decode(errors='replace')}", "altered")
+
+
+def _image_hash(file: BufferedReader, offset: int, length: int) -> bytes:
+    digest = hashlib.sha256()
+    for begin in range(offset, offset + length, _STRETCH):
+        digest.update(os.pread(file.fileno(), min(_STRETCH, offset + length - begin), begin))
+        mark(0)
+    return digest.digest()[:HASH_BYTES]
 
 
 class _Walk:
