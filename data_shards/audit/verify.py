@@ -3,6 +3,8 @@
 Shards are read block by block. Every header must be the one that the writer makes, every byte
 between the payloads zero, and every payload must have its hash. A length that a file claims is
 compared with the size of the file before memory is allocated for it.
+
+Of tars that another program wrote, the whole and every image must have their hashes.
 """
 
 import hashlib
@@ -121,6 +123,7 @@ class _Job:
     sha256: str
     rows: NDArray[np.void] | None
     attributes: list[dict[str, str]] | None
+    is_foreign: bool
 
 
 def _jobs(
@@ -142,6 +145,7 @@ def _jobs(
             None
             if attributes is None
             else [named_values(values, ids) for ids in attributes[place].tolist()],
+            manifest.is_indexed,
         )
 
 
@@ -193,7 +197,9 @@ def verify_shard(job: _Job) -> list[Finding]:
             altered = _digest(file) != job.sha256
             if altered:
                 found.append(_finding(job.path, "altered"))
-            if job.rows is not None:
+            if job.rows is not None and job.is_foreign:
+                found += _altered_images(file, job.path, job.rows)
+            elif job.rows is not None:
                 found += _Walk(file, size, job).run()
             return found
         except OSError as error:
@@ -206,6 +212,20 @@ def _digest(file: BufferedReader) -> str:
         digest.update(stretch)
         mark(0)
     return digest.hexdigest()
+
+
+def _altered_images(file: BufferedReader, path: Path, rows: NDArray[np.void]) -> Iterator[Finding]:
+    for row in rows:
+        if _image_hash(file, int(row["offset"]), int(row["length"])) != row["hash"].tobytes():
+            yield _finding(f"{path}/{row['key'].decode(errors='replace')}", "altered")
+
+
+def _image_hash(file: BufferedReader, offset: int, length: int) -> bytes:
+    digest = hashlib.sha256()
+    for begin in range(offset, offset + length, _STRETCH):
+        digest.update(os.pread(file.fileno(), min(_STRETCH, offset + length - begin), begin))
+        mark(0)
+    return digest.digest()[:HASH_BYTES]
 
 
 class _Walk:

@@ -41,6 +41,8 @@ INDEX_NAME = "index.npy"
 ATTRIBUTES_NAME = "attributes.npy"
 HASH_BYTES = 16
 NO_BIAS = -1
+INDEXED = "indexed"
+"""Option of a split whose tars another program wrote, see :mod:`data_shards.convert.index`."""
 
 # A name, never a path: a manifest cannot point outside its folder.
 _ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$")]
@@ -174,6 +176,11 @@ class Manifest(_Record):
     def recipe(self) -> str:
         """Sha256 of what decides the split; it is known before the first image is written."""
         return recipe(self.dataset, self.split, self.classes, self.options)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether another program wrote the tars, so only the images are known to be as here."""
+        return self.options.get(INDEXED) is True
 
     @property
     def shard_counts(self) -> list[int]:

@@ -42,7 +42,10 @@ _MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a split: everything that is known before its images are read."""
+    """The plan of a split: everything that is known before its images are read.
+
+    ``samples_per_shard`` is 0 for shards that were made elsewhere.
+    """
 
     dataset: str
     split: str
@@ -59,6 +62,8 @@ class Plan:
     @property
     def stored_options(self) -> dict[str, Option]:
         """The options as the manifest holds them."""
+        if not self.samples_per_shard:
+            return dict(self.options)
         return {**self.options, "samples_per_shard": self.samples_per_shard}
 
 
