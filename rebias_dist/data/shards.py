@@ -14,7 +14,7 @@ from torch import Tensor
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, Manifest, load_split
 from data_shards.sources.datasets import SUMMARIES
-from data_shards.system.files import open_regular, regular_descriptor
+from data_shards.system.files import open_regular, regular_descriptor, sha256_of
 from rebias_dist.data.decode import (
     DecodeError,
     DecoderName,
@@ -147,7 +147,7 @@ class ShardDataset:
         path = self.folder / INDEX_NAME
         try:
             with open_regular(path) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = sha256_of(file)
         except DataShardsError as error:
             raise DataError(str(error)) from None
         if digest != self.manifest.index_sha256:

@@ -201,7 +201,7 @@ def render(
         files=files,
         oracle=CHOICES["oracle"],
         version=version(),
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     )
 
 
