@@ -37,7 +37,7 @@ from data_shards.format.manifest import (
 )
 from data_shards.format.tars import BLOCK, RECORD, padding, read_header
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
-from data_shards.system.files import open_regular, parse_json
+from data_shards.system.files import open_regular, parse_json, sha256_of
 
 _STRETCH = 2**20  # bytes that are read at a time
 _LARGEST_TEXT = 2**20  # bytes of a sample's class or facts
@@ -98,7 +98,7 @@ def verify_split(
     for name, sha256 in sealed.items():
         try:
             with open_regular(folder / name) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                if sha256_of(file) != sha256:
                     yield _finding(folder / name, "altered")
         except DataShardsError as error:
             if name != unusable:

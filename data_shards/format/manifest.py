@@ -295,7 +295,8 @@ def map_array(path: Path) -> NDArray[Any]:
 def _map(path: Path) -> tuple[NDArray[Any], mmap.mmap | None]:
     with open_regular(path) as file:
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 if np.lib.format.read_magic(file) != (1, 0):
                     raise ValueError("not of version 1.0")
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

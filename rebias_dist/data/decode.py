@@ -94,7 +94,8 @@ def _by_simplejpeg(content: bytes) -> Tensor | None:
 
 def _by_torchvision(content: bytes) -> Tensor | None:
     # Pillow warns of broken metadata, torch of a read-only buffer, which nothing here writes to.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:  # the header alone
             _check_size(*image.size)
         found: Tensor = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
@@ -110,12 +111,11 @@ _JPEG: dict[DecoderName, Callable[[bytes], Tensor | None]] = {
 
 
 def _by_pillow(content: bytes) -> NDArray[np.uint8]:
-    with (
-        warnings.catch_warnings(action="ignore"),
-        Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image,
-    ):
-        _check_size(*image.size)
-        return np.array(to_rgb(image))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+            _check_size(*image.size)
+            return np.array(to_rgb(image))
 
 
 def _check_size(width: int, height: int) -> None:

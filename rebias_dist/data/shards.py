@@ -22,7 +22,7 @@ from data_shards.format.manifest import (
     load_split,
 )
 from data_shards.sources.datasets import SUMMARIES
-from data_shards.system.files import open_regular, regular_descriptor
+from data_shards.system.files import open_regular, regular_descriptor, sha256_of
 from rebias_dist.data.bias import Values, bias_labels, numbered
 from rebias_dist.data.decode import (
     DecodeError,
@@ -184,7 +184,7 @@ class ShardDataset:
             path = self.folder / name
             try:
                 with open_regular(path) as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    digest = sha256_of(file)
             except DataShardsError as error:
                 raise DataError(str(error)) from None
             if digest != expected:

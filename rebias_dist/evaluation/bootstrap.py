@@ -70,7 +70,8 @@ def intervals(
             drawn.append((counts @ right_member) / (counts @ member))
     accuracy = np.concatenate(drawn)
     by_class, sides, total, *cells = np.split(accuracy, np.cumsum(sizes)[:-1], axis=1)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about empty cells
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # about empty cells
         means = [np.nanmean(cell, axis=1) for cell in cells]
         return {
             "accuracy": _interval(total[:, 0]),

@@ -214,7 +214,7 @@ def render(
         introduction=_INTRODUCTION.replace("\n", " "),
         oracle=CHOICES["oracle"],
         version=version(),
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     )
 
 
