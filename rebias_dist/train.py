@@ -37,6 +37,7 @@ from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.step.precision import make_deterministic, set_products
 from rebias_dist.telemetry import dashboard
+from rebias_dist.telemetry.trackers import check_trackers
 
 log = logging.getLogger("rebias_dist")
 
@@ -89,6 +90,9 @@ class Trainer:
     def __init__(self, config: Config, ranks: Session, held: ExitStack) -> None:
         self.config, self.ranks, self.held = config, ranks, held
         self.consensus, self.leads = ranks.consensus, ranks.consensus.rank == 0
+        with self.consensus.on_rank_zero() as leader:
+            if leader:
+                check_trackers(config)
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(

@@ -195,7 +195,13 @@ class LogConfig(Section):
     """What is written while the run goes on."""
 
     every_steps: Count = 1
-    """Steps between two entries of metrics.jsonl and TensorBoard."""
+    """Steps between two entries of metrics.jsonl and the trackers."""
+    to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    """Trackers that get the records besides metrics.jsonl: tensorboard, wandb (Weights & Biases),
+    mlflow; '[]': none."""
+    project: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the project at W&B and of the experiment at MLflow. Unset: that of WANDB_PROJECT and
+    MLFLOW_EXPERIMENT_NAME, or 'rebias-dist'."""
     profile: CountOrZero = 0
     """Steps, after the first three, of which each rank writes a trace to profile/ in the run's
     folder, for ui.perfetto.dev; 0: none."""

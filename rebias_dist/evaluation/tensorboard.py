@@ -1,4 +1,4 @@
-"""Evaluations in TensorBoard: scalars, pictures, the table of runs, the projector."""
+"""Evaluations in TensorBoard and other trackers: scalars, pictures, final figures, projector."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.splits import Data
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.groups import FEW, name_of
 from rebias_dist.runs import results
+from rebias_dist.telemetry.board import TensorBoard
 from rebias_dist.telemetry.pictures import confusion_image, sample_grid
+from rebias_dist.telemetry.trackers import settings_of
 from rebias_dist.telemetry.writers import Telemetry
 
 PROJECTED = 500
@@ -101,7 +102,7 @@ def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
 
 
 def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], epoch: int) -> None:
-    """Record the test figures, also with the configuration in TensorBoard's table of runs.
+    """Record the test figures, also as the final figures beside the configuration.
 
     Args:
         telemetry: the run's records.
@@ -109,10 +110,6 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         content: of results.json.
         epoch: the last epoch.
     """
-    settings = {
-        key: value if isinstance(value, (str, int, float, bool)) else str(value)
-        for key, value in flat(config.identity()).items()
-    }
     metrics = {
         f"{results.choice_name(content, choice)}_{split}_{network}_{name}": value
         for choice, found in content["checkpoints"].items()
@@ -130,7 +127,7 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
                 names = content["classes"], found["values"]
                 attribute = content["bias"]["attribute"] or "colour"
                 _show_matrices(telemetry, last["step"], tag, figures, *names, attribute)
-    telemetry.hparams(settings, metrics)
+    telemetry.final(settings_of(config), metrics)
 
 
 def project(
@@ -144,6 +141,8 @@ def project(
     Raises:
         DataError: a sample is damaged.
     """
+    if telemetry.board is None:
+        return
     split = config.evaluate.monitor
     split = split if split in data.tests else next(iter(data.tests))
     dataset = data.tests[split]
@@ -166,7 +165,8 @@ def project(
         predicted = torch.cat([logits for logits, _ in parts]).argmax(1).tolist()
         rows = list(zip(labels, biases, (data.classes[label] for label in predicted), strict=True))
         features = torch.cat([features for _, features in parts]).float().cpu()
-        telemetry.embedding(f"{split}_{name}", step, features, _COLUMNS, rows, sprites)
+        points = (f"{split}_{name}", step, features, _COLUMNS, rows, sprites)
+        telemetry.show(TensorBoard.embedding, *points)
 
 
 def _sprites(images: Tensor) -> Tensor:

@@ -165,11 +165,12 @@ def closing_text(content: Mapping[str, Any], folder: Path) -> str:
         "oracle": f"oracle: chosen on the test data themselves by {by}; report last",
     }
     named = {choice_name(content, choice): c for choice, c in content["checkpoints"].items()}
+    events = folder / "tensorboard"
     return "\n".join(
         [
             f"finished after {content['steps']} steps; test accuracies:",
             table(named, 1 / len(content["classes"])),
             note[content["chosen_on"]],
-            f"tensorboard --logdir {folder / 'tensorboard'}",
+            *([f"tensorboard --logdir {events}"] if events.exists() else []),
         ]
     )

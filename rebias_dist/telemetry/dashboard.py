@@ -16,6 +16,7 @@ from rebias_dist.config.files import to_yaml
 from rebias_dist.config.schema import Config
 from rebias_dist.data.splits import Data
 from rebias_dist.phases import PHASES
+from rebias_dist.telemetry.board import TensorBoard
 from rebias_dist.telemetry.writers import Telemetry
 
 HISTOGRAMS = 10
@@ -80,7 +81,7 @@ def introduce(
         facts: further rows of the table "environment".
         world_size: number of ranks.
     """
-    telemetry.layout(layout(networks, list(data.monitored)))
+    telemetry.show(TensorBoard.layout, layout(networks, list(data.monitored)))
     telemetry.text("config", 0, f"```yaml\n{to_yaml(config)}```")
     environment = {
         "rebias_dist": version(),
@@ -143,4 +144,4 @@ def show_weights(
         return
     for name, network in networks.items():
         for parameter, values in network.named_parameters():
-            telemetry.histogram(f"{name}/{parameter}", step, values.detach())
+            telemetry.show(TensorBoard.histogram, f"{name}/{parameter}", step, values.detach())

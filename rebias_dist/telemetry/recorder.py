@@ -16,6 +16,7 @@ from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.precision import Precision
 from rebias_dist.telemetry.meter import Meter, describe_speed
 from rebias_dist.telemetry.profiling import profiled
+from rebias_dist.telemetry.trackers import open_trackers
 from rebias_dist.telemetry.watch import Watch
 from rebias_dist.telemetry.writers import Telemetry
 
@@ -64,6 +65,8 @@ class Recorder:
                     "pid": os.getpid(),
                     "host": platform.node(),
                 },
+                tensorboard="tensorboard" in config.log.to,
+                apart=open_trackers(config, folder) if consensus.rank == 0 else (),
             )
         self.meter = Meter(plan.N, consensus.rank, consensus.world_size, precision)
         self.watch = Watch(config, classes, self.telemetry.warning)

@@ -2,7 +2,8 @@
 
 ====================  ==================================================================
 ``metrics.jsonl``     one JSON object a line: step, epoch, time and the scalars
-``tensorboard/``      the same scalars under the same tags and steps; images, texts, hparams
+``tensorboard/``      the same scalars under the same tags and steps; images, texts, hparams;
+                      with ``log.to: [tensorboard]``
 ``state.json``        the run's present state, replaced as a whole about once a second
 ``logs/rank<k>.log``  the log of rank k, the only file that ranks other than 0 write
 ====================  ==================================================================
@@ -15,30 +16,30 @@ import functools
 import json
 import logging
 import math
-import os
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 
-from data_shards.system.files import parse_json, write_synced
 from rebias_dist.errors import RebiasError
+from rebias_dist.telemetry.board import TensorBoard
+from rebias_dist.telemetry.json_lines import JsonLines, plain
 from rebias_dist.telemetry.progress import Progress, Rate, describe
+from rebias_dist.telemetry.tracker import Apart, Plain, Record, Tracker
 
 Status = Literal["starting", "running", "evaluating", "finished", "interrupted", "failed"]
 
 _STATE_INTERVAL = 1.0  # seconds between two versions of state.json
-_FLUSH_INTERVAL = 10  # seconds that TensorBoard's events may wait in memory
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 _log = logging.getLogger("rebias_dist")
 Method = TypeVar("Method", bound=Callable[..., None])
+P = ParamSpec("P")
 
 
 def _leader_writes(method: Method) -> Method:
@@ -79,6 +80,8 @@ class Telemetry:
         global_batch: images of an optimizer step, over all ranks.
         start_step: optimizer steps done before, when a run resumes.
         identity: constant entries of state.json (name, method, pid ...), plain JSON data.
+        tensorboard: whether to write for TensorBoard.
+        apart: further places for the records, on rank 0.
 
     Raises:
         RebiasError: a file cannot be written.
@@ -93,7 +96,11 @@ class Telemetry:
         global_batch: int,
         start_step: int = 0,
         identity: Mapping[str, Any],
+        tensorboard: bool = True,
+        apart: Sequence[Apart] = (),
     ) -> None:
+        self.board: TensorBoard | None = None
+        """On rank 0, if the run writes for TensorBoard."""
         self.leader = rank == 0
         self.fault: RebiasError | None = None
         self._folder = run_folder
@@ -104,47 +111,46 @@ class Telemetry:
         self._status: Status | None = None
         self._next_state = -math.inf
         self._last_step = start_step
+        self._own: list[Tracker] = []
+        self._apart = apart
         try:
             self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
             if self.leader:
-                self._open(start_step)
+                self._open(start_step, tensorboard)
         except OSError as error:
             raise _unwritable(run_folder, error) from None
 
-    def _open(self, start_step: int) -> None:
-        # Imported here because it takes a second and only rank 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _open(self, start_step: int, tensorboard: bool) -> None:
         first_lost_step = start_step + 1 if start_step else 0
-        metrics_path = self._folder / "metrics.jsonl"
-        _drop_lost_steps(metrics_path, first_lost_step)
-        # With line buffering each line is written at once and as a whole.
-        self._metrics = metrics_path.open("a", buffering=1, encoding="utf-8")
-        self._writer: Any = SummaryWriter(
-            str(self._folder / "tensorboard"),
-            purge_step=first_lost_step,
-            flush_secs=_FLUSH_INTERVAL,
-        )
+        self._own.append(JsonLines(self._folder / "metrics.jsonl", first_lost_step))
+        if tensorboard:
+            self.board = TensorBoard(self._folder / "tensorboard", first_lost_step)
+            self._own.append(self.board)
         self._state_path = self._folder / "state.json"
         self._rate = Rate()
         self._rate.update(start_step, time.monotonic())
         self._progress = Progress(self._total_steps, start_step)
 
+    def _record(self, record: Record, *, important: bool = False) -> None:
+        for own in self._own:
+            record(own)
+        for apart in self._apart:
+            apart.put(record, important=important)
+
     @_leader_writes
     def scalars(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
-        """Record scalars under their tags, in metrics.jsonl and in TensorBoard.
+        """Record scalars under their tags.
 
         A NaN or infinite value is logged as a warning. It is null in metrics.jsonl, because JSON
-        has no such numbers; TensorBoard gets it unchanged.
+        has no such numbers; the other places get it unchanged.
         """
         now = time.time()
-        record: dict[str, float] = {"step": step, "epoch": epoch, "time": now}
-        for tag, number in values.items():
-            record[tag] = value = float(number)  # it may be a tensor or a NumPy scalar
+        # A value may be a tensor or a NumPy scalar.
+        numbers = {tag: float(value) for tag, value in values.items()}
+        for tag, value in numbers.items():
             if not math.isfinite(value):
                 _log.warning("%s is %s at step %d", tag, value, step)
-            self._writer.add_scalar(tag, value, step, walltime=now)
-        self._metrics.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._record(lambda to: to.scalars(step, numbers, epoch=epoch, when=now))
         self._last_step = step
 
     @_leader_writes
@@ -197,7 +203,7 @@ class Telemetry:
         # Replaced, so that a reader never sees half of it. Not synced to the disk, because after a
         # power failure its content would be out of date anyway.
         temporary = self._state_path.with_name("state.json.tmp")
-        temporary.write_text(json.dumps(_plain(state), allow_nan=False, indent=1) + "\n")
+        temporary.write_text(json.dumps(plain(state), allow_nan=False, indent=1) + "\n")
         temporary.replace(self._state_path)
         if status != self._status:
             self.flush()
@@ -206,89 +212,39 @@ class Telemetry:
 
     @_leader_writes
     def text(self, tag: str, step: int, text: str) -> None:
-        """Show a text (Markdown) in TensorBoard."""
-        self._writer.add_text(tag, text, step)
+        """Record a text (Markdown)."""
+        self._record(lambda to: to.text(tag, step, text))
 
     @_leader_writes
     def image(self, tag: str, step: int, image: torch.Tensor | np.ndarray[Any, Any]) -> None:
-        """Show an image in TensorBoard: uint8, ``[3, height, width]``."""
-        self._writer.add_image(tag, image, step)
+        """Record an image: uint8, ``[3, height, width]``."""
+        pixels = np.asarray(image)
+        self._record(lambda to: to.image(tag, step, pixels))
 
     @_leader_writes
-    def layout(self, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
-        """Show scalars side by side in TensorBoard's tab "Custom scalars".
-
-        Args:
-            layout: ``["Multiline", tags]`` by category and title of the chart; TensorBoard matches
-                each tag as a regular expression from its start.
-        """
-        self._writer.add_custom_scalars(layout)
-
-    @_leader_writes
-    def histogram(self, tag: str, step: int, values: torch.Tensor) -> None:
-        """Show the distribution of the finite values in TensorBoard."""
-        finite = values[values.isfinite()]
-        if finite.numel():
-            self._writer.add_histogram(tag, finite, step)
-
-    @_leader_writes
-    def embedding(
-        self,
-        tag: str,
-        step: int,
-        rows: torch.Tensor,
-        columns: Sequence[str],
-        about: Sequence[Sequence[str]],
-        images: torch.Tensor,
+    def show(
+        self, method: Callable[Concatenate[TensorBoard, P], None], *args: P.args, **more: P.kwargs
     ) -> None:
-        """Show points in TensorBoard's projector.
-
-        Args:
-            tag: a name without slashes.
-            step: optimizer steps done.
-            rows: ``[n, d]``, the points; those that are not finite are left out.
-            columns: names of the points' labels.
-            about: the labels of each point, one for each column.
-            images: ``[n, 3, side, side]`` in 0..1, one for each point.
-        """
-        finite = rows.isfinite().all(1)
-        if not finite.any():
-            return
-        # Left by an attempt that was interrupted later; TensorBoard would print a warning.
-        shutil.rmtree(self._folder / "tensorboard" / f"{step:05d}" / tag, ignore_errors=True)
-        kept = [list(row) for row, keep in zip(about, finite.tolist(), strict=True) if keep]
-        self._writer.add_embedding(
-            rows[finite], kept, images[finite], step, tag, metadata_header=list(columns)
-        )
+        """Call a method of :class:`TensorBoard`, if the run writes for it."""
+        if self.board is not None:
+            method(self.board, *args, **more)
 
     def warning(self, kind: str, step: int, text: str) -> None:
-        """Warn in the log and in TensorBoard, as the text ``warnings/<kind>``."""
+        """Warn in the log and in the text ``warnings/<kind>``."""
         if self.leader:
             _log.warning("step %d: %s", step, text)
         self.text(f"warnings/{kind}", step, text)
 
     @_leader_writes
-    def hparams(
-        self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
-    ) -> None:
-        """Show a configuration with its results in TensorBoard's table of hyperparameters.
-
-        The results are scalars with the tag ``hparam/<name>`` at the last recorded step.
+    def final(self, config: Mapping[str, Plain], figures: Mapping[str, float]) -> None:
+        """Record the final figures at the last recorded step.
 
         Args:
             config: the fields of the configuration by their dotted names.
-            metrics: the results by name.
+            figures: the results by name.
         """
-        from torch.utils.tensorboard.summary import hparams  # here for the same reason as in _open
-
-        tagged = {f"hparam/{name}": value for name, value in metrics.items()}
-        # SummaryWriter.add_hparams would write to a folder of its own, which TensorBoard shows as
-        # a second run.
-        summaries = hparams(dict(config), tagged)  # type: ignore[no-untyped-call]
-        for summary in summaries:
-            self._writer.file_writer.add_summary(summary)
-        for tag, value in tagged.items():
-            self._writer.add_scalar(tag, value, self._last_step)
+        step = self._last_step
+        self._record(lambda to: to.final(step, config, figures), important=True)
 
     @_leader_writes
     def flush(self) -> None:
@@ -297,8 +253,7 @@ class Telemetry:
         TensorBoard's events wait in memory for some seconds. A run that is killed then and resumes
         from that checkpoint would have a gap in its records.
         """
-        self._writer.flush()
-        os.fsync(self._metrics.fileno())
+        self._record(lambda to: to.flush())
 
     def close(self) -> None:
         """Write what is pending, close the files, and detach from terminal and logger."""
@@ -307,9 +262,11 @@ class Telemetry:
         self._closed = True
         if self.leader:
             self._progress.close()
-            with contextlib.suppress(OSError):  # after a fault, which is reported already
-                self._writer.close()
-                self._metrics.close()
+            for own in self._own:
+                with contextlib.suppress(OSError):  # after a fault, which is reported already
+                    own.close(self._status)
+            for apart in self._apart:
+                apart.close(self._status)
         self._detach_log()
 
     def _images_per_s(self) -> float | None:
@@ -318,37 +275,6 @@ class Telemetry:
 
     def _eta(self, step: int) -> float | None:
         return self._rate.seconds_left(self._total_steps - step)
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON data with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value
-
-
-def _drop_lost_steps(path: Path, first_lost_step: int) -> None:
-    """Drop the lines of metrics.jsonl from ``first_lost_step`` on, and damaged lines."""
-    if path.exists():
-        write_synced(path, b"".join(_kept_lines(path, first_lost_step)))
-
-
-def _kept_lines(path: Path, first_lost_step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                # After a crash of the node or on a full disk the last line may be incomplete.
-                step = parse_json(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                step = None
-            if not isinstance(step, int):
-                _log.warning("%s: line %d is damaged and was dropped", path, number)
-            elif step < first_lost_step:
-                yield line.rstrip(b"\n") + b"\n"
 
 
 class _LogFile(logging.FileHandler):

@@ -262,7 +262,7 @@ def test_other_ranks_write_only_their_log(tmp_path, capfd):
     telemetry.state("running", step=1, epoch=0, force=True)
     telemetry.text("config", 0, "seed: 0")
     telemetry.image("samples", 0, np.zeros((3, 4, 4), dtype=np.uint8))
-    telemetry.hparams({"seed": 0}, {"accuracy": 0.5})
+    telemetry.final({"seed": 0}, {"accuracy": 0.5})
     telemetry.flush()
     LOG.info("rank 3 is here")
     telemetry.close()
@@ -295,7 +295,7 @@ def test_hparams_lie_in_the_event_folder_of_the_run(tmp_path):
     config = {"method.name": "rebias", "method.lambda_f": 1.0, "seed": 3, "deterministic": True}
     telemetry = start(tmp_path)
     telemetry.scalars(17, {"train/f": 1.0}, epoch=0)
-    telemetry.hparams(config, {"unbiased": 0.75})
+    telemetry.final(config, {"unbiased": 0.75})
     telemetry.text("config", 0, "seed: 3")
     telemetry.close()
     assert not [path for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()]
@@ -333,8 +333,9 @@ def test_images_decode_to_what_was_given(tmp_path):
 
 def test_a_full_disk_is_a_fault_to_be_shared_not_an_exception(tmp_path):
     telemetry = Telemetry(tmp_path, rank=0, total_steps=5, global_batch=4, identity={})
-    telemetry._metrics.close()
-    telemetry._metrics = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    lines = telemetry._own[0]
+    lines.file.close()
+    lines.file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
     telemetry.scalars(1, {"f/loss": 1.0}, epoch=0)
     assert str(telemetry.fault) == f"{tmp_path}: cannot be written (No space left on device)"
     telemetry.scalars(2, {"f/loss": 1.0}, epoch=0)
