@@ -152,8 +152,9 @@ class EvaluateConfig(Section):
 class LogConfig(Section):
     """What is written while the run goes on."""
 
-    every_steps: Count = 1
-    """Steps between two entries of metrics.jsonl and TensorBoard."""
+    every_steps: Count | None = None
+    """Steps between two entries of metrics.jsonl and TensorBoard. Unset: 1 on the CPU, 10 on
+    CUDA."""
     profile: CountOrZero = 0
     """Steps, after the first three, of which each rank writes a trace to profile/ in the run's
     folder, for ui.perfetto.dev; 0: none."""

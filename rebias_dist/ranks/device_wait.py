@@ -150,6 +150,6 @@ def to_host(values: Tensor) -> Tensor:
 def wait_for(device: torch.device) -> None:
     """Wait until a device has done all work that is queued on its current stream."""
     if device.type == "cuda":
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(device))
         _watch.wait(done)
