@@ -194,8 +194,9 @@ class EvaluateConfig(Section):
 class LogConfig(Section):
     """What is written while the run goes on."""
 
-    every_steps: Count = 1
-    """Steps between two entries of metrics.jsonl and the trackers."""
+    every_steps: Count | None = None
+    """Steps between two entries of metrics.jsonl and the trackers. Unset: 1 on the CPU, 10 on
+    CUDA."""
     to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
     """Trackers that get the records besides metrics.jsonl: tensorboard, wandb (Weights & Biases),
     mlflow; '[]': none."""

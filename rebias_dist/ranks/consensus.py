@@ -46,10 +46,17 @@ class Consensus:
 
     Args:
         group: a gloo group of all ranks, or None for the default group (which must be gloo).
+        signs_of_life: a further gloo group of all ranks, for ``device_wait``; None: the ranks wait
+            for no GPU.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        signs_of_life: dist.ProcessGroup | None = None,
+    ) -> None:
         self.group = group
+        self.signs_of_life = signs_of_life
         together = dist.is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.world_size = dist.get_world_size() if together else 1

@@ -18,6 +18,7 @@ from rebias_dist.errors import ConfigError, NonFiniteError
 from rebias_dist.methods.base import Output
 from rebias_dist.models import load_state
 from rebias_dist.phases import phase, switch
+from rebias_dist.ranks.device_wait import to_host
 from rebias_dist.step.adamp import AdamP
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.compilation import compiled
@@ -80,6 +81,10 @@ class Player:
         self.skipped = 0
         """Updates that were skipped in a row."""
         self._skips = skips
+        self.judged_later = (
+            precision.device.type == "cuda" and skips == 0 and not self.scaler.is_enabled()
+        )
+        """Whether ``take_step`` leaves it to the caller to see if the gradient was finite."""
         self._compiled = compile
         self._module = compiled(network) if compile else network
         self._replica = _replicate(self._module, precision.device, unused)
@@ -132,7 +137,8 @@ class Player:
         All ranks hold the same reduced gradients, bit for bit, so all of them decide alike. A
         gradient that is not finite skips the update. In fp16 the next update has a smaller scale;
         otherwise at most ``skips`` updates in a row are skipped. A skipped update leaves the
-        BatchNorm buffers as they were.
+        BatchNorm buffers as they were. With ``judged_later`` the update is made in any case, and
+        the caller must end the run if the norm is not finite.
 
         Raises:
             NonFiniteError: alike on all ranks.
@@ -143,17 +149,15 @@ class Player:
         )
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        finite = bool(torch.isfinite(norm))
+        finite = self.judged_later or bool(to_host(torch.isfinite(norm)))
         # With a scale of 1 or less, the scaling is not the cause of the overflow.
         scaling = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
         self.skipped = 0 if finite else self.skipped + (not scaling)
         if self.skipped > self._skips:
-            raise NonFiniteError(
-                f"the gradient of {self.name} is not finite; lower optimizer.lr "
-                f"or set optimizer.clip_norm"
-            )
-        if finite or scaling:
-            self.scaler.step(self.optimizer)
+            raise self.not_finite()
+        if finite:
+            # Not through the scaler, which would ask the device once more.
+            self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # Only now: changing a buffer between forward and backward breaks the graph.
@@ -164,6 +168,13 @@ class Player:
         else:
             self.statistics.discard()
         return norm
+
+    def not_finite(self) -> NonFiniteError:
+        """Return the error of a gradient that is not finite."""
+        return NonFiniteError(
+            f"the gradient of {self.name} is not finite; lower optimizer.lr "
+            f"or set optimizer.clip_norm"
+        )
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the coming steps."""
