@@ -289,7 +289,7 @@ def bird(row, **changes):
         ({}, ["--values", "place=land"], "the place 'water' is none"),
         ({}, ["--values", "palce=land,water"], "did you mean 'place'?"),
         ({}, ["--splits", "train=train,sel=selection"], "the split 'selection' is none of"),
-        ({}, ["--splits", "train"], "must be WORD=SPLIT"),
+        ({}, ["--splits", "train"], "must be two words, such as 0=train"),
         ({}, ["--images", "{}/nowhere"], "no such folder of images"),
         ({}, ["--name", "Birds!"], "--name Birds!"),
         ({}, ["--attributes", "path"], "has 48 values in 48 rows, so it forms no groups"),
@@ -315,7 +315,7 @@ def bird(row, **changes):
             [],
             "did you mean 'images/waterbirds/003.jpg'?",
         ),
-        ({3: bird(WATER, path="birds.csv")}, [], "'birds.csv' in {}, which is no image"),
+        ({3: bird(WATER, path="birds.csv")}, [], "'birds.csv' in {}, which is hidden or no image"),
         ({3: WATER[:3]}, [], "birds.csv:5: has 3 cells for 5 columns"),
     ],
 )
