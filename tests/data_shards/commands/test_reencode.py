@@ -11,6 +11,9 @@ from PIL import Image
 from data_shards.__main__ import cli
 from data_shards.format.manifest import load_split
 from data_shards.format.samples import read_image, walk_facts
+from data_shards.images.examine import examine
+from data_shards.images.reencode import as_png
+from data_shards.images.unfit import UnfitError
 from tests.data_shards.small_split import noise
 from tests.data_shards.trees import jpeg
 
@@ -106,6 +109,24 @@ def test_damaged_and_unknown_formats_stay_out(source, capsys):
         "3.TIFF": ("refused", "unsupported-format"),
     }
     assert summary["samples"] == 4
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "TIFF", "GIF"])
+def test_mutants_become_a_png_or_are_unfit(kind):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(encoded(kind, 1), np.uint8)
+    unfit = 0
+    for number in range(60):
+        mutant = whole.copy()
+        mutant[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4)
+        cut = rng.integers(0, len(whole)) if number % 3 == 0 else len(whole)
+        try:
+            png = as_png(mutant[:cut].tobytes())
+        except UnfitError:
+            unfit += 1
+            continue
+        assert examine(png, "a.png").verdict != "corrupt"
+    assert 10 < unfit < 60
 
 
 def test_resizing_needs_no_png_between(source):
