@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from data_shards.sources.datasets import SUMMARIES, custom, dataset
+from data_shards.sources.folders import REENCODED_ENDINGS
 from data_shards.sources.imagenet import SELECTION_FRACTION, listings
 from data_shards.sources.listing import Listing
 
@@ -29,7 +31,7 @@ def example(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the options that :func:`listings_from` reads, except ``--seed`` and ``--json``."""
+    """Add the options that :func:`listings_from` reads, except those of all data sets."""
     corrupted = name.endswith("-c")
     can_train = name == CUSTOM or dataset(name).can_train
     parser.add_argument(
@@ -96,10 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def listings_from(arguments: argparse.Namespace) -> list[Listing]:
     """Return the listings that the options ask for; show a progress bar on a terminal.
 
-    This also reads ``arguments.dataset``, the name of the data set, ``seed`` and ``json``.
+    This also reads ``arguments.dataset``, the name of the data set, ``seed``, ``json`` and
+    ``reencode``.
     """
     name = arguments.dataset
     chosen = custom(arguments.name, arguments.classes) if name == CUSTOM else dataset(name)
+    if arguments.reencode:
+        chosen = replace(chosen, endings=chosen.endings | REENCODED_ENDINGS)
     return listings(
         chosen,
         arguments.source,

@@ -8,13 +8,14 @@ import argparse
 import time
 from pathlib import Path
 
-from data_shards.commands.reports import report_overlaps, report_split
+from data_shards.commands.reports import report_overlaps, report_split, report_training
 from data_shards.commands.shared import (
     add_limit_arguments,
     add_workers_argument,
     parse_limit,
     workers_of,
 )
+from data_shards.sources.datasets import TRAIN
 
 EXAMPLE = """
 python -m data_shards convert imagenet1k --source train.tar --output shards --part 1/2
@@ -43,4 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     state: dict[str, object] = {"state": "merged", "seconds": round(time.monotonic() - begin, 1)}
     code = report_split(arguments.output, manifest, limit, state, as_json=arguments.json)
     report_overlaps(arguments.output, workers, as_json=arguments.json)
+    if manifest.split == TRAIN and not arguments.json:
+        report_training(arguments.output, [attribute.name for attribute in manifest.attributes])
     return code

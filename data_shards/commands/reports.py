@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from data_shards.errors import EXIT_CLEAN, EXIT_FINDINGS, DataShardsError
 from data_shards.findings import Finding, count_images, shown_count
 from data_shards.format.manifest import Manifest
+from data_shards.sources.folders import REENCODED_ENDINGS
 
 if TYPE_CHECKING:
     from data_shards.convert.publish import Limit
@@ -153,6 +154,14 @@ def print_left_out(findings: Sequence[Finding]) -> None:
         print(f"    {finding.path}: {', '.join(finding.reasons)}{many}")
     if len(findings) > _SHOWN:
         print(f"    and {len(findings) - _SHOWN:,} more")
+    if any(_needs_reencoding(finding) for finding in findings):
+        print("  --reencode takes WebP, BMP, TIFF and GIF images too and stores them as PNG")
+
+
+def _needs_reencoding(finding: Finding) -> bool:
+    ending = finding.path.rpartition(".")[2].lower()
+    by_name = "extension" in finding.reasons and ending in REENCODED_ENDINGS
+    return by_name or "unsupported-format" in finding.reasons
 
 
 def report_training(output: Path, attributes: Sequence[str]) -> None:

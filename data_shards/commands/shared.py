@@ -61,6 +61,11 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         help="quality of the JPEGs that --resize makes (default %(default)s)",
     )
     parser.add_argument(
+        "--reencode",
+        action="store_true",
+        help="take WebP, BMP, TIFF and GIF images (the first frame) too, and store them as PNG",
+    )
+    parser.add_argument(
         "--on-corrupt",
         choices=("quarantine", "fail"),
         default="quarantine",
@@ -138,6 +143,7 @@ def run_listings(arguments: argparse.Namespace) -> int:
         resize=arguments.resize,
         quality=arguments.quality,
         exclude_suspect=arguments.exclude_suspect,
+        reencode=arguments.reencode,
     )
     part = parse_part(arguments.part)
     workers = workers_of(arguments)

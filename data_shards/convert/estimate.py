@@ -8,9 +8,8 @@ from functools import partial
 import numpy as np
 
 from data_shards.convert.plan import Conversion, Options, stored_bytes
+from data_shards.convert.treatment import treat
 from data_shards.convert.workers import Crash, map_surviving
-from data_shards.images.examine import examine_item
-from data_shards.images.resize import smaller
 from data_shards.ordering import permutation
 from data_shards.sources.listing import Item
 
@@ -48,7 +47,7 @@ def estimate(conversion: Conversion, workers: int, shards: Sequence[int]) -> Est
     ]
     seconds = sum(took for _, took in results)
     kept = [length for length, _ in results if length is not None]
-    if conversion.options.resize is None:
+    if conversion.options.resize is None and not conversion.options.reencode:
         total = sum(stored_bytes(item.length) for item in items)
     else:
         total = round(float(np.mean(kept or [0])) * len(items))
@@ -74,15 +73,7 @@ def _measure(item: Item, options: Options) -> tuple[int | None, float]:
 
 def _length(item: Item, options: Options) -> int | None:
     """Treat an image as the pipeline does; return the bytes to store, None if left out."""
-    found, content = examine_item(item)
+    found, content, made = treat(item, options)
     if found.verdict in ("corrupt", "refused"):
         return None
-    if options.resize is not None:
-        try:
-            small = smaller(content, options.resize, options.quality)
-        except MemoryError:
-            raise
-        except Exception:  # as in the pipeline: it would be left out
-            return None
-        content = small[0] if small else content
-    return stored_bytes(len(content))
+    return stored_bytes(len(made[0] if made else content))

@@ -12,14 +12,14 @@ from pathlib import Path
 from data_shards.convert.journal import Head, Note, Record, Sample, Work
 from data_shards.convert.plan import Conversion, Options
 from data_shards.convert.publish import Limit, Tally, publish
+from data_shards.convert.treatment import Made, is_left_out, treat
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
 from data_shards.findings import CRASHES, Finding, Verdict
 from data_shards.format.attributes import named_values
 from data_shards.format.manifest import NO_BIAS, Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
-from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
-from data_shards.images.resize import smaller
+from data_shards.images.examine import IMAGE_SUFFIXES, Examination
 from data_shards.sources.listing import Item
 from data_shards.system.files import write_synced
 
@@ -208,8 +208,8 @@ def _left_out(job: Job, record: Record) -> list[Note]:
         if crash is not None:
             notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
             continue
-        found, _, _ = _examine(item, job.options)
-        if _is_left_out(found, job.options):
+        found, _, _ = treat(item, job.options)
+        if is_left_out(found, job.options):
             notes.append(_note(item, found.verdict, found.reasons, left_out=True))
     return notes
 
@@ -226,14 +226,14 @@ def _write_shard(job: Job) -> Record:
                 notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
                 _copy(item, b"", job)
                 continue
-            found, content, small = _examine(item, job.options)
-            left_out = _is_left_out(found, job.options)
+            found, content, made = treat(item, job.options)
+            left_out = is_left_out(found, job.options)
             if found.verdict != "ok":
                 notes.append(_note(item, found.verdict, found.reasons, left_out=left_out))
             if left_out:
                 _copy(item, content, job)
             else:
-                _store(writer, item, found, content, small, job.attributes)
+                _store(writer, item, found, content, made, job.attributes)
                 originals.append((item, found))
         end = len(job.items)
         mark(end)
@@ -261,29 +261,8 @@ def _write_shard(job: Job) -> Record:
     )
 
 
-def _is_left_out(found: Examination, options: Options) -> bool:
-    return found.verdict in ("corrupt", "refused") or (
-        found.verdict == "suspect" and options.exclude_suspect
-    )
-
-
 def _note(item: Item, verdict: Verdict, reasons: tuple[str, ...], *, left_out: bool) -> Note:
     return Note(path=item.source, verdict=verdict, reasons=reasons, left_out=left_out)
-
-
-def _examine(
-    item: Item, options: Options
-) -> tuple[Examination, bytes, tuple[bytes, tuple[int, int]] | None]:
-    """Return the examination, also of the resizing; the file; a smaller image and its size."""
-    found, content = examine_item(item)
-    if options.resize is None or _is_left_out(found, options):
-        return found, content, None
-    try:
-        return found, content, smaller(content, options.resize, options.quality)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow may refuse what strict decoders accept, with any exception
-        return _refused(found, "cannot-be-resized"), content, None
 
 
 def _store(
@@ -291,10 +270,10 @@ def _store(
     item: Item,
     found: Examination,
     content: bytes,
-    small: tuple[bytes, tuple[int, int]] | None,
+    made: Made | None,
     attributes: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """Write an image, or the smaller one in its place."""
+    """Write an image, or what is stored in its place."""
     facts: dict[str, object] = {}
     size = found.size
     sha256: bytes | None = bytes.fromhex(found.sha256)
@@ -304,9 +283,9 @@ def _store(
         facts["attributes"] = named_values(attributes, item.attributes)
     if found.verdict == "suspect":
         facts["suspect"] = list(found.reasons)
-    if small is not None:
+    if made is not None:
         facts["original"] = {"sha256": found.sha256, "size": list(size)}
-        content, size = small
+        content, size = made
         sha256 = None
     writer.write(
         item.key,
@@ -318,12 +297,6 @@ def _store(
         flags=(*found.flags, *item.flags),
         sha256=sha256,
         facts=facts,
-    )
-
-
-def _refused(found: Examination, reason: str) -> Examination:
-    return Examination(
-        "refused", (reason,), found.flags, found.extension, found.size, found.sha256, ""
     )
 
 

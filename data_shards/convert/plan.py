@@ -13,6 +13,7 @@ from data_shards.errors import DataShardsError, UsageError
 from data_shards.format.manifest import Option
 from data_shards.format.tars import BLOCK, padding
 from data_shards.format.writer import Plan, check_sample
+from data_shards.images.reencode import png_encoder
 from data_shards.images.resize import encoder
 from data_shards.ordering import permutation
 from data_shards.sources.listing import Item, Listing
@@ -31,7 +32,8 @@ class Options:
     A shard ends after ``samples_per_shard`` images, or before it would have more than
     ``bytes_per_shard`` bytes, by the sizes of the source's files. Images whose short side has more
     than ``resize`` pixels are stored with a short side of ``resize``, as JPEGs of ``quality``.
-    ``exclude_suspect``: leave out images that are odd but whole.
+    ``exclude_suspect``: leave out images that are odd but whole. ``reencode``: store images of
+    some other formats as PNG.
     """
 
     seed: int = 0
@@ -40,6 +42,7 @@ class Options:
     resize: int | None = None
     quality: int = 90
     exclude_suspect: bool = False
+    reencode: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -62,6 +65,8 @@ class Options:
         if self.resize is not None:
             # Another version of the encoder may write other bytes; a split must not mix both.
             stored |= {"resize": self.resize, "quality": self.quality, "encoder": encoder()}
+        if self.reencode:
+            stored |= {"reencode": True, "png_encoder": png_encoder()}
         if self.exclude_suspect:
             stored["exclude_suspect"] = True
         return stored

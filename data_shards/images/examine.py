@@ -30,6 +30,7 @@ MOST_ASPECT = 100  # long side divided by short side
 MOST_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: seconds of work
 MOST_SCANS = 100
 SMALLEST_SIDE = 8  # pixels; below, an image is suspect
+UNSUPPORTED = "unsupported-format"  # the reason of an image that is neither JPEG nor PNG
 
 # A tail is the lower TAIL_FRACTION of an image. Decoders fill the missing part of a truncated
 # file with middle grey. A tool that saved the result made it look like a whole image.
@@ -119,7 +120,7 @@ def _look(content: bytes, name: str, notes: _Notes, *, allow_webp: bool) -> None
     elif allow_webp and webp.is_webp(content):
         notes.extension, look = "webp", _look_at_webp
     elif _is_other_format(content):
-        raise UnfitError("refused", "unsupported-format")
+        raise UnfitError("refused", UNSUPPORTED)
     else:
         raise UnfitError("corrupt", "not-an-image")
     suffix = os.path.splitext(name)[1].lower()

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_shards.classes import ClassMap, load_class_map, shipped_class_map
 from data_shards.errors import UsageError
 from data_shards.format.manifest import Normalize
+from data_shards.sources.folders import IMAGE_ENDINGS
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 
 TRAIN, SELECTION, VAL, TEST = "train", "selection", "val", "test"
@@ -32,7 +33,7 @@ class Dataset:
     ``<corruption>-<severity>`` instead, as ImageNet-C does. ``expected`` is the known number of
     images by split; ``train`` includes the selection images. ``expected_each`` is the number
     of images in every corrupted split. ``absent`` are wnids that its makers left out; their
-    absence is not reported.
+    absence is not reported. ``endings`` are those of the files that are taken as images.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     expected_each: int | None = None
     absent: frozenset[str] = frozenset()
     normalize: Normalize = IMAGENET_NORMALIZE
+    endings: frozenset[str] = IMAGE_ENDINGS
 
     @property
     def can_train(self) -> bool:

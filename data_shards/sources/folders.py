@@ -16,7 +16,9 @@ from data_shards.litter import is_litter, litter_in
 from data_shards.sources.archives import index_tar, is_tar, printable
 
 IMAGE_ENDINGS: Final = frozenset({"jpeg", "jpg", "png"})
-# Formats that are not taken, and other names of JPEGs.
+# Formats that are taken if they are to be stored as PNG.
+REENCODED_ENDINGS: Final = frozenset({"bmp", "gif", "tif", "tiff", "webp"})
+# Formats that are not taken otherwise, and other names of JPEGs.
 OTHER_IMAGE_ENDINGS: Final = frozenset(
     {"avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jxl", "tif", "tiff", "webp"}
 )

@@ -122,6 +122,8 @@ class Found:
             cure = _LABELS_HINT if UNKNOWN in unknown[0].reasons and dataset.can_train else ""
             if "compressed-archive" in unknown[0].reasons:
                 cure = "; unpack it first"
+            if "extension" in unknown[0].reasons:
+                cure = "; --reencode takes WebP, BMP, TIFF and GIF images"
             return f"; for example {unknown[0].path}: {', '.join(unknown[0].reasons)}{cure}"
         if self.other_splits:
             return f"; its names are of {', '.join(sorted(self.other_splits))}"

@@ -95,7 +95,9 @@ class _SourceReader:
 
     def read(self, *, md5: bool, progress: bool) -> None:
         """Walk through the source."""
-        self._scanner = Scanner(self._layout.wanted, md5=md5, progress=progress)
+        self._scanner = Scanner(
+            self._layout.wanted, md5=md5, progress=progress, endings=self._dataset.endings
+        )
         for folder in self._scanner.scan(self._source):
             self._take(folder)
         default = self._layout.default_split

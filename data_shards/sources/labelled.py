@@ -4,6 +4,7 @@ All splits share the classes and the values of the attributes, so that their num
 same everywhere. Every doubt is an error in one line before anything is written.
 """
 
+import functools
 import os
 import posixpath
 from collections import Counter, defaultdict
@@ -122,7 +123,10 @@ def relative_path(path: str, folder: Path, where: str) -> str:
         raise UsageError(f"{where}: the path is empty; fill the cell or remove the row")
     found = posixpath.normpath(text)
     if found.startswith("/"):
-        found = os.path.relpath(os.path.realpath(found), os.path.realpath(folder))
+        above, name = posixpath.split(found)
+        # The folder may be a link; a file that is one keeps its name.
+        found = os.path.join(os.path.relpath(_real(above), _real(folder)), name)
+        found = posixpath.normpath(found)
     if found == ".." or found.startswith("../"):
         raise UsageError(
             f"{where}: the path {path!r} leads out of {folder}; give --images, the folder that "
@@ -164,6 +168,11 @@ def rows_of(table: Table, columns: Columns, folder: Path) -> list[Row]:
             )
         )
     return rows
+
+
+@functools.cache
+def _real(folder: str | Path) -> str:
+    return os.path.realpath(folder)
 
 
 def labelled_listings(data: Labelled, images: Images, *, skip_missing: bool) -> list[Listing]:
@@ -270,8 +279,8 @@ def _missing(rows: Sequence[Row], images: Images) -> UsageError:
     if not near:
         beside = (p for p in images.files if p.rpartition("/")[0] == folder)
         near = hint(row.path, [path for path, _ in zip(beside, range(_NEAR), strict=False)])
-    if (images.folder / row.path).is_file():
-        near = ", which is no image by its name"
+    if os.path.isfile(images.folder / row.path):
+        near = ", which is hidden or no image by its name"
     many = f" ({len(missing):,} of {len(rows):,} rows have no file)" if len(missing) > 1 else ""
     return UsageError(
         f"{row.where}: there is no image {row.path!r} in {images.folder}{near}{many}; mend the "

@@ -317,29 +317,36 @@ def _from_tables(
 ) -> list[_Image]:
     """Join the tables of a preset by image; the first column of each, or ``path``, names it."""
     tables = [_find_table(preset, source, name) for name in preset.tables]
-    known: dict[str, dict[str, str]] = {}
+    known: dict[str, tuple[Table, int]] = {}
     for table in tables:
-        image = table.columns.index(preset.path) if preset.path in table.columns else 0
         for place, name in enumerate(table.columns):
-            if place != image:
-                name = "split" if name == "partition" else name
-                known[name] = {row[image]: row[place] for row in table.cells}
+            if place != _image_column(preset, table):
+                known["split" if name == "partition" else name] = (table, place)
     _check_fields(preset, wanted, list(known))
     if "split" not in known:
         raise _differs(preset, source, "no column says the split; ")
+    columns = []
+    for name in (*wanted, "split"):
+        table, place = known[name]
+        image = _image_column(preset, table)
+        columns.append({row[image]: row[place] for row in table.cells})
     by_name = {path.rpartition("/")[2]: path for path in images.files}
-    below = tables[0].path.parent.relative_to(source)
     first = tables[0]
-    place = first.columns.index(preset.path) if preset.path in first.columns else 0
+    below = first.path.parent.relative_to(source)
+    place = _image_column(preset, first)
     found = []
     for number, cells in enumerate(first.cells):
         name, where = cells[place], first.place(number)
-        if any(name not in known[field] for field in (*wanted, "split")):
+        if any(name not in column for column in columns):
             raise UsageError(f"{where}: {name!r} is not in all of {', '.join(preset.tables)}")
         path = (below / name).as_posix() if preset.path else by_name.get(name, name)
-        fields = tuple(known[field][name] for field in wanted)
-        found.append(_Image(where, path, fields, known["split"][name]))
+        *fields, split = (column[name] for column in columns)
+        found.append(_Image(where, path, tuple(fields), split))
     return found
+
+
+def _image_column(preset: Preset, table: Table) -> int:
+    return table.columns.index(preset.path) if preset.path in table.columns else 0
 
 
 def _find_table(preset: Preset, source: Path, name: str) -> Table:

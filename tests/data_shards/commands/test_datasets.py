@@ -16,7 +16,7 @@ def _parse(name, *words):
     parser = argparse.ArgumentParser()
     add_arguments(parser, name)
     arguments = parser.parse_args(list(words))
-    return argparse.Namespace(**vars(arguments), dataset=name, seed=3, json=True)
+    return argparse.Namespace(**vars(arguments), dataset=name, seed=3, json=True, reencode=False)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -3,7 +3,10 @@
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +133,20 @@ def test_parts_and_merge_write_the_same_bytes(source, made, tmp_path, capsys):
     values = ["--values", "place=water,land"]
     assert cli(command(source, output, *more, *values)) == 2
     assert "holds a different data set" in capsys.readouterr().err
+
+
+def test_a_conversion_that_was_killed_ends_with_the_same_bytes(source, made, tmp_path):
+    more = ["--attributes", "place,sex", "--samples-per-shard", "7"]
+    output = tmp_path / "birds"
+    words = [sys.executable, "-m", "data_shards", *command(source, output, *more)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = output / ".train.convert" / "journal"
+    while process.poll() is None and len(list(journal.glob("*.json"))) < 2:
+        time.sleep(0.002)
+    process.kill()
+    process.wait(timeout=1000)
+    assert cli(command(source, output, *more)) == 0
+    assert tree(output) == tree(made)
 
 
 def test_the_plan_says_how_the_table_is_read_and_how_to_train(source, tmp_path, capsys):
@@ -289,7 +306,7 @@ def bird(row, **changes):
         ({}, ["--values", "place=land"], "the place 'water' is none"),
         ({}, ["--values", "palce=land,water"], "did you mean 'place'?"),
         ({}, ["--splits", "train=train,sel=selection"], "the split 'selection' is none of"),
-        ({}, ["--splits", "train"], "must be WORD=SPLIT"),
+        ({}, ["--splits", "train"], "must be two words, such as 0=train"),
         ({}, ["--images", "{}/nowhere"], "no such folder of images"),
         ({}, ["--name", "Birds!"], "--name Birds!"),
         ({}, ["--attributes", "path"], "has 48 values in 48 rows, so it forms no groups"),
@@ -315,7 +332,7 @@ def bird(row, **changes):
             [],
             "did you mean 'images/waterbirds/003.jpg'?",
         ),
-        ({3: bird(WATER, path="birds.csv")}, [], "'birds.csv' in {}, which is no image"),
+        ({3: bird(WATER, path="birds.csv")}, [], "'birds.csv' in {}, which is hidden or no image"),
         ({3: WATER[:3]}, [], "birds.csv:5: has 3 cells for 5 columns"),
     ],
 )
@@ -354,7 +371,7 @@ def test_what_is_no_table_is_one_line(tmp_path, capsys, name, content, words):
 
 
 def test_parquet_without_its_library_names_the_cure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     assert cli(command(tmp_path / "t.parquet", tmp_path / "out")) == 2
     assert "pip install 'rebias-dist[parquet]'" in capsys.readouterr().err
