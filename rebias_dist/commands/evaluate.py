@@ -34,10 +34,11 @@ _EPILOG = """examples:
 """
 # The fields that an evaluation reads, besides those of the networks.
 _DATA = (*MADE_FROM, "dataset", "root", "selection", "train_split", "test_splits", "other_tests")
+_BIAS = ("bias", "aligned")
 _IMAGES = ("augmentation", "resize", "crop", "workers", "decoder")
 _USED = {
     *("precision", "device", "method.name", "evaluate.batch", "evaluate.hsic_samples"),
-    *(f"data.{key}" for key in (*_DATA, *_IMAGES)),
+    *(f"data.{key}" for key in (*_DATA, *_BIAS, *_IMAGES)),
 }
 _MINUTES = 10.0  # how long ranks wait for each other
 _OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")

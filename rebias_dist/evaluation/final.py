@@ -105,8 +105,12 @@ def _closing_groups(config: Config, final: dict[str, Any]) -> Iterator[str]:
         yield f"bias: {BiasRule.model_validate(final['bias']).text()}"
         yield f"worst group: of {SMALLEST_CELL} images or more; Wilson's 95 % intervals"
     network = results.judged_network(config)
+    told: set[int] = set()
     for choice, found in final["checkpoints"].items():
         name = results.choice_name(final, choice)
+        if found["step"] in told:  # the best checkpoint is the last one
+            continue
+        told.add(found["step"])
         for split, figures in found["splits"].items():
             judged = {"networks": {network: figures["networks"][network]}}
             yield from groups.lines(f"{name}, {split}", judged)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class LoadedRun:
     which do not have them."""
     shape: tuple[int, int, int] | None
     """Channels, height and width of the networks' input; None as above."""
-    rule: BiasRule
+    rule: BiasRule = field(default_factory=BiasRule)
     """Which value of the bias goes with each class; of earlier versions, that of its number."""
     f_ema: nn.Module | None = None
     """f with the moving average of its weights, in evaluation mode; None without ``f.ema``."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rebias_dist.assemble import open_data
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import validate
-from rebias_dist.data import ShardDataset
+from rebias_dist.data import ShardDataset, plan_biased_mnist
 from rebias_dist.data.bias import Values, majority_rule
 from rebias_dist.errors import ConfigError, DataError
 from tests.data.attribute_splits import write_attributes
@@ -169,3 +169,31 @@ def test_the_rule_of_a_split_with_other_classes_goes_by_name():
     rule = BiasRule(values=["land", "water"], aligned={"a": "land", "b": "water"})
     assert rule.ids(["b", "c", "a"], ["water", "land"]).tolist() == [0, -1, 1]
     assert rule.ids(["b"], ["land"]).tolist() == [1]  # no sample has it
+
+
+@pytest.mark.parametrize("rho", [0.999, 0.997, 0.995, 0.99, 0.95, 0.9])
+def test_the_rule_of_biased_mnist_is_the_colour_of_the_class(rho):
+    """So the figures are those of equal numbers, as in versions before there was a rule."""
+    shared = {"confusing_colours": 9, "seed": 0, "image_size": 14, "selection_fraction": 0.1}
+    _, parts = plan_biased_mnist(rho=rho, **shared)
+    train = parts["train"]
+    rule = majority_rule(Values(), train.plan.classes, train.labels, train.colours)
+    assert rule.aligned == BiasRule.by_number(train.plan.classes).aligned
+    assert rule.doubt == ""
+
+
+def test_where_all_colours_are_alike_the_rule_is_in_doubt():
+    shared = {"confusing_colours": 9, "seed": 0, "image_size": 14, "selection_fraction": 0.1}
+    _, parts = plan_biased_mnist(rho=0.1, **shared)
+    train = parts["train"]
+    rule = majority_rule(Values(), train.plan.classes, train.labels, train.colours)
+    assert "no value of the bias prevails in" in rule.doubt
+    assert "\n" not in rule.doubt
+
+
+def test_a_bias_number_beyond_any_table_is_one_line(tmp_path):
+    folder = write_numbered(tmp_path, "train", [0, 1, 2])
+    dataset = ShardDataset(folder)
+    dataset.bias = np.full(3, 2**31 - 1, dtype=np.int32)
+    with pytest.raises(DataError, match="has the bias 2147483647; the largest that a run takes is"):
+        _ = dataset.values

@@ -1,0 +1,105 @@
+"""``rebias-train --data.root X`` alone reads from the shards what it needs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rebias_dist.commands.train import cli, parse_train
+from tests.data.attribute_splits import write_attributes
+
+
+def images(*sizes: tuple[int, int]) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+def shards(folder, *sizes, splits=("train", "selection", "val", "test"), dataset="birds"):
+    for split in splits:
+        sides = [sizes[i % len(sizes)] for i in range(8)]
+        values = {"place": ["land", "water"] * 4}
+        labels = [0, 1] * 4
+        write_attributes(folder, split, labels, values, images=images(*sides), dataset=dataset)
+    return str(folder)
+
+
+def parsed(root, *flags):
+    request = parse_train(["--data.root", root, *flags])
+    assert not request.default
+    return request.config, " ".join(request.notes)
+
+
+def test_small_images_of_one_size(tmp_path):
+    root = shards(tmp_path, (16, 16))
+    config, notes = parsed(root)
+    assert (config.data.dataset, config.data.root) == ("birds", root)
+    assert config.data.test_splits == ["test", "val"]
+    assert (config.data.augmentation, config.data.selection) == ("none", 0.1)
+    assert (config.f.name, config.f.kernel_size) == ("simple_convnet", 7)
+    assert "2 classes (landbird, waterbird), 8 training images, test splits test, val" in notes
+    assert "images of 16 × 16 pixels f simple_convnet" in notes
+    assert "attributes place" in notes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "augmentation", "said"),
+    [
+        (((40, 40),), "none", "images of 40 × 40 pixels f resnet18, g bagnet18"),
+        (((16, 20), (18, 16)), "crop_flip", "images of 16 × 20 to 18 × 16 pixels; they differ"),
+    ],
+)
+def test_networks_and_augmentation_fit_the_images(tmp_path, sizes, augmentation, said):
+    config, notes = parsed(shards(tmp_path, *sizes))
+    assert config.data.augmentation == augmentation
+    assert (config.f.name, config.g[0].name) == ("resnet18", "bagnet18")
+    assert said in notes
+    # What is given counts.
+    flags = ["--data.augmentation", "none", "--f.name", "simple_convnet", "--method", "group_dro"]
+    config, _ = parsed(config.data.root, *flags)
+    assert (config.data.augmentation, config.f.name) == ("none", "simple_convnet")
+    assert config.method.name == "group_dro"
+
+
+def test_without_selection_data_a_test_split_is_the_oracle(tmp_path):
+    config, notes = parsed(shards(tmp_path, (16, 16), splits=("train", "test")))
+    assert (config.data.selection, config.evaluate.monitor) == ("none", "test")
+    assert "the test split test chooses the best checkpoint, an oracle" in notes
+
+
+def test_shards_of_biased_mnist_keep_their_default(tmp_path):
+    request = parse_train(["--data.root", shards(tmp_path, (16, 16), dataset="biased_mnist")])
+    assert request.default
+    assert request.config.data.dataset == "biased_mnist"
+    assert request.config.method.lambda_f == 64
+
+
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        ((), "has no split 'train', no shards"),
+        (("test",), "has no split 'train', only test"),
+        (("train", "selection"), "has no test split beside selection, train"),
+    ],
+)
+def test_a_folder_that_lacks_a_split_is_one_line(tmp_path, capsys, splits, named):
+    with pytest.raises(SystemExit) as left:
+        cli(["--data.root", shards(tmp_path, (16, 16), splits=splits), "--dry-run"])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_the_plan_shows_all_that_was_read(tmp_path, capsys):
+    root = shards(tmp_path, (16, 16))
+    with pytest.raises(SystemExit) as left:
+        cli(["--data.root", root, "--global-batch", "8", "--dry-run", "--evaluate.select=accuracy"])
+    out = capsys.readouterr().out
+    assert not left.value.code
+    for text in (
+        f"no --config given, so this is read from {root}:",
+        "classes         2: landbird, waterbird",
+        "images          16 × 16, normalised by the mean 0.5 0.5 0.5 and the deviation 0.5 0.5 0.5",
+        "bias            place; aligned, from the training images: landbird: land, waterbird: ",
+        "held out        selection 8; tests test 8, val 8",
+        "best            chosen on selection by the accuracy",
+    ):
+        assert text in out
