@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import data_shards.__main__ as data_shards
 import launch.__main__ as launch
@@ -20,6 +21,7 @@ from launch.sweep.grid import Sweep, plan_cells, read_sweep
 from rebias_dist.commands import evaluate, train
 from rebias_dist.commands.parser import run_cli
 from rebias_dist.config.files import parse_yaml, validate
+from rebias_dist.models import build
 from tests import ROOT
 from tests.docs.lines import CASES, PAGES, commands_of_page
 from tests.evaluation.photographs import write
@@ -235,12 +237,27 @@ def yaml_blocks(page: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [*sorted(ROOT.glob("docs/howto/own-*.md")), ROOT / "docs/howto/views.md"],
+    [
+        *sorted(ROOT.glob("docs/howto/own-*.md")),
+        ROOT / "docs/howto/views.md",
+        ROOT / "docs/networks.md",
+    ],
     ids=lambda page: page.name,
 )
 def test_the_configurations_on_the_pages_are_valid(page):
     for block in yaml_blocks(page):
         assert validate(parse_yaml(block, page.name))
+
+
+def test_the_network_on_the_page_returns_logits_and_features(tmp_path, monkeypatch):
+    page = ROOT / "docs/networks.md"
+    (python,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    (tmp_path / "small.py").write_text(python)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    f = validate(parse_yaml(yaml_blocks(page)[0], page.name)).f
+    network = build(f.name, num_classes=9, **f.build_options())
+    logits, features = network(torch.zeros(2, 3, 16, 16))
+    assert (logits.shape, features.shape) == ((2, 9), (2, 64))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

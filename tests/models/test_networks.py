@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from rebias_dist.errors import ConfigError
 from rebias_dist.models import build, feature_dim, receptive_field
 from rebias_dist.models.bagnet import STAGES
 from rebias_dist.models.simple_convnet import CHANNELS
@@ -342,3 +343,27 @@ def test_user_network_that_returns_its_features() -> None:
     logits, features = network(torch.randn(2, 3, 6, 6))
     assert logits.shape == (2, 3)
     assert features.shape == (2, 5)
+
+
+def test_tokens_are_pooled_to_the_class_token_or_to_their_mean() -> None:
+    network = build("tests.models.networks:vit", num_classes=3, feature="encoder")
+    images = torch.randn(2, 3, 28, 28)
+    logits, features = network(images)
+    assert features.shape == (2, 24)
+    torch.testing.assert_close(network.heads(features), logits)
+    network = build("tests.models.networks:Tokens", num_classes=3, feature="tokens")
+    logits, features = network(images[..., :8, :8])
+    assert features.shape == (2, 4)
+    torch.testing.assert_close(network.fc(features), logits)
+
+
+def test_a_vision_transformer_of_torchvision_needs_no_feature() -> None:
+    with torch.device("meta"):
+        network = build("vit_b_16", num_classes=3)
+        assert network(torch.zeros(1, 3, 224, 224))[1].shape == (1, 768)
+
+
+def test_features_of_five_dimensions_are_refused() -> None:
+    network = build("tests.models.networks:Cube", num_classes=3)
+    with pytest.raises(ConfigError, match=r"Cube: its features have the shape \[2, 2, 2, 2, 2\]"):
+        network(torch.randn(2, 3, 8, 8))

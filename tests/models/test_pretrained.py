@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data_shards.format.manifest import Normalize
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist.errors import ConfigError
 from rebias_dist.models import build, load_weights, published_weights, weights_of_file
@@ -165,6 +167,23 @@ def test_a_convolutional_network_of_timm() -> None:
     assert (logits.shape, features.shape) == ((2, 4), (2, 512))
 
 
+def test_timms_weights_come_with_their_normalisation(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    published = build(VIT, num_classes=1000, **SMALL).state_dict()
+    torch.save(published, tmp_path / "w.pt")
+    # timm reads this file in place of the one that it would download.
+    options = {**SMALL, "pretrained_cfg_overlay": {"file": str(tmp_path / "w.pt")}}
+    found = published_weights(VIT, options, "f.pretrained")
+    assert found.normalize == Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    network = build(VIT, num_classes=4, **options)
+    assert "[1000, 24]" in load_weights(network, found.state, 4, "f.pretrained")
+    for name, value in network.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, published[name]), name
+    torch.save(Hostile(tmp_path / "made"), tmp_path / "w.pt")
+    assert "cannot be loaded" in message(published_weights, VIT, options, "f.pretrained")
+    assert not (tmp_path / "made").exists()
+
+
 def test_what_timm_does_not_offer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def built(name: str, **options: Any) -> nn.Module:
         return build(name, num_classes=2, **options)
@@ -174,5 +193,5 @@ def test_what_timm_does_not_offer_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert "options.pretrained" in message(lambda: built(VIT, pretrained=True))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "cannot be loaded" in message(published_weights, VIT, SMALL, "f.pretrained")
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     assert "pip install 'rebias-dist[timm]'" in message(built, VIT)

@@ -15,6 +15,9 @@ import rebias_dist
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError
+from rebias_dist.evaluation.checkpoints import evaluate_all
+from rebias_dist.evaluation.text import text
+from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
 from tests import ROOT
@@ -190,7 +193,14 @@ def test_the_average_is_restored_bit_for_bit_and_the_same_on_two_ranks(small_run
         for figures in splits.values():
             assert list(figures["networks"]) == ["f", "g0", "f_ema"]
             assert len(figures["hsic"]) == 1
-    loaded = rebias_dist.load(Path(values["runs_dir"]) / "whole", "last")
+    run = Path(values["runs_dir"]) / "whole"
+    (last, _), problems = evaluate_all([str(run)], [], None, None, torch.device("cpu"), Consensus())
+    assert not problems
+    for split, figures in whole["checkpoints"]["last"]["splits"].items():
+        assert last["splits"][split]["networks"] == figures["networks"]
+        assert last["splits"][split]["kernel_quantiles"] == figures["kernel_quantiles"]
+    assert "f_ema" in text([last])
+    loaded = rebias_dist.load(run, "last")
     own = players(values, "whole")["f"]["network"]["fc.weight"]
     assert torch.equal(loaded.f.state_dict()["fc.weight"], own)
     assert torch.equal(loaded.f_ema.state_dict()["fc.weight"], expected["module.fc.weight"])
