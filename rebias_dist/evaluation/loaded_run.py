@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.transforms import eval_transform
 from rebias_dist.errors import ArgumentError, ConfigError
+from rebias_dist.evaluation.dependence import dependence
+from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
@@ -26,6 +28,8 @@ from rebias_dist.runs.checkpoint import load, load_choice
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision, set_products
+
+_LARGEST_BIAS = 10_000  # there is a table of label × bias
 
 
 @dataclass(frozen=True)
@@ -77,28 +81,99 @@ class LoadedRun:
                 such network.
             ConfigError: the checkpoint is of an earlier version, without ``constants``.
         """
-        networks = {"f": self.f} | {f"g{i}": g for i, g in enumerate(self.g_nets)}
-        chosen = networks.get(network)
-        if chosen is None:
-            known = ", ".join(name for name, found in networks.items() if found is not None)
-            raise ArgumentError(f"network is {network!r}, but the run has {known}")
+        networks = self._networks()
+        if network not in networks:
+            raise ArgumentError(f"network is {network!r}, but the run has {', '.join(networks)}")
+        found = self._outputs(images, {network: networks[network]})
+        return torch.cat([outputs[network][0] for outputs in found])
+
+    def evaluate(
+        self,
+        images: Iterable[Tensor | NDArray[np.uint8]],
+        labels: Sequence[int] | NDArray[np.integer] | Tensor,
+        bias: Sequence[int] | NDArray[np.integer] | Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate all networks on images of yours, as a run evaluates a split of shards.
+
+        Args:
+            images: as in :meth:`predict`.
+            labels: ``[n]``, each a number of ``classes``.
+            bias: ``[n]``, the number of each image's bias, -1 for none; None: no image has one.
+
+        Returns:
+            The figures that results.json has for a split: ``samples``; ``networks``, for each those
+            of :func:`rebias_dist.evaluation.figures.network_figures`, with intervals; and those of
+            :func:`rebias_dist.evaluation.dependence.dependence`. There are no texture clusters, so
+            ``unbiased`` is None.
+
+        Raises:
+            ArgumentError: labels or biases do not fit the images; or as in :meth:`predict`.
+            ConfigError: as in :meth:`predict`.
+        """
+        truth = _whole_numbers("labels", labels, 0, len(self.classes) - 1)
+        n = len(truth)
+        biases = np.full(n, -1) if bias is None else _whole_numbers("bias", bias, -1, _LARGEST_BIAS)
+        predicted: dict[str, list[Tensor]] = {name: [] for name in self._networks()}
+        confidence: dict[str, list[Tensor]] = {name: [] for name in predicted}
+        features: dict[str, list[Tensor]] = {name: [] for name in predicted}
+        seen = 0
+        for outputs in self._outputs(images, self._networks()):
+            for name, (logits, rows) in outputs.items():
+                best = logits.argmax(1)
+                predicted[name].append(best)
+                confidence[name].append(logits.softmax(1).gather(1, best[:, None])[:, 0])
+                compared = rows[: max(0, self.config.evaluate.hsic_samples - seen)].cpu()
+                features[name].append(
+                    compared if compared.dtype == torch.float64 else compared.float()
+                )
+            seen += len(best)
+        if not seen == n == len(biases):
+            raise ArgumentError(f"there are {seen} images, {n} labels and {len(biases)} biases")
+        known = Truth(truth, biases, np.zeros((0, n), dtype=np.int64), len(self.classes))
+        return {
+            "samples": n,
+            **dependence({name: torch.cat(rows) for name, rows in features.items()}, self.radii),
+            "networks": {
+                name: network_figures(
+                    known,
+                    torch.cat(predicted[name]).numpy(),
+                    torch.cat(confidence[name]).numpy(),
+                    with_intervals=True,
+                )
+                for name in predicted
+            },
+        }
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """Return the networks by name: ``f``, ``g0`` …"""
+        f = {} if self.f is None else {"f": self.f}
+        return f | {f"g{i}": g for i, g in enumerate(self.g_nets)}
+
+    def _outputs(
+        self, images: Iterable[Tensor | NDArray[np.uint8]], networks: Mapping[str, nn.Module]
+    ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Yield logits (float64, on the CPU) and features of each batch, by network."""
         if self.constants is None:
             raise ConfigError(
                 "a checkpoint of an earlier version does not say how images are normalised; "
                 "continue the run by a step, or normalise the images and call f"
             )
-        device = next(chosen.parameters()).device
+        device = next(next(iter(networks.values())).parameters()).device
         set_products(self.config.precision)
         precision = Precision(self.config.precision, device)
         normalise = Normalise(self.constants, device, precision.parameters)
-        logits = []
-        prepared = map(self._prepared, images)
+        prepared, seen = map(self._prepared, images), 0
         while batch := list(itertools.islice(prepared, self.config.evaluate.batch)):
+            seen += len(batch)
+            outputs = {}
             with torch.no_grad(), precision.autocast():
-                logits.append(chosen(normalise(torch.stack(batch).to(device)))[0].double().cpu())
-        if not logits:
+                normalised = normalise(torch.stack(batch).to(device))
+                for name, network in networks.items():
+                    logits, features = network(normalised)
+                    outputs[name] = (logits.double().cpu(), features)
+            yield outputs
+        if not seen:
             raise ArgumentError("there are no images")
-        return torch.cat(logits)
 
     def _prepared(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
         """Return an image as the networks see it in evaluation, but not normalised."""
@@ -114,6 +189,21 @@ class LoadedRun:
                 f"the networks were trained on images {list(self.shape)}, not {list(seen.shape)}"
             )
         return seen
+
+
+def _whole_numbers(
+    name: str, given: Sequence[int] | NDArray[np.integer] | Tensor, low: int, high: int
+) -> NDArray[np.int64]:
+    """Return numbers as int64 ``[n]``; ArgumentError if they are no whole numbers in a range."""
+    numbers = np.asarray(given)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        kind = f"{numbers.dtype} {list(numbers.shape)}"
+        raise ArgumentError(f"{name} must be whole numbers [n], not {kind}")
+    if ((numbers < low) | (numbers > high)).any():
+        raise ArgumentError(
+            f"{name} must be from {low} to {high}, not {numbers.min()} to {numbers.max()}"
+        )
+    return numbers.astype(np.int64)
 
 
 def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:
