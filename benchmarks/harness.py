@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import PIL
@@ -211,7 +211,7 @@ def machine() -> dict[str, str | int]:
     packages = ("torch", "torchvision", "numpy", "webdataset", "adamp")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "processor": processor,
         "cores": os.cpu_count() or 1,
         "memory GB": round(memory / 1e9),

@@ -38,6 +38,7 @@ from benchmarks.harness import Benchmark, in_turn, ratio
 from data_shards.format.manifest import FORMAT, HASH_BYTES, Manifest, Normalize, Shard, index_dtype
 from data_shards.format.writer import Plan, split_writer
 from data_shards.ordering import derive
+from data_shards.system.files import sha256_of
 from rebias_dist.data import ShardDataset, TrainLoader, TrainTransform, epoch_order
 from rebias_dist.data.decode import decode, describe_decoder
 from rebias_dist.data.transforms import random_crop
@@ -216,7 +217,7 @@ def write_index(folder: Path, samples: int) -> Path:
     index["hash"] = np.void(hashlib.sha256(image).digest()[:HASH_BYTES])
     np.save(folder / "index.npy", index, allow_pickle=False)
     with (folder / "index.npy").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(file)
         # Otherwise its mapped pages would count as written by the process that reads them.
         os.fsync(file.fileno())
     counts = np.diff([*range(0, samples, each), samples]).tolist()

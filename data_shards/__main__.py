@@ -15,6 +15,7 @@ from data_shards.system.streams import run_command
 _COMMANDS = {
     "check": "report damaged, odd and repeated images",
     "convert": "write shards from a data set",
+    "index": "make a split of WebDataset tars that were made elsewhere",
     "merge": "publish a split whose parts were converted by several machines",
     "verify": "find whatever has changed in shards since they were written",
     "inspect": "show what shards hold, in figures and pictures",

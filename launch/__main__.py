@@ -18,6 +18,7 @@ from rebias_dist.errors import ConfigError
 _COMMANDS = {
     "local": "train on this machine, and restart from the newest checkpoint after a failure",
     "slurm": "train through SLURM: make the batch script and submit it",
+    "kubernetes": "train on Kubernetes: make a JobSet and submit it",
     "list": "show all runs and their state",
     "status": "show one run, live",
     "logs": "print the log of a run, or follow it",

@@ -7,5 +7,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 train() {
     srun --wait=60 "${srun_options[@]}" bash -c 'trap "" USR2; exec "$@"' task \
         "${command[@]}" "$python" \
-        -m launch.slurm.rank "$codes" --config="$run/launcher/config.yaml"@OVERRIDES@
+        -m launch.record.rank "$codes" --config="$run/launcher/config.yaml"@OVERRIDES@
 }

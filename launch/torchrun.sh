@@ -23,5 +23,5 @@ train() {
     ' task "${SLURM_GPUS_ON_NODE:-0}" "${command[@]}" "$python" -m torch.distributed.run \
         --nnodes="$SLURM_NNODES" --nproc-per-node="$ranks" --max-restarts=0 --log-dir=/dev/null \
         --master-addr="$MASTER_ADDR" --master-port="$port" \
-        -m launch.slurm.rank "$codes" --config="$run/launcher/config.yaml"@OVERRIDES@
+        -m launch.record.rank "$codes" --config="$run/launcher/config.yaml"@OVERRIDES@
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
-    """Load a run from its folder: ``predict``, ``f``, ``g_nets``, ``config``, ``metrics``.
+    """Load a run from its folder: ``predict``, ``evaluate``, ``f``, ``g_nets``, ``metrics`` ….
 
     Args:
         run: the run's folder, ``runs/<name>``.
@@ -57,10 +57,18 @@ def results(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             the network is ``f``, ``g0``, …;
         ``accuracy``, ``standard_error``, ``chance``
             in [0, 1]; the standard error is binomial, sqrt(p (1 - p) / n);
-        ``unbiased``, ``conflicting``, ``follows_bias``, ``worst_class``, ``ece``, ``hsic``
-            the mean accuracy over cells of class and texture cluster; the accuracy where the bias
-            is another class's, and the part of these taken for that class; the accuracy of the
-            worst class; the expected calibration error; HSIC of the features of f and a g.
+        ``unbiased``, ``worst_class``, ``ece``, ``hsic``
+            the mean accuracy over cells of class and texture cluster; the accuracy of the worst
+            class; the expected calibration error; HSIC of the features of f and a g;
+        ``aligned``, ``conflicting``, ``follows_bias``
+            the accuracy where the bias is that which goes with the class, and where it is another
+            one; the part of the latter that is taken for a class which goes with their bias;
+        ``worst_group``, ``worst_group_name``, ``groups``
+            the lowest accuracy of a group of class and bias that is large enough, its name, and a
+            list of all groups: ``class``, ``value``, ``samples``, ``correct``, ``accuracy`` and
+            Wilson's ``interval``;
+        ``select``
+            the figure that chose the best checkpoint.
 
     Raises:
         ConfigError: a path is no folder.

@@ -13,27 +13,35 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data_shards.format.manifest import Normalize
 from rebias_dist import methods
 from rebias_dist.config import plan
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.data import MADE_FROM, DataConfig
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
-from rebias_dist.data import ShardDataset, TrainLoader, open_split, prepare_biased_mnist
+from rebias_dist.data import ShardDataset, TrainLoader, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
-from rebias_dist.data.splits import Data
+from rebias_dist.data.splits import Data, open_splits
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import DataError
 from rebias_dist.methods.base import Method
-from rebias_dist.models import feature_dim
+from rebias_dist.models import feature_dim, last_layer
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
 from rebias_dist.ranks.waits import told
 from rebias_dist.runs.keeper import Keeper
-from rebias_dist.runs.networks import build_networks, initial_state, network_config
+from rebias_dist.runs.networks import (
+    build_networks,
+    check_features,
+    network_config,
+    read_weights,
+)
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
+from rebias_dist.runs.results import SELECTS, choosing_split
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
@@ -46,6 +54,8 @@ from rebias_dist.step.randomness import keyed
 from rebias_dist.telemetry.flops import Work
 from rebias_dist.telemetry.processor import describe_cpu
 from rebias_dist.telemetry.recorder import Recorder
+
+_MANY = 20  # classes that the plan names
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,12 @@ class Parts:
     """Channels, height and width of the networks' input."""
     folder: RunFolder
     snapshot: Snapshot
+
+    @property
+    def evaluated(self) -> dict[str, nn.Module]:
+        """Return what is evaluated: the networks, and ``f_ema`` if f has an average."""
+        average = self.players["f"].average if "f" in self.players else None
+        return {**self.networks, **({} if average is None else {"f_ema": average.module})}
 
     def work(self) -> Work:
         """Count the model FLOPs of the steps."""
@@ -104,11 +120,11 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     classes = len(data.classes)
     with consensus.together():
         networks = build_networks(config, classes, precision)
+        check_features(config, method, networks, shape)
         check_networks(config, networks, shape, precision)
-        if is_new:  # a checkpoint that does not fit is refused before the run has a folder
-            for name in networks:
-                if network_config(config, name).checkpoint is not None:
-                    initial_state(config, name, classes)
+        if is_new and consensus.rank == 0:
+            # Weights that do not fit are refused before the run has a folder.
+            read_weights(config, networks, classes)
         check_labels(config, data.train.labels, data.train.bias, data.classes)
         labels, bias = data.train.labels, data.train.bias
         known = training_set(labels, bias, classes, shape, device)
@@ -127,7 +143,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         normalise=normalise,
         shape=shape,
         folder=folder,
-        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method),
+        snapshot=Snapshot(players, data, shape, config, layout.steps_per_epoch, method, normalise),
     )
 
 
@@ -164,7 +180,7 @@ def made_from(data: DataConfig) -> dict[str, Any]:
 
 def as_recorded(data: DataConfig) -> DataConfig:
     """Return the data section as a run keeps it: paths absolute, the decoder by its name."""
-    paths = {"root": data.root, "source": data.source}
+    paths = {"root": data.root, "source": data.source, "aligned": data.aligned}
     return data.model_copy(
         update={
             "decoder": choose_decoder(data.decoder),
@@ -174,22 +190,9 @@ def as_recorded(data: DataConfig) -> DataConfig:
     )
 
 
-def open_data(config: Config, root: Path) -> Data:
-    """Open all splits of a configuration; they must agree on their classes."""
-    name, data = config.data.dataset, config.data
-    decoder = choose_decoder(data.decoder)
-    train = open_split(root, data.train_split, dataset=name, decoder=decoder)
-    classes = train.manifest.classes
-
-    def other(split: str) -> ShardDataset:
-        return open_split(root, split, dataset=name, classes=classes, decoder=decoder)
-
-    selection = None if data.selection == "none" else other("selection")
-    tests = {split: other(split) for split in data.test_splits}
-    for test, folder in data.other_tests.items():
-        place = Path(folder)
-        tests[test] = open_split(place.parent, place.name, classes=classes, decoder=decoder)
-    return Data(train, selection, tests)
+def open_data(config: Config, root: Path, rule: BiasRule | None = None) -> Data:
+    """Open all splits of a configuration, see :func:`.open_splits`."""
+    return open_splits(config.data, root, rule)
 
 
 def check_networks(
@@ -225,6 +228,11 @@ def build_players(
     precision: Precision,
 ) -> dict[str, Player]:
     """Wrap the networks with optimizers, scalers and gradient reduction; a collective."""
+    lasts = {
+        name: network.get_submodule(last_layer(network, classes))
+        for name, network in networks.items()
+        if network_config(config, name).sets_head
+    }
     widths = {name: feature_dim(network, shape) for name, network in networks.items()}
     heads = None
     if method.facts.has_f:
@@ -243,6 +251,8 @@ def build_players(
             unused=name != "f" and not config.method.update_g_cls,
             skips=config.faults.non_finite_limit if config.faults.non_finite == "skip" else 0,
             compile=config.compile,
+            own=network_config(config, name),
+            last=lasts.get(name),
         )
         for name, network in networks.items()
     }
@@ -312,6 +322,8 @@ class Outline:
     labels: NDArray[np.integer]
     """Of the training samples."""
     bias: NDArray[np.integer]
+    normalize: Normalize
+    rule: BiasRule
 
 
 def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
@@ -326,6 +338,8 @@ def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
         shape=shape,
         labels=data.train.labels,
         bias=data.train.bias,
+        normalize=manifest.normalize,
+        rule=data.rule,
     )
 
 
@@ -349,12 +363,22 @@ def facts(
     together = config.data.views * config.b + config.evaluate.batch
     workers = config.data.workers
     needed = transit_memory(workers, together, math.prod(data.shape))
+    classes = ", ".join(data.classes[:_MANY]) + (", …" if data.classes[_MANY:] else "")
+    mean, std = (
+        " ".join(f"{value:g}" for value in values)
+        for values in (data.normalize.mean, data.normalize.std)
+    )
     radius = "not used"
     if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
     return {
         "data": data.text,
+        "classes": f"{len(data.classes)}: {classes}",
+        "images": f"{data.shape[1]} × {data.shape[2]}, normalised by the mean {mean} and the "
+        f"deviation {std}",
+        "bias": data.rule.text() if data.rule.values else "no labels",
         "held out": f"selection {chosen}; tests {tests}",
+        "best": f"chosen on {choosing_split(config)} by {SELECTS[config.evaluate.select]}",
         "decoder": describe_decoder(choose_decoder(config.data.decoder)),
         "data workers": f"{workers} a rank"
         + (f", which pass on images in {needed / 2**20:.1f} MiB of memory" if workers else ""),

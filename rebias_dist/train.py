@@ -22,11 +22,11 @@ from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 from rebias_dist.data.workers import bounded_waits
 from rebias_dist.errors import InterruptedRun, NonFiniteError, RolledBack
-from rebias_dist.evaluation import tensorboard
+from rebias_dist.evaluation import groups, tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
-from rebias_dist.evaluation.splits import evaluate_splits
+from rebias_dist.evaluation.splits import check_select, evaluate_splits
 from rebias_dist.ranks.equal_weights import check_equal_weights
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
@@ -96,8 +96,15 @@ class Trainer:
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
-            config, parts.networks, parts.normalise, parts.precision, ranks.consensus
+            config,
+            parts.evaluated,
+            parts.normalise,
+            parts.precision,
+            ranks.consensus,
+            parts.data.rule,
         )
+        with ranks.consensus.together():
+            check_select(config, parts.data)
         self.engine = MethodEngine(config, parts, self.evaluator)
         self.forecast = Forecast(config, parts)
         ranks.where.log_file = parts.folder.path / "logs" / f"rank{ranks.consensus.rank}.log"
@@ -157,7 +164,8 @@ class Trainer:
         outline = assemble.outline(parts.data, parts.shape)
         facts = assemble.facts(config, outline, parts.networks, parts.method, self.ranks.device)
         facts["started by"] = self.ranks.started_by
-        for line in self.found.warnings():
+        doubt = parts.data.rule.doubt
+        for line in [*self.found.warnings(), *([doubt] if doubt else [])]:
             log.warning("%s", line)
         for line in plan.describe(config, parts.layout, facts):
             log.info("%s", line)
@@ -169,7 +177,7 @@ class Trainer:
             if leader and overrides:
                 parts.folder.write_config(config)
         if self.found.step is None:
-            self.engine.load_checkpoints()
+            self.engine.load_weights()
         self.forecast.announce(parts.layout.total_steps)
         if at.step:
             log.info("continuing %s after step %d", config.name, at.step)
@@ -231,6 +239,9 @@ class Trainer:
             with self.forecast.evaluating():
                 figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
             tensorboard.show(self.telemetry, at.step, number, figures)
+            for split, found in figures.items():
+                for line in groups.lines(split, found):
+                    log.info("%s", line)
             dashboard.show_weights(
                 self.telemetry, at.step, parts.networks, number + 1, parts.layout.epochs
             )

@@ -9,7 +9,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.format.manifest import NO_BIAS, Excluded, Manifest
+from data_shards.format.attributes import load_attributes
+from data_shards.format.manifest import NO_BIAS, Attribute, Excluded, Manifest
 from data_shards.format.samples import read_image, walk_facts
 from data_shards.images.sheets import Strip, sheet
 from data_shards.ordering import permutation
@@ -38,7 +39,8 @@ class Inspection:
     """Figures of one split; lengths in pixels, sizes in bytes.
 
     ``class_counts`` is in the order of the labels, ``bias_counts`` a table label × bias, empty
-    without biases; ``excluded`` counts the reasons of images that were left out.
+    without biases; ``excluded`` counts the reasons of images that were left out. ``attributes``
+    are those of the manifest, with their counts.
     """
 
     dataset: str
@@ -47,6 +49,7 @@ class Inspection:
     samples: int
     class_counts: Mapping[str, int]
     bias_counts: Sequence[Sequence[int]]
+    attributes: Sequence[Attribute]
     formats: Mapping[str, int]
     widths: Spread
     heights: Spread
@@ -70,6 +73,10 @@ class Inspection:
             "class_counts": dict(self.class_counts),
             "per_class": Spread.of(counts).to_dict(),
             "bias_counts": [list(row) for row in self.bias_counts],
+            "attributes": [
+                {**attribute.model_dump(mode="json"), "majority": majority(attribute)}
+                for attribute in self.attributes
+            ],
             "formats": dict(self.formats),
             "width": self.widths.to_dict(),
             "height": self.heights.to_dict(),
@@ -84,7 +91,11 @@ class Inspection:
 
 
 def inspect_split(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Inspection:
-    """Return the figures of a split that ``load_split`` has loaded; reads all its facts."""
+    """Return the figures of a split that ``load_split`` has loaded; reads all its facts.
+
+    DataShardsError if a shard or ``attributes.npy`` is damaged.
+    """
+    load_attributes(folder, manifest, index)
     widths, heights = [], []
     formats: Counter[str] = Counter()
     flags: Counter[str] = Counter()
@@ -103,6 +114,7 @@ def inspect_split(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> 
         samples=manifest.samples,
         class_counts=dict(zip(manifest.classes, manifest.class_counts, strict=True)),
         bias_counts=_bias_counts(manifest, index),
+        attributes=manifest.attributes,
         formats=dict(sorted(formats.items())),
         widths=Spread.of(widths),
         heights=Spread.of(heights),
@@ -114,6 +126,14 @@ def inspect_split(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> 
         shard_bytes=Spread.of([shard.bytes for shard in manifest.shards]),
         shards=len(manifest.shards),
     )
+
+
+def majority(attribute: Attribute) -> list[int | None]:
+    """Return for each class the id of its most frequent value, the first of equal ones.
+
+    None for a class without samples that have a value.
+    """
+    return [row.index(max(row)) if any(row) else None for row in attribute.counts]
 
 
 def _bias_counts(manifest: Manifest, index: NDArray[np.void]) -> list[list[int]]:

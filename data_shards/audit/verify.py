@@ -3,6 +3,8 @@
 Shards are read block by block. Every header must be the one that the writer makes, every byte
 between the payloads zero, and every payload must have its hash. A length that a file claims is
 compared with the size of the file before memory is allocated for it.
+
+Of tars that another program wrote, the whole and every image must have their hashes.
 """
 
 import hashlib
@@ -22,7 +24,9 @@ from numpy.typing import NDArray
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
 from data_shards.findings import Finding, Verdict
+from data_shards.format.attributes import load_attributes, named_values
 from data_shards.format.manifest import (
+    ATTRIBUTES_NAME,
     HASH_BYTES,
     INDEX_NAME,
     MANIFEST_NAME,
@@ -33,7 +37,7 @@ from data_shards.format.manifest import (
 )
 from data_shards.format.tars import BLOCK, RECORD, padding, read_header
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
-from data_shards.system.files import open_regular, parse_json
+from data_shards.system.files import open_regular, parse_json, sha256_of
 
 _STRETCH = 2**20  # bytes that are read at a time
 _LARGEST_TEXT = 2**20  # bytes of a sample's class or facts
@@ -78,24 +82,29 @@ def verify_split(
         size = sum(shard.bytes for shard in manifest.shards)
         told.append(Verified(manifest.samples, size, manifest.digest))
     index: NDArray[np.void] | None = None
+    attributes: NDArray[np.void] | None = None
+    name = INDEX_NAME
+    unusable = ""
     try:
         index = load_index(folder, manifest)
-    except DataShardsError as error:
-        yield _broken(folder / INDEX_NAME, error)
-    else:
         yield from _repeated_keys(folder / INDEX_NAME, index)
         yield from _clusters(folder, index)
+        name = ATTRIBUTES_NAME
+        attributes = load_attributes(folder, manifest, index)
+    except DataShardsError as error:
+        unusable = name
+        yield _broken(folder / name, error)
     sealed = {INDEX_NAME: manifest.index_sha256, **manifest.files}
     for name, sha256 in sealed.items():
         try:
             with open_regular(folder / name) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                if sha256_of(file) != sha256:
                     yield _finding(folder / name, "altered")
         except DataShardsError as error:
-            if name != INDEX_NAME or index is not None:
+            if name != unusable:
                 yield _broken(folder / name, error)
     yield from _foreign_shards(folder, manifest)
-    results = _each(_jobs(folder, manifest, index), workers, len(manifest.shards))
+    results = _each(_jobs(folder, manifest, index, attributes), workers, len(manifest.shards))
     for shard, found in zip(manifest.shards, results, strict=True):
         yield from found
         on_shard(shard.count)
@@ -103,20 +112,41 @@ def verify_split(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A shard as the manifest and the index (None if it is malformed) describe it."""
+    """A shard as the manifest and the index (None if it is malformed) describe it.
+
+    ``attributes`` are the values of each sample's attributes by name, None if there are none or
+    their file is malformed.
+    """
 
     path: Path
     bytes: int
     sha256: str
     rows: NDArray[np.void] | None
+    attributes: list[dict[str, str]] | None
+    is_foreign: bool
 
 
-def _jobs(folder: Path, manifest: Manifest, index: NDArray[np.void] | None) -> Iterator[_Job]:
+def _jobs(
+    folder: Path,
+    manifest: Manifest,
+    index: NDArray[np.void] | None,
+    attributes: NDArray[np.void] | None,
+) -> Iterator[_Job]:
+    values = {attribute.name: attribute.values for attribute in manifest.attributes}
     first = 0
     for shard in manifest.shards:
-        rows = None if index is None else index[first : first + shard.count].copy()
+        place = slice(first, first + shard.count)
         first += shard.count
-        yield _Job(folder / shard.name, shard.bytes, shard.sha256, rows)
+        yield _Job(
+            folder / shard.name,
+            shard.bytes,
+            shard.sha256,
+            None if index is None else index[place].copy(),
+            None
+            if attributes is None
+            else [named_values(values, ids) for ids in attributes[place].tolist()],
+            manifest.is_indexed,
+        )
 
 
 def _each(jobs: Iterable[_Job], workers: int, count: int) -> Iterator[list[Finding]]:
@@ -167,8 +197,10 @@ def verify_shard(job: _Job) -> list[Finding]:
             altered = _digest(file) != job.sha256
             if altered:
                 found.append(_finding(job.path, "altered"))
-            if job.rows is not None:
-                found += _Walk(file, size, job.path, job.rows).run()
+            if job.rows is not None and job.is_foreign:
+                found += _altered_images(file, job.path, job.rows)
+            elif job.rows is not None:
+                found += _Walk(file, size, job).run()
             return found
         except OSError as error:
             raise DataShardsError(f"{job.path}: cannot be read ({error.strerror})") from None
@@ -182,14 +214,33 @@ def _digest(file: BufferedReader) -> str:
     return digest.hexdigest()
 
 
+def _altered_images(file: BufferedReader, path: Path, rows: NDArray[np.void]) -> Iterator[Finding]:
+    for row in rows:
+        if _image_hash(file, int(row["offset"]), int(row["length"])) != row["hash"].tobytes():
+            yield _finding(f"{path}/{row['key'].decode(errors='replace')}", "altered")
+
+
+def _image_hash(file: BufferedReader, offset: int, length: int) -> bytes:
+    digest = hashlib.sha256()
+    for begin in range(offset, offset + length, _STRETCH):
+        digest.update(os.pread(file.fileno(), min(_STRETCH, offset + length - begin), begin))
+        mark(0)
+    return digest.digest()[:HASH_BYTES]
+
+
 class _Walk:
     """Walks through a tar and compares its samples with the index."""
 
-    def __init__(self, file: BufferedReader, size: int, path: Path, rows: NDArray[np.void]) -> None:
+    def __init__(self, file: BufferedReader, size: int, job: _Job) -> None:
+        """Walk through ``file``, which has ``size`` bytes; the rows of ``job`` are known."""
+        assert job.rows is not None
         self._file = file
         self._size = size
-        self._path = path
-        self._rows = {row["key"].decode(errors="replace"): row for row in rows}
+        self._path = job.path
+        keys = [key.decode(errors="replace") for key in job.rows["key"]]
+        self._rows = dict(zip(keys, job.rows, strict=True))
+        known = job.attributes
+        self._attributes = None if known is None else dict(zip(keys, known, strict=True))
         self._seen: dict[str, set[str]] = {key: set() for key in self._rows}
         self._hashes: dict[str, str] = {}
         self._facts: dict[str, Any] = {}
@@ -280,11 +331,13 @@ class _Walk:
             self._say("altered", name)
 
     def _check_facts(self, name: str, row: np.void, text: bytes) -> None:
+        key = name.partition(".")[0]
         try:
             facts = parse_json(text)
-            self._facts[name.partition(".")[0]] = facts["sha256"]
+            self._facts[key] = facts["sha256"]
             canonical = json.dumps(facts, sort_keys=True).encode()
             bias = facts.get("bias", NO_BIAS)
+            attributes = facts.get("attributes")
         except (ValueError, KeyError, TypeError, AttributeError):
             self._say("altered", name)
             return
@@ -292,6 +345,8 @@ class _Walk:
             self._say("altered", name)
         elif bias != row["bias"]:
             self._say("wrong-bias", name)
+        elif self._attributes is not None and attributes != self._attributes[key]:
+            self._say("wrong-attributes", name)
 
     def _check_samples(self) -> None:
         for key, seen in self._seen.items():

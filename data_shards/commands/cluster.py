@@ -12,7 +12,6 @@ its name alone. Images that are not in the list get no row.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -32,6 +31,7 @@ from data_shards.images.clusters import (
     read_published,
     write_clusters,
 )
+from data_shards.system.files import sha256_of
 
 EXAMPLE = """
 python -m data_shards cluster data/imagenet9/val --weights vgg16-397923af.pth --sheets sheets
@@ -184,7 +184,7 @@ def _compute(arguments: argparse.Namespace, manifest: Manifest, index: NDArray[n
     if arguments.sheets is not None:
         _sheets(arguments, manifest, index, clusters)
     with arguments.weights.open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = sha256_of(file)
     report = {
         "path": str(folder / CLUSTERS_NAME),
         "samples": len(clusters),

@@ -5,7 +5,9 @@ import importlib
 from pathlib import Path
 
 from data_shards.commands import datasets as listed
+from data_shards.commands import tables
 from data_shards.commands.shared import add_pipeline_arguments, run_listings
+from data_shards.sources.presets import PRESETS
 
 EXAMPLE = """
 python -m data_shards convert imagenet9 --source ILSVRC2012 --output shards/imagenet9
@@ -31,7 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = _add(datasets, name, summary, listed.example(name))
         listed.add_arguments(sub, name)
         add_pipeline_arguments(sub)
-        sub.set_defaults(convert=run_listings)
+        sub.set_defaults(convert=run_listings, listings=listed.listings_from)
+    sub = _add(datasets, "table", tables.SUMMARY, tables.EXAMPLE)
+    tables.add_arguments(sub)
+    add_pipeline_arguments(sub)
+    sub.set_defaults(convert=run_listings, listings=tables.listings_from)
+    for name, preset in PRESETS.items():
+        sub = _add(datasets, name, preset.summary, tables.preset_example(preset))
+        tables.add_preset_arguments(sub, preset)
+        add_pipeline_arguments(sub)
+        sub.set_defaults(convert=run_listings, listings=tables.preset_listings_from)
 
 
 def _add(

@@ -6,12 +6,13 @@ are stored with the images, not the images; verify checks their bytes and hashes
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_shards.audit.inspect import Inspection, Spread
+from data_shards.audit.inspect import Inspection, Spread, majority
 from data_shards.errors import EXIT_CLEAN, UsageError
 from data_shards.findings import shown_count
+from data_shards.format.manifest import Attribute
 
 EXAMPLE = """
 python -m data_shards inspect data/imagenet9
@@ -84,13 +85,32 @@ def _text(folder: Path, found: Inspection, *, listed: bool) -> str:
     if listed:
         lines += [f"    {left.source}: {' '.join(left.reasons)}" for left in found.left_out]
     head = max(5, *(len(name) for name in found.class_counts))
-    biases = len(found.bias_counts[0]) if found.bias_counts else 0
+    # The first attribute is the bias, and its table has names.
+    biases = len(found.bias_counts[0]) if found.bias_counts and not found.attributes else 0
     columns = "".join(f"{f'bias {bias}':>9}" for bias in range(biases))
     lines.append(f"  {'label':>5}  {'class':<{head}}  {'images':>9}{columns}")
     for label, (name, count) in enumerate(found.class_counts.items()):
         cells = "".join(f"{n:>9}" for n in found.bias_counts[label]) if biases else ""
         lines.append(f"  {label:>5}  {name:<{head}}  {count:>9}{cells}")
+    for attribute in found.attributes:
+        lines += _table(attribute, list(found.class_counts), head)
     return "\n".join(lines) + "\n"
+
+
+def _table(attribute: Attribute, classes: Sequence[str], head: int) -> list[str]:
+    """Return the lines of a table of class × value; * marks the majority value of a class."""
+    widths = [max(8, len(value)) for value in attribute.values]
+    names = "".join(f"  {v:>{w}} " for v, w in zip(attribute.values, widths, strict=True))
+    lines = [f"  {attribute.name} (* is the majority of its class)"]
+    lines.append(f"  {'label':>5}  {'class':<{head}}{names}".rstrip())
+    for label, most in enumerate(majority(attribute)):
+        counts = zip(attribute.counts[label], widths, strict=True)
+        cells = "".join(
+            f"  {count:>{width}}{'*' if value == most else ' '}"
+            for value, (count, width) in enumerate(counts)
+        )
+        lines.append(f"  {label:>5}  {classes[label]:<{head}}{cells}".rstrip())
+    return lines
 
 
 def _spread(spread: Spread, unit: float = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,19 @@ def print_left_out(findings: Sequence[Finding]) -> None:
         print(f"    {finding.path}: {', '.join(finding.reasons)}{many}")
     if len(findings) > _SHOWN:
         print(f"    and {len(findings) - _SHOWN:,} more")
+
+
+def report_training(output: Path, attributes: Sequence[str]) -> None:
+    """Print the command that trains on the splits of ``output``, which has a split train.
+
+    With several attributes it names the first; the others are named behind it.
+    """
+    command = ["rebias-train", "--data.root", str(output)]
+    others = ""
+    if len(attributes) > 1:
+        command += ["--data.bias", attributes[0]]
+        others = f"   (or --data.bias {', '.join(attributes[1:])})"
+    print(f"train on it: {shlex.join(command)}{others}")
 
 
 def report_overlaps(output: Path, workers: int, *, as_json: bool) -> None:

@@ -16,8 +16,10 @@ from data_shards.commands.reports import (
     report_overlaps,
     report_part,
     report_split,
+    report_training,
 )
 from data_shards.errors import EXIT_CLEAN, UsageError
+from data_shards.sources.datasets import TRAIN
 
 if TYPE_CHECKING:
     from data_shards.convert.plan import Conversion
@@ -122,8 +124,10 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def run_listings(arguments: argparse.Namespace) -> int:
-    """Convert a data set that has listings; return the exit code."""
-    from data_shards.commands.datasets import listings_from
+    """Convert a data set that has listings; return the exit code.
+
+    ``arguments.listings(arguments)`` returns them.
+    """
     from data_shards.convert.plan import Conversion, Options
     from data_shards.convert.publish import Limit
 
@@ -144,7 +148,7 @@ def run_listings(arguments: argparse.Namespace) -> int:
         limit = Limit(0, "--on-corrupt fail")
     else:
         limit = Limit(most, f"--max-corrupt {arguments.max_corrupt}")
-    conversions = [Conversion(listing, options) for listing in listings_from(arguments)]
+    conversions = [Conversion(listing, options) for listing in arguments.listings(arguments)]
     full = [conversion for conversion in conversions if conversion.listing.items]
     empty = [c.listing for c in conversions if not c.listing.items]
     for conversion in full:
@@ -161,6 +165,9 @@ def run_listings(arguments: argparse.Namespace) -> int:
         code = max(code, _convert(conversion, workers, limit, part, arguments))
     if part[1] == 1:
         report_overlaps(arguments.output, workers, as_json=arguments.json)
+        train = [c.listing for c in full if c.listing.split == TRAIN]
+        if train and not arguments.json:
+            report_training(arguments.output, list(train[0].attributes))
     return code
 
 

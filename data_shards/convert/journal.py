@@ -41,6 +41,7 @@ class Sample(_Model):
 
     ``sha256`` is that of the image as stored, ``original`` that of the source's file,
     ``pixels`` as in :class:`~data_shards.images.examine.Examination` of that; all in hex.
+    ``attributes`` are the ids of the values of its attributes, -1 for none.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Sample(_Model):
     sha256: str
     original: str
     pixels: str
+    attributes: tuple[int, ...] = ()
 
 
 class Note(_Model):
@@ -96,6 +98,7 @@ class Head(_Model):
     shards: int
     images: int
     notes: tuple[Note, ...]
+    attributes: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def of(cls, conversion: Conversion) -> "Head":
@@ -120,6 +123,7 @@ class Head(_Model):
                 )
                 for found in listing.findings
             ),
+            attributes=dict(listing.attributes),
         )
 
     @property

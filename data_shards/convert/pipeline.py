@@ -5,7 +5,7 @@ another was killed. The result does not depend on which process wrote which shar
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from data_shards.convert.publish import Limit, Tally, publish
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
 from data_shards.findings import CRASHES, Finding, Verdict
-from data_shards.format.manifest import Manifest
+from data_shards.format.attributes import named_values
+from data_shards.format.manifest import NO_BIAS, Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item
 from data_shards.images.resize import smaller
@@ -31,7 +32,8 @@ class Job:
     """One shard to write.
 
     ``again``: the shard was written without some images, which are to be examined again.
-    ``crashed`` has the findings on images that are not tried, by their positions.
+    ``crashed`` has the findings on images that are not tried, by their positions. ``attributes``
+    are those of the listing.
     """
 
     work: Work
@@ -42,6 +44,7 @@ class Job:
     again: bool = False
     quarantine: Path | None = None
     crashed: dict[int, Finding] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ def _jobs(
             options=conversion.options,
             again=number in known,
             quarantine=quarantine / work.split if quarantine else None,
+            attributes=conversion.listing.attributes,
         )
 
 
@@ -212,7 +216,7 @@ def _left_out(job: Job, record: Record) -> list[Note]:
 
 def _write_shard(job: Job) -> Record:
     notes: list[Note] = []
-    originals: list[tuple[str, str, str]] = []
+    originals: list[tuple[Item, Examination]] = []
     path = job.work.shards / shard_name(job.work.split, job.number)
     with shard_writer(path, job.work.temporary) as writer:
         for position, item in enumerate(job.items):
@@ -229,8 +233,8 @@ def _write_shard(job: Job) -> Record:
             if left_out:
                 _copy(item, content, job)
             else:
-                _store(writer, item, found, content, small)
-                originals.append((item.source, found.sha256, found.pixels))
+                _store(writer, item, found, content, small, job.attributes)
+                originals.append((item, found))
         end = len(job.items)
         mark(end)
         shard = writer.finish(lambda: mark(end))
@@ -242,15 +246,16 @@ def _write_shard(job: Job) -> Record:
         samples=tuple(
             Sample(
                 key=row.key,
-                source=source,
+                source=item.source,
                 offset=row.offset,
                 length=row.length,
                 label=row.label,
                 sha256=row.sha256.hex(),
-                original=original,
-                pixels=pixels,
+                original=found.sha256,
+                pixels=found.pixels,
+                attributes=item.attributes,
             )
-            for row, (source, original, pixels) in zip(writer.rows, originals, strict=True)
+            for row, (item, found) in zip(writer.rows, originals, strict=True)
         ),
         notes=tuple(notes),
     )
@@ -287,6 +292,7 @@ def _store(
     found: Examination,
     content: bytes,
     small: tuple[bytes, tuple[int, int]] | None,
+    attributes: Mapping[str, tuple[str, ...]],
 ) -> None:
     """Write an image, or the smaller one in its place."""
     facts: dict[str, object] = {}
@@ -294,6 +300,8 @@ def _store(
     sha256: bytes | None = bytes.fromhex(found.sha256)
     if item.wnid:
         facts["wnid"] = item.wnid
+    if attributes:
+        facts["attributes"] = named_values(attributes, item.attributes)
     if found.verdict == "suspect":
         facts["suspect"] = list(found.reasons)
     if small is not None:
@@ -306,6 +314,7 @@ def _store(
         item.label,
         source=item.source,
         size=size,
+        bias=item.attributes[0] if item.attributes else NO_BIAS,
         flags=(*found.flags, *item.flags),
         sha256=sha256,
         facts=facts,

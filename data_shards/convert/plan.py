@@ -137,14 +137,20 @@ class Conversion:
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
+        if self.listing.attributes:
+            digest.update(f"{list(self.listing.attributes.items())}\n".encode())
         for shard in range(self.shards):
-            lines = [
-                "\0".join((i.source, i.key, str(i.label), i.wnid, str(i.length), ",".join(i.flags)))
-                for i in self.items(shard)
-            ]
+            lines = ["\0".join(_fields(item)) for item in self.items(shard)]
             digest.update(f"{shard} {len(lines)}\n".encode())
             digest.update("\n".join(lines).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+
+def _fields(item: Item) -> list[str]:
+    fields = [item.source, item.key, str(item.label), item.wnid, str(item.length)]
+    fields.append(",".join(item.flags))
+    # Without attributes the digest is that of versions that had none.
+    return [*fields, ",".join(map(str, item.attributes))] if item.attributes else fields
 
 
 def stored_bytes(length: int) -> int:

@@ -17,7 +17,16 @@ from data_shards.convert.journal import Head, Note, Record, Work
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import Finding, count_images
-from data_shards.format.manifest import HASH_BYTES, Excluded, Manifest, load_manifest
+from data_shards.format.attributes import attributes_dtype, describe
+from data_shards.format.manifest import (
+    ATTRIBUTES_NAME,
+    HASH_BYTES,
+    NO_BIAS,
+    Attribute,
+    Excluded,
+    Manifest,
+    load_manifest,
+)
 from data_shards.format.writer import Row, differs, index_of, npy, present, rows_of, write_records
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import full_pixels
@@ -121,12 +130,13 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
         tally.add(head.notes)
         notes = list(head.notes)
         finder = DuplicateFinder()
-        tables, shards, pixels = [], [], []
+        tables, shards, pixels, attributes = [], [], [], []
         for record in records:
             tally.add(record.notes)
             notes += record.notes
             shards.append(record.shard)
             tables.append(rows_of(record.number, _rows(record)))
+            attributes += [sample.attributes for sample in record.samples]
             for sample in record.samples:
                 finder.add(sample.original, sample.pixels)
                 pixels.append(bytes.fromhex(sample.pixels)[:HASH_BYTES].ljust(HASH_BYTES, b"\0"))
@@ -146,16 +156,24 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
         for path in work.shards.iterdir():  # left by a process that was killed while it published
             if path.name not in shard_names:
                 path.unlink()
+        index = index_of(tables)
+        files = {
+            FINDINGS_NAME: "".join(f.to_json() + "\n" for f in findings).encode(),
+            PIXELS_NAME: npy(np.frombuffer(b"".join(pixels), dtype=f"V{HASH_BYTES}")),
+        }
+        described: list[Attribute] = []
+        if head.attributes:
+            ids = np.array(attributes, dtype=attributes_dtype(list(head.attributes)))
+            files[ATTRIBUTES_NAME] = npy(ids)
+            described = describe(head.attributes, ids, index["label"], len(plan.classes))
         write_records(
             work.shards,
             plan,
             shards,
-            index_of(tables),
+            index,
             excluded=excluded,
-            files={
-                FINDINGS_NAME: "".join(f.to_json() + "\n" for f in findings).encode(),
-                PIXELS_NAME: npy(np.frombuffer(b"".join(pixels), dtype=f"V{HASH_BYTES}")),
-            },
+            files=files,
+            attributes=described,
         )
         sync_folder(work.shards)
         move_folder(work.shards, final)
@@ -165,7 +183,15 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
 
 def _rows(record: Record) -> list[Row]:
     return [
-        Row(s.key, s.offset, s.length, s.label, -1, bytes.fromhex(s.sha256)) for s in record.samples
+        Row(
+            sample.key,
+            sample.offset,
+            sample.length,
+            sample.label,
+            sample.attributes[0] if sample.attributes else NO_BIAS,
+            bytes.fromhex(sample.sha256),
+        )
+        for sample in record.samples
     ]
 
 

@@ -38,13 +38,17 @@ from data_shards.system.files import open_regular, parse_json, read_regular
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
+ATTRIBUTES_NAME = "attributes.npy"
 HASH_BYTES = 16
 NO_BIAS = -1
+INDEXED = "indexed"
+"""Option of a split whose tars another program wrote, see :mod:`data_shards.convert.index`."""
 
 # A name, never a path: a manifest cannot point outside its folder.
 _ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$")]
 _FileName = Annotated[str, StringConstraints(pattern=r"^[a-z]+\.(jsonl|npy)$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 _Count = Annotated[int, Field(ge=0)]
 _Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 
@@ -94,8 +98,24 @@ class Normalize(_Record):
     std: _Channels
 
 
+class Attribute(_Record):
+    """A property of the samples that a network may take for their class, such as the background.
+
+    ``values`` are the names of its values by id, ``counts`` the samples, class × value; samples
+    without a value (-1) are not counted.
+    """
+
+    name: _AttributeName
+    values: Annotated[tuple[str, ...], Field(min_length=1)]
+    counts: tuple[tuple[_Count, ...], ...]
+
+
 class Manifest(_Record):
     """The content of ``manifest.json``.
+
+    ``attributes`` are those of ``attributes.npy``, in the order of its columns; the column ``bias``
+    of the index is the first. A data set whose makers numbered its bias, such as Biased-MNIST, has
+    the column alone.
 
     ``files`` are the sha256 of what else belongs to the split: ``findings.jsonl`` and
     ``pixels.npy``, which :mod:`data_shards.convert.publish` describes.
@@ -113,6 +133,15 @@ class Manifest(_Record):
     index_sha256: _Sha256
     files: dict[_FileName, _Sha256] = Field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The manifests of a split without attributes keep their bytes and their digest.
+        content: dict[str, Any] = write(self)
+        if not self.attributes:
+            del content["attributes"]
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -124,7 +153,19 @@ class Manifest(_Record):
             raise ValueError("the counts of the shards do not add up to samples")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
+        self._check_attributes()
         return self
+
+    def _check_attributes(self) -> None:
+        if len({attribute.name for attribute in self.attributes}) != len(self.attributes):
+            raise ValueError("two attributes have the same name")
+        if bool(self.attributes) != (ATTRIBUTES_NAME in self.files):
+            raise ValueError(f"attributes and {ATTRIBUTES_NAME} belong together")
+        for name, values, counts in ((a.name, a.values, a.counts) for a in self.attributes):
+            if len(set(values)) != len(values):
+                raise ValueError(f"attribute {name}: two values have the same name")
+            if len(counts) != len(self.classes) or {len(row) for row in counts} - {len(values)}:
+                raise ValueError(f"attribute {name}: counts is not a table of class × value")
 
     @property
     def digest(self) -> str:
@@ -135,6 +176,11 @@ class Manifest(_Record):
     def recipe(self) -> str:
         """Sha256 of what decides the split; it is known before the first image is written."""
         return recipe(self.dataset, self.split, self.classes, self.options)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether another program wrote the tars, so only the images are known to be as here."""
+        return self.options.get(INDEXED) is True
 
     @property
     def shard_counts(self) -> list[int]:
@@ -249,7 +295,8 @@ def map_array(path: Path) -> NDArray[Any]:
 def _map(path: Path) -> tuple[NDArray[Any], mmap.mmap | None]:
     with open_regular(path) as file:
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 if np.lib.format.read_magic(file) != (1, 0):
                     raise ValueError("not of version 1.0")
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,6 +1,7 @@
 """Read the samples of shards: images by their offset, facts by a walk through the tars."""
 
 import hashlib
+import io
 import os
 import tarfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, MANIFEST_NAME, Manifest
@@ -17,6 +19,8 @@ from data_shards.litter import children
 from data_shards.system.files import open_regular, parse_json
 
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
+_HEAD = 2**17  # bytes of an image, which nearly always have its size
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,15 @@ def read_image(folder: Path, manifest: Manifest, row: np.void) -> bytes:
 def walk_facts(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Iterator[Facts]:
     """Yield the facts of each sample, in the order of the index.
 
+    Tars that another program wrote have no such facts: sizes and formats come from the headers of
+    the images, ``source`` is the key below the name of the tar, and there are no flags.
+
     DataShardsError if a shard cannot be read, a sample has no facts or malformed ones, or the
     keys are not those of the index.
     """
+    if manifest.is_indexed:
+        yield from _facts_of_images(folder, manifest, index)
+        return
     first = 0
     for shard in manifest.shards:
         keys = [key.decode(errors="replace") for key in index["key"][first : first + shard.count]]
@@ -93,6 +103,25 @@ def walk_facts(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Ite
             raise DataShardsError(f"{path}: its samples are not those of the index")
         for key in keys:
             yield found[key]
+
+
+def _facts_of_images(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Iterator[Facts]:
+    for number, shard in enumerate(manifest.shards):
+        path = folder / shard.name
+        with open_regular(path) as file:
+            for row in index[slice(*np.searchsorted(index["shard"], (number, number + 1)))]:
+                key = row["key"].decode(errors="replace")
+                begin, length = int(row["offset"]), int(row["length"])
+                for some in (min(_HEAD, length), length):
+                    content = os.pread(file.fileno(), some, begin)
+                    try:
+                        with Image.open(io.BytesIO(content), formats=tuple(_EXTENSIONS)) as image:
+                            size, extension = image.size, _EXTENSIONS[image.format or ""]
+                        break
+                    except Exception:  # Pillow raises many kinds of errors on hostile bytes
+                        if some == length:
+                            raise DataShardsError(f"{path}: {key}: no image") from None
+                yield Facts(key, f"{shard.name}/{key}", "", size, (), extension)
 
 
 def _facts_of(path: Path) -> dict[str, Facts]:

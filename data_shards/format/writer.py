@@ -22,6 +22,7 @@ from data_shards.format.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     NO_BIAS,
+    Attribute,
     Excluded,
     Manifest,
     Normalize,
@@ -41,7 +42,10 @@ _MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a split: everything that is known before its images are read."""
+    """The plan of a split: everything that is known before its images are read.
+
+    ``samples_per_shard`` is 0 for shards that were made elsewhere.
+    """
 
     dataset: str
     split: str
@@ -58,6 +62,8 @@ class Plan:
     @property
     def stored_options(self) -> dict[str, Option]:
         """The options as the manifest holds them."""
+        if not self.samples_per_shard:
+            return dict(self.options)
         return {**self.options, "samples_per_shard": self.samples_per_shard}
 
 
@@ -255,8 +261,12 @@ def write_records(
     *,
     excluded: Sequence[Excluded] = (),
     files: Mapping[str, bytes] | None = None,
+    attributes: Sequence[Attribute] = (),
 ) -> Manifest:
-    """Write the index, other ``files`` by name, and at the end the manifest of a split."""
+    """Write the index, other ``files`` by name, and at the end the manifest of a split.
+
+    ``attributes`` are described by their file :data:`ATTRIBUTES_NAME`, which is among ``files``.
+    """
     files = files or {}
     content = npy(index)
     write_synced(folder / INDEX_NAME, content)
@@ -276,6 +286,7 @@ def write_records(
         index_sha256=hashlib.sha256(content).hexdigest(),
         files={name: hashlib.sha256(text).hexdigest() for name, text in files.items()},
         excluded=tuple(excluded),
+        attributes=tuple(attributes),
     )
     write_synced(folder / MANIFEST_NAME, manifest.to_json())
     return manifest

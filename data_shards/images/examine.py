@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from data_shards.errors import DataShardsError
-from data_shards.images import jpeg, png
+from data_shards.images import jpeg, png, webp
 from data_shards.images.colours import to_rgb
 from data_shards.images.unfit import UnfitError
 from data_shards.sources.listing import Item, read_item
@@ -37,7 +37,11 @@ TAIL_FRACTION = 0.1
 _GREY = (126, 130)
 _CONSTANT_SPREAD = 2
 
-_SUFFIXES = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",)}
+_SUFFIXES = {
+    "jpg": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "png": (".png",),
+    "webp": (".webp",),
+}
 IMAGE_SUFFIXES = frozenset(
     (*_SUFFIXES["jpg"], *_SUFFIXES["png"], ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic")
 )
@@ -48,8 +52,8 @@ class Examination:
     """What is known of an image.
 
     ``reasons`` are short codes for a verdict other than ok. ``flags`` are facts that stay
-    with a sample, whatever its verdict. ``extension`` is ``"jpg"`` or ``"png"`` by content,
-    ``""`` for anything else. ``size`` is (width, height) in pixels, (0, 0) if unknown.
+    with a sample, whatever its verdict. ``extension`` is ``"jpg"``, ``"png"`` or ``"webp"`` by
+    content, ``""`` for anything else. ``size`` is (width, height) in pixels, (0, 0) if unknown.
     ``sha256`` is of the bytes. ``pixels`` is a hash that two files of one format share if
     their pixels are equal, ``""`` if there are no pixels. For a JPEG it is computed at an
     eighth of the size, so equality has to be confirmed (``full_pixels``).
@@ -75,17 +79,18 @@ class _Notes:
     flags: tuple[str, ...] = ()
 
 
-def examine(content: bytes, name: str) -> Examination:
+def examine(content: bytes, name: str, *, allow_webp: bool = False) -> Examination:
     """Examine one image file; ``name`` only tells whether its extension fits.
 
     Never raises on hostile bytes. A Huffman-coded 8-bit JPEG has to decode without any
     warning of the decoder, at least after its oddities are taken out (suspect). A PNG needs
-    right checksums and a whole stream. Other formats are refused.
+    right checksums and a whole stream. A WebP file, if it is allowed, has to be whole and to decode
+    without an error. Other formats are refused.
     """
     notes = _Notes()
     verdict: Verdict
     try:
-        _look(content, name, notes)
+        _look(content, name, notes, allow_webp=allow_webp)
         verdict, reasons = "suspect" if notes.suspect else "ok", notes.suspect
     except UnfitError as error:
         verdict, reasons = error.verdict, (error.reason,)
@@ -102,7 +107,7 @@ def examine(content: bytes, name: str) -> Examination:
     )
 
 
-def _look(content: bytes, name: str, notes: _Notes) -> None:
+def _look(content: bytes, name: str, notes: _Notes, *, allow_webp: bool) -> None:
     if not content:
         raise UnfitError("corrupt", "empty")
     if len(content) > MOST_BYTES:
@@ -111,6 +116,8 @@ def _look(content: bytes, name: str, notes: _Notes) -> None:
         notes.extension, look = "jpg", _look_at_jpeg
     elif content.startswith(png.SIGNATURE):
         notes.extension, look = "png", _look_at_png
+    elif allow_webp and webp.is_webp(content):
+        notes.extension, look = "webp", _look_at_webp
     elif _is_other_format(content):
         raise UnfitError("refused", "unsupported-format")
     else:
@@ -124,7 +131,7 @@ def _look(content: bytes, name: str, notes: _Notes) -> None:
 def _is_other_format(content: bytes) -> bool:
     return (
         content.startswith((b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"8BPS"))
-        or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
+        or webp.is_webp(content)
         or content[4:8] == b"ftyp"
     )
 
@@ -189,6 +196,25 @@ def _look_at_png(content: bytes, notes: _Notes) -> None:
     notes.pixels = _pixel_hash(image.mode, notes.size, png.rows(image))
     bottom = image.crop((0, image.height - _tail(image.height), *image.size))
     is_constant = np.ptp(image.getextrema(), axis=-1).max() == 0
+    _note_pixels(is_constant, np.asarray(to_rgb(bottom)), notes)
+
+
+def _look_at_webp(content: bytes, notes: _Notes) -> None:
+    image = webp.opened(content)
+    _bound(*image.size, notes)
+    if webp.DECODED_BYTES * image.width * image.height > LARGEST_DECODE:
+        raise UnfitError("refused", "too-large")
+    webp.load(image)
+    facts = {
+        "alpha": image.has_transparency_data,
+        "animated": getattr(image, "n_frames", 1) > 1,
+        "trailing-bytes": webp.end_of_image(content) < len(content),
+    }
+    notes.flags += tuple(fact for fact, holds in facts.items() if holds)
+    _flag_metadata(image.info, notes)
+    notes.pixels = _pixel_hash(f"webp {image.mode}", notes.size, png.rows(image))
+    bottom = image.crop((0, image.height - _tail(image.height), *image.size))
+    is_constant = np.ptp(image.getextrema(), axis=-1).max() <= _CONSTANT_SPREAD
     _note_pixels(is_constant, np.asarray(to_rgb(bottom)), notes)
 
 
@@ -263,6 +289,9 @@ def full_pixels(content: bytes) -> str:
         if content.startswith(png.SIGNATURE):
             image = png.load(content)
             return _pixel_hash(image.mode, image.size, png.rows(image))
+        if webp.is_webp(content):
+            frame = webp.load(webp.opened(content))
+            return _pixel_hash(f"webp {frame.mode}", frame.size, png.rows(frame))
         plain, _ = jpeg.without_oddities(content, jpeg.parse(content))
         pixels = jpeg.decode(plain)
         height, width, _ = pixels.shape

@@ -74,7 +74,7 @@ def sheet(title: str, strips: Sequence[Strip], columns: int) -> bytes:
 
 def _thumbnail(content: bytes, side: int) -> Image.Image:
     """Return the whole image in RGB, fitted into a square; small ones grow by a whole factor."""
-    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
+    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as opened:
         opened.draft("RGB", (2 * side, 2 * side))
         image = to_rgb(opened)
     factor = side // max(image.size)

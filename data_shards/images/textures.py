@@ -118,7 +118,7 @@ def prepare(content: bytes) -> NDArray[np.float32]:
 
     Short side to 256 (bilinear), 224 × 224 from the centre, ImageNet's mean and deviation.
     """
-    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
+    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as opened:
         image = to_rgb(opened)
     short = min(image.size)
     size = tuple(side * RESIZE // short for side in image.size)

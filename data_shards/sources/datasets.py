@@ -106,10 +106,15 @@ def dataset(name: str) -> Dataset:
     return Dataset(name, summary, class_map, (TRAIN, SELECTION, VAL), expected=expected)
 
 
-def custom(name: str, classes: Path) -> Dataset:
-    """Return another data set, made from a class-map file; its splits may have any name."""
+def check_name(name: str) -> None:
+    """Raise UsageError if another data set cannot have this name."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name}: a name may have only small letters, digits, '_' and '-'")
     if name in SUMMARIES:
         raise UsageError(f"--name {name}: is the name of another data set")
+
+
+def custom(name: str, classes: Path) -> Dataset:
+    """Return another data set, made from a class-map file; its splits may have any name."""
+    check_name(name)
     return Dataset(name, f"classes of {classes.name}", load_class_map(classes))

@@ -64,12 +64,19 @@ class Scanner:
 
     ``wanted(parts)`` says whether a folder or tar is worth entering, so that a tar of 138 GB is
     not read in vain. ``md5``: compute the md5 of each archive. ``progress``: show a bar on stderr.
+    ``endings`` are those of images.
     """
 
     def __init__(
-        self, wanted: Callable[[tuple[str, ...]], bool], *, md5: bool, progress: bool
+        self,
+        wanted: Callable[[tuple[str, ...]], bool],
+        *,
+        md5: bool,
+        progress: bool,
+        endings: Collection[str] = IMAGE_ENDINGS,
     ) -> None:
         self._wanted = wanted
+        self._endings = endings
         self._md5 = md5
         self._progress = progress
         self.findings: list[Finding] = []
@@ -121,7 +128,7 @@ class Scanner:
                             self._refuse(inside, "too-deep", images=0)
                         elif self._wanted(inside):
                             waiting.append((entry.path, inside))
-                    elif is_image(name):
+                    elif is_image(name, self._endings):
                         self._add_image(folder, entry, root)
                     elif not entry.is_file(follow_symlinks=False):
                         kind, images = _kind(entry, root)
@@ -197,7 +204,7 @@ class Scanner:
             if folder is None:
                 below = tuple(where.split("/")) if where else ()
                 folder = folders[where] = Folder((*parts, *below), archive=name)
-            if is_image(file):
+            if is_image(file, self._endings):
                 folder.images.append(File(file, path, offset, length))
             else:
                 self._other(folder, file)

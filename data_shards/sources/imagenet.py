@@ -7,7 +7,6 @@ folder's name, never by its position, so a missing class shifts no label.
 """
 
 import gc
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from data_shards.format.manifest import Option
 from data_shards.sources.datasets import PUBLISHED_MD5, SELECTION, TRAIN, Dataset
 from data_shards.sources.found import Found, Row
 from data_shards.sources.images import find_images
-from data_shards.sources.listing import Item, Listing
+from data_shards.sources.listing import Item, Listing, listing_digest
 from data_shards.sources.naming import safe_key, selection_keys, unique_keys
 
 SELECTION_FRACTION = 0.02
@@ -223,7 +222,7 @@ def _listing(
         if published and digest and digest != published:
             findings.append(Finding(name, "suspect", ("md5-mismatch",)))
             told.append(f"{name}: its md5 is {digest}, but the published one is {published}")
-    all_facts["listing_sha256"] = _digest(items)
+    all_facts["listing_sha256"] = listing_digest(items)
     return Listing(
         dataset=dataset.name,
         split=split,
@@ -248,14 +247,6 @@ def _items(dataset: Dataset, rows: Sequence[Row], styled: Sequence[Row]) -> tupl
         Item(source, key, labels[wnid], wnid, path, offset, length, flags)
         for key, (_, source, wnid, path, offset, length, flags) in zip(keys, table, strict=True)
     )
-
-
-def _digest(items: Sequence[Item]) -> str:
-    """Return the sha256 of keys, labels and lengths in order, which identifies a source."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item.key}\0{item.label}\0{item.length}\n".encode())
-    return digest.hexdigest()
 
 
 def _count_warning(dataset: Dataset, split: str, count: int) -> list[str]:

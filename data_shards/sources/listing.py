@@ -1,7 +1,8 @@
 """The list of images to convert, before any of them is read."""
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Item:
     its name in the shards: unique in the split, at most 90 bytes, without a dot. ``wnid`` is
     the id of the source's class, ``""`` if it has none; ``label`` the number of the class in
     the data set. ``flags`` are facts known from the source, such as ``stylised``.
+    ``attributes`` are the ids of its values of the listing's attributes, -1 for none.
     """
 
     source: str
@@ -32,6 +34,7 @@ class Item:
     offset: int
     length: int
     flags: tuple[str, ...] = ()
+    attributes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Listing:
 
     ``facts`` go into the manifest. They describe the source, for example with an archive's
     md5, but have no path of this machine. ``findings`` are the files that were not taken;
-    ``warnings`` are lines for the user, for example about a class without images.
+    ``warnings`` are lines for the user, for example about a class without images. ``attributes``
+    are the names of the values of each attribute by id; the first attribute is the bias.
     """
 
     dataset: str
@@ -51,6 +55,15 @@ class Listing:
     facts: Mapping[str, Option] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     warnings: tuple[str, ...] = ()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def listing_digest(items: Sequence[Item]) -> str:
+    """Return the sha256 of keys, labels and lengths in order, which identifies a source."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.key}\0{item.label}\0{item.length}\n".encode())
+    return digest.hexdigest()
 
 
 def read_item(item: Item) -> bytes:

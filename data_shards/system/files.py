@@ -53,6 +53,14 @@ def write_synced(path: Path, content: bytes) -> None:
         temporary.replace(path)
 
 
+def sha256_of(file: BinaryIO) -> str:
+    """Return the SHA-256 of the rest of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def regular_descriptor(path: Path) -> int:
     """Open a regular file for reading; never block.
 

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.system.files import write_synced
-from launch.commands.common import FIELD_NAME, add_set, given_flags, split_settings
+from launch.commands.common import given_flags
+from launch.commands.several_nodes import add_run, ranks_per_node, resolve_run
 from launch.record.command_line import CommandLine, write_command_line
 from launch.record.runs import refuse_if_active
 from launch.slurm.sbatch import check_words, env_file, render, safe_path, submit
-from rebias_dist.commands.train import parse_train
 from rebias_dist.config.files import differences, to_yaml
-from rebias_dist.config.plan import check_world
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import EXIT_FINISHED, ConfigError
 from rebias_dist.runs.run_folder import RunFolder, fresh_name, refuse_changes
@@ -37,30 +36,7 @@ _SHORTEST = 60  # seconds that a job must have before its warning
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``slurm``."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
-    parser.add_argument("--name", help="name of the run [its method and the time]")
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
-    add_set(parser, "a field of the configuration, such as optimizer.lr=0.01; may be repeated")
-    parser.add_argument(
-        "--resume-override",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="let a resumed run differ in this key, such as optimizer.lr; may be repeated",
-    )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes [1]")
-    ranks = parser.add_mutually_exclusive_group()
-    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="one rank for each GPU [1]")
-    ranks.add_argument("--cpu", action="store_true", help="train on CPUs, without GPUs")
-    parser.add_argument(
-        "--ranks-per-node", type=int, default=1, metavar="N", help="with --cpu: ranks [1]"
-    )
-    parser.add_argument(
-        "--cpus-per-rank",
-        type=int,
-        metavar="N",
-        help="cores of a rank, to compute and load",
-    )
+    add_run(parser)
     parser.add_argument(
         "--by",
         choices=("torchrun", "srun"),
@@ -114,39 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _resolve(arguments: argparse.Namespace) -> Config:
     """Return the configuration of the job, with a name and an absolute folder."""
-    for name in ("nodes", "gpus_per_node", "ranks_per_node", "cpus_per_rank", "warning"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: {number} is too few; use 1 or more")
-    if arguments.ranks_per_node > 1 and not arguments.cpu:
-        raise ConfigError("--ranks-per-node: ranks follow from --gpus-per-node; use it with --cpu")
-    words = [f"--config={arguments.config}"]
-    words += [] if arguments.name is None else [f"--name={arguments.name}"]
-    words += [] if arguments.runs_dir is None else [f"--runs-dir={arguments.runs_dir}"]
-    settings = split_settings(arguments.set)
-    if named := settings.keys() & {"name", "runs_dir", "config"}:
-        raise ConfigError(f"--set: {named.pop()} has its own flag; use that")
-    words += [f"--{key}={value}" for key, value in settings.items()]
-    # The keys reach a shell script, and the configuration may hold keys with any character.
-    for key in arguments.resume_override:
-        if not FIELD_NAME.fullmatch(key):
-            raise ConfigError(f"--resume-override: {key!r} is not a field's dotted name")
-    words += [f"--resume-override={key}" for key in arguments.resume_override]
-    config = parse_train(words, program="rebias-launch slurm").config
-    check_world(config, arguments.nodes * _ranks_per_node(arguments))
+    if arguments.warning < 1:
+        raise ConfigError(f"--warning: {arguments.warning} is too few; use 1 or more")
+    config = resolve_run(arguments, "slurm")
     runs_dir = safe_path(Path(config.runs_dir), "runs_dir")
-    device = "cpu" if arguments.cpu else config.device
-    return config.model_copy(
-        update={
-            "name": config.name or fresh_name(config),
-            "runs_dir": str(runs_dir),
-            "device": device,
-        }
-    )
-
-
-def _ranks_per_node(arguments: argparse.Namespace) -> int:
-    return int(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node or 1)
+    name = config.name or fresh_name(config)
+    return config.model_copy(update={"name": name, "runs_dir": str(runs_dir)})
 
 
 def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
@@ -159,7 +108,7 @@ def _check_run(config: Config, folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _script(arguments: argparse.Namespace, config: Config, folder: Path) -> str:
-    per_node = _ranks_per_node(arguments)
+    per_node = ranks_per_node(arguments)
     given = {name: getattr(arguments, name) for name in _TEXTS}
     options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():

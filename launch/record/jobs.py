@@ -1,4 +1,4 @@
-"""Commands of SLURM, where there is a SLURM: the states of jobs, and their end."""
+"""Commands of a scheduler: SLURM's and kubectl; the states of SLURM's jobs, and their end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from rebias_dist.errors import ConfigError, RebiasError
 
 
-def ask_slurm(*command: str, timeout: float = 20.0) -> str:
-    """Run a command of SLURM and return what it prints.
+def ask_scheduler(*command: str, timeout: float = 20.0, given: str | None = None) -> str:
+    """Run a command of a scheduler and return what it prints.
 
     Args:
         command: the program and its arguments.
         timeout: seconds to wait for the answer.
+        given: its standard input; None for that of this process.
 
     Raises:
-        ConfigError: there is no SLURM here, or it refuses the command.
+        ConfigError: the command is not there, or the scheduler refuses it.
         RebiasError: it does not answer.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise RebiasError(f"{command[0]}: no answer within {timeout:g} s") from None
     except OSError:
@@ -40,7 +41,7 @@ def job_states(jobs: Sequence[str]) -> dict[str, str] | None:
         return None
     try:
         # Ask for all jobs of the user: --jobs with a job that SLURM has forgotten is an error.
-        lines = ask_slurm("squeue", "--me", "--noheader", "--format=%A %T").splitlines()
+        lines = ask_scheduler("squeue", "--me", "--noheader", "--format=%A %T").splitlines()
     except RebiasError:
         return None
     found = dict(line.split()[:2] for line in lines if len(line.split()) >= 2)
@@ -50,6 +51,6 @@ def job_states(jobs: Sequence[str]) -> dict[str, str] | None:
 def cancel(job: str) -> None:
     """Ask SLURM to end a job; its ranks get SIGTERM, and are killed after SLURM's KillWait."""
     try:
-        ask_slurm("scancel", job)
+        ask_scheduler("scancel", job)
     except RebiasError as error:
         raise RebiasError(f"job {job}: {error}") from None

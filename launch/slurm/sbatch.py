@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.record.jobs import ask_slurm
+from launch.record.jobs import ask_scheduler
 from rebias_dist.errors import ConfigError, RebiasError
 
 # Signs without a meaning to bash, in a directive line, or to SLURM in a file name (% has one).
@@ -60,7 +60,7 @@ def submit(words: Sequence[str]) -> str:
         ConfigError: there is no SLURM here, or it refuses the job.
         RebiasError: it does not answer, or not with a number.
     """
-    said = ask_slurm("sbatch", "--parsable", *words, timeout=120.0)
+    said = ask_scheduler("sbatch", "--parsable", *words, timeout=120.0)
     job = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
     if not job.isdigit():
         raise RebiasError(f"sbatch answered {said!r} instead of a job's number")

@@ -14,9 +14,11 @@ from rebias_dist.assemble import Outline
 from rebias_dist.config import plan
 from rebias_dist.config.schema import Config
 from rebias_dist.data import open_split, plan_biased_mnist
+from rebias_dist.data.bias import Values, find_rule
 from rebias_dist.errors import ConfigError
+from rebias_dist.evaluation.splits import check_select
 from rebias_dist.ranks.process_group import resolve_placement
-from rebias_dist.runs.networks import build_networks
+from rebias_dist.runs.networks import build_networks, check_features
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.step.precision import Precision
 
@@ -42,8 +44,11 @@ def print_plan(config: Config) -> None:
     method = methods.build(config.method)
     known = training_set(data.labels, data.bias, len(data.classes), data.shape, device)
     prepare_method(config, method, known, networks)
+    check_features(config, method, networks, data.shape)
     facts = assemble.facts(config, data, networks, method, device)
     print("\n".join(plan.describe(config, layout, facts)))
+    if data.rule.doubt:
+        print(f"warning: {data.rule.doubt}")
 
 
 def _outline(config: Config) -> Outline:
@@ -53,6 +58,7 @@ def _outline(config: Config) -> Outline:
         if not folder.is_dir():
             return _not_made(config, folder, parts)
     data = assemble.open_data(config, assemble.data_root(config))
+    check_select(config, data)
     return assemble.outline(data, assemble.sample_shape(config, data))
 
 
@@ -61,6 +67,11 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
     for split in (config.data.train_split, *config.data.test_splits):
         if split not in parts:
             raise ConfigError(f"data: there is no split {split!r}; there are {', '.join(parts)}")
+    if config.data.bias is not None:
+        raise ConfigError(
+            f"data.bias: {config.data.bias!r}: the shards of biased_mnist have no attributes; "
+            "unset it"
+        )
     train = parts[config.data.train_split]
     tests = {split: len(parts[split].ids) for split in config.data.test_splits}
     for name, other in config.data.other_tests.items():
@@ -79,4 +90,6 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
         (3, side, side),
         train.labels,
         train.colours,
+        train.plan.normalize,
+        find_rule(config.data.aligned, Values(), train.plan.classes, train.labels, train.colours),
     )

@@ -177,7 +177,8 @@ def write_network(loaded: LoadedRun, folder: Path) -> None:
     f = loaded.f
     example = torch.zeros(2, *(loaded.shape or ()), dtype=torch.uint8)
     try:
-        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             program = torch.export.export(
                 deployed(f, loaded.constants),
                 (example,),
@@ -220,7 +221,8 @@ def check(loaded: LoadedRun, folder: Path) -> float:
     normalise = Normalise(loaded.constants, precision.device, precision.parameters)
     fresh = build_networks(loaded.config, len(loaded.classes), precision)["f"].eval()
     load_model(fresh, str(folder / "model.safetensors"))
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         program = torch.export.load(folder / "model.pt2").module()
     random = torch.Generator().manual_seed(0)
     worst = 0.0

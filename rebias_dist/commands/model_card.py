@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rebias_dist.evaluation.text import CHOICES
+from rebias_dist.evaluation.text import choice_text
 from rebias_dist.reporting.runs import plain
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str
         f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
         f"An image classifier of {len(classes)} classes ({names}). Method: "
         f"{config.facts.about or plain(config.method.name)}.\n\n"
-        f"Weights: step {loaded.step}, {CHOICES[choice]}."
+        f"Weights: step {loaded.step}, {choice_text(choice, config.evaluate.select)}."
     )
 
 
@@ -95,8 +95,9 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
     if found["step"] != loaded.step:
         return f"None: the run's results are those of step {found['step']}, not of these weights."
     rows = [
-        "| test split | images | network | accuracy | 95 % interval | unbiased | conflicting |",
-        "|---|---|---|---|---|---|---|",
+        "| test split | images | network | accuracy | 95 % interval | unbiased | conflicting | "
+        "worst group |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for split, figures in found["splits"].items():
         for network, of_network in figures["networks"].items():
@@ -109,12 +110,14 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
                 " – ".join(map(_percent, interval)),
                 _percent(of_network["unbiased"]),
                 _percent(of_network["conflicting"]),
+                _worst(of_network),
             ]
             rows.append("| " + " | ".join(cells) + " |")
     notes = [
         "Percent, of one run with one seed; the interval is a bootstrap over the images. "
-        "Unbiased: mean over cells of class and texture cluster. Conflicting: images with the bias "
-        "of another class. Only f is in these files."
+        "Unbiased: mean over cells of class and texture cluster. Conflicting: images with another "
+        "bias than that which goes with their class. Worst group: of class and bias. Only f is in "
+        "these files."
     ]
     if choice == "oracle":
         notes.append(
@@ -122,6 +125,13 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
             "an oracle and do not estimate the accuracy on new images.**"
         )
     return "\n".join(rows) + "\n\n" + "\n\n".join(notes)
+
+
+def _worst(of_network: Mapping[str, Any]) -> str:
+    group = of_network["worst_group"]
+    if group is None or "class" not in group:  # of an earlier version
+        return _percent(group and group["accuracy"])
+    return f"{_percent(group['accuracy'])} ({plain(group['class'])}, {plain(group['value'])})"
 
 
 def _percent(value: float | None) -> str:

@@ -88,7 +88,18 @@ def run_cli(program: str, command: Callable[[], int | None]) -> NoReturn:
         program: name in the error.
         command: returns the exit code, or None for 0.
     """
+    _import_from_working_folder()
     raise SystemExit(run_command(program, lambda: _code(program, command)))
+
+
+def _import_from_working_folder() -> None:
+    """Let networks and methods of the user's own be imported from here, as ``python -m`` does.
+
+    The path of a console script begins with the folder of the script instead.
+    """
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 def _code(program: str, command: Callable[[], int | None]) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, run_cli
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError
-from rebias_dist.reporting.runs import find_runs, read_run
+from rebias_dist.reporting.runs import Run, find_runs, read_run
 
 if TYPE_CHECKING:
     from rebias_dist.reporting.comparison import Comparison
@@ -24,6 +24,8 @@ _EPILOG = """examples:
   rebias-report runs/demo-* --out report --name demo      report/demo.html, .md, .csv, pictures
   rebias-report runs                                      all runs in a folder
   rebias-report runs --text                               the table on the terminal, no files
+  rebias-report runs --archive docs/results/mine          keep what a report needs, no weights;
+                                                          rebias-report docs/results/mine reads it
 """
 
 
@@ -37,6 +39,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", default="report", help="folder to write [report]")
     parser.add_argument("--name", default="results", help="beginning of file names [results]")
     parser.add_argument("--text", action="store_true", help="print the table, write nothing")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="show published figures beside runs that are not the published experiment too",
+    )
+    parser.add_argument(
+        "--archive", metavar="DIR", help="copy what reports need of each run, some kB; no report"
+    )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
     arguments: argparse.Namespace = parser.parse_args(argv)
     if Path(arguments.name).name != arguments.name:
@@ -53,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
     from rebias_dist.reporting.comparison import compare
     from rebias_dist.reporting.text import text_of
 
-    comparisons, notes = compare([read_run(folder) for folder in find_runs(arguments.runs)])
+    found = [read_run(folder) for folder in find_runs(arguments.runs)]
+    if arguments.archive is not None:
+        return _archive(found, Path(arguments.archive))
+    comparisons, notes = compare(found)
     for runs in comparisons:
         print(f"{text_of(runs)}\n")
     for note in notes:
@@ -62,25 +75,49 @@ def main(argv: Sequence[str]) -> int:
     if not with_results:
         return EXIT_FAILED
     if not arguments.text:
-        _write(Path(arguments.out), arguments.name, with_results, notes)
+        _write(Path(arguments.out), arguments.name, with_results, notes, arguments.published)
     return EXIT_FINISHED
 
 
-def _write(out: Path, name: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> None:
+def _archive(runs: Sequence[Run], out: Path) -> int:
+    from rebias_dist.reporting.archive import archive
+
+    for run in runs:
+        if run.problem:
+            print(f"left out: {run.name}: {run.problem}")
+    folders = archive([run for run in runs if run.results], out)
+    for folder in folders:
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"wrote {folder} ({size / 1000:.0f} kB)")
+    return EXIT_FINISHED if folders else EXIT_FAILED
+
+
+def _write(
+    out: Path,
+    name: str,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+    with_published: bool,
+) -> None:
     # matplotlib takes a second, which --text does not wait for.
     from rebias_dist.reporting import csv_files
     from rebias_dist.reporting.page import dataset_part, render
 
-    endings = (".html", ".md", ".csv", "-settings.csv")
-    page, tables, of_runs, of_settings = paths = [out / f"{name}{ending}" for ending in endings]
+    endings = [".html", ".md", ".csv", "-settings.csv"]
+    endings += ["-groups.csv"] * any(runs.grouped for runs in comparisons)
+    page, tables, of_runs, of_settings, *of_groups = paths = [
+        out / f"{name}{ending}" for ending in endings
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
         csv_files.write_runs(of_runs, comparisons)
         csv_files.write_settings(of_settings, comparisons)
+        for path in of_groups:
+            csv_files.write_groups(path, comparisons)
         parts, single = [], 0
         for index, runs in enumerate(comparisons):
             several = f"-{_file_name(runs.dataset, index)}" * (len(comparisons) > 1)
-            parts.append(dataset_part(runs, name + several))
+            parts.append(dataset_part(runs, name + several, with_published=with_published))
             for picture in parts[-1].pictures:
                 paths += picture.write(out)
             for setting in parts[-1].settings:

@@ -6,6 +6,7 @@ errors answer at once.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, leave_at_once, run_cli, set_thread_defaults
+from rebias_dist.config.data import with_home
 from rebias_dist.config.files import DEFAULT_CONFIG, config_comment, list_configs, to_yaml
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
@@ -31,7 +33,9 @@ class Request:
     """Keys in which a resumed run may differ from what it was."""
     dry_run: bool = False
     default: bool = False
-    """No ``--config`` was given."""
+    """The default configuration, because no ``--config`` was given."""
+    notes: tuple[str, ...] = ()
+    """What was read from the shards in ``data.root``, because no ``--config`` was given."""
 
 
 _EPILOG = """examples:
@@ -44,6 +48,12 @@ _EPILOG = """examples:
 def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
     """Parse the command line of ``rebias-train``; prints and exits for ``--help`` and its like."""
     values, where, default = read_file_of(argv)
+    read = _read_from_shards(argv) if default else None
+    if read is not None:
+        # An option of a method of the user's is a flag only if its name is among the values.
+        name = str(values["method"]["name"])
+        own = {"method": {"name": name}} if ":" in name else {}
+        values, where, default = {**read[0], **own}, read[2], False
     parser = OneLineParser(
         prog=program,
         usage=f"{program} [--config NAME_OR_FILE] [--FIELD VALUE ...]",
@@ -83,12 +93,27 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         raise ConfigError("--resume must: give the --name of the run")
     overrides = tuple(arguments.resume_override)
     _check_overrides(config, overrides)
-    return Request(config, arguments.resume, overrides, arguments.dry_run, default)
+    notes = tuple(read[1]) if read else ()
+    return Request(config, arguments.resume, overrides, arguments.dry_run, default, notes)
+
+
+def _read_from_shards(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], str] | None:
+    """Return values, notes and the folder where ``--data.root`` is given without ``--config``."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data.root", nargs="?", dest="root")
+    root = first.parse_known_args(argv)[0].root
+    if root in (None, "null"):
+        return None
+    from rebias_dist.commands.from_shards import read_from  # reads images
+
+    found = read_from(str(with_home(root)))
+    return None if found is None else (*found, root)
 
 
 def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
     splits = ["train", "selection", *config.data.test_splits]
-    known = [*_leaves(config.identity()), *(f"manifest.{split}" for split in splits)]
+    known = [*_leaves(config.identity()), "data.aligned"]
+    known += [f"manifest.{split}" for split in splits]
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -119,6 +144,8 @@ def cli(
     def command() -> None:
         request = parse_train(sys.argv[1:] if argv is None else argv)
         set_thread_defaults()
+        if request.notes and is_rank_zero():
+            print("\n".join(request.notes), flush=True)
         if request.dry_run:
             from rebias_dist.commands.dry_run import print_plan
 

@@ -98,6 +98,14 @@ class DataConfig(BaseModel):
     """Folder of the training shards below root."""
     test_splits: Annotated[list[str], Field(min_length=1)] = ["biased", "unbiased", "rho0"]
     """Folders of the test shards below root."""
+    bias: str | None = None
+    """The attribute of the shards that is the bias: the groups of the figures are made of a class
+    and one of its values, and methods with bias labels see it. Unset: the first attribute, or the
+    numbers of a data set without attributes such as biased_mnist."""
+    aligned: str | None = None
+    """CSV file with the columns class and value: the value of the bias that goes with each class,
+    both by name. Samples with this value are aligned, all others conflicting. Unset: the value that
+    most training images of the class have."""
     other_tests: dict[str, str] = {}
     """Further test shards of the same classes, of any data set: a name and a folder each, as in
     '{imagenet-a: data/imagenet9-a/test}'. For shards of some of the classes, as ImageNet-A of a
@@ -132,7 +140,7 @@ class DataConfig(BaseModel):
     """A damaged training sample: stop on all ranks, or skip it: another takes its place, the same
     one on any layout, and it is logged. A missing shard, or damage in evaluation, always stops."""
 
-    _home = field_validator("root", "source")(with_home)
+    _home = field_validator("root", "source", "aligned")(with_home)
 
     @field_validator("other_tests")
     @classmethod

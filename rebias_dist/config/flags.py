@@ -170,7 +170,7 @@ def _metavar(field: FieldInfo) -> str:
         others = float in _plain_types(field.annotation)
         return "{" + ",".join(choices + ["NUMBER"] * others) + "}"
     plain = _plain_types(field.annotation)
-    for kind, text in ((bool, "BOOL"), (int, "INT"), (float, "NUMBER"), (str, "TEXT")):
+    for kind, text in ((str, "TEXT"), (bool, "BOOL"), (int, "INT"), (float, "NUMBER")):
         if kind in plain:
             return text
     return "YAML"

@@ -49,8 +49,8 @@ class NetworkConfig(Section):
     """One network: f, or one of the g."""
 
     name: str = "simple_convnet"
-    """simple_convnet, bagnet18, resnet18/34/50…, any torchvision network by its name, or a
-    network of yours as 'package.module:factory'."""
+    """simple_convnet, bagnet18, resnet18/34/50…, any torchvision network by its name, any of timm's
+    as 'timm:NAME', or a network of yours as 'package.module:factory'."""
     kernel_size: Count | None = None
     """simple_convnet only: kernel size of its four convolutions; 7 sees shapes, 1 sees colours."""
     width: Positive | None = None
@@ -61,19 +61,57 @@ class NetworkConfig(Section):
     """simple_convnet only: dropout before the last layer."""
     feature: str | None = None
     """Which features HSIC sees: simple_convnet 'post' pooling (default), 'pre' pooling or
-    'logits'; elsewhere the name of a layer. Unset: the features before the last layer."""
+    'logits'; elsewhere the name of a layer. Unset: the features before the last layer. A map
+    [n, c, h, w] is averaged over its positions; of tokens [n, t, d] the class token is taken if the
+    network has one, else their mean. At most 4,096 wide."""
     options: dict[str, Any] = {}
     """Further keyword arguments of the network's factory."""
     checkpoint: str | None = None
     """A run whose last checkpoint has the initial weights, as in 'runs/biased': those of its
     network of the same name if it has one, else those of its only network."""
+    pretrained: bool | str = False
+    """Initial weights. true: those that torchvision or timm publishes for the network, from its
+    cache or downloaded. Or a file with a state dict (safetensors, or torch.save without pickled
+    code). Or a run as 'runs/a:best' or 'runs/a:last'. A last layer of another number of classes
+    stays new. All images are then normalised as for these weights, if that is known (of a file it
+    is not), in place of the data's mean and deviation. A resumed run does not load them again."""
+    freeze: Literal["none", "backbone"] = "none"
+    """backbone: only the last layer is trained; BatchNorm below it stays in evaluation mode."""
+    head_lr: Positive | None = None
+    """Learning rate of the last layer, scheduled as optimizer.lr. Unset: the same."""
+    head_weight_decay: NonNegative | None = None
+    """Weight decay of the last layer. Unset: optimizer.weight_decay."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """f only: decay of an exponential moving average of the weights, as 0.999. It is evaluated
+    beside f as f_ema."""
 
     _home = field_validator("checkpoint")(with_home)
 
+    @field_validator("pretrained")
+    @classmethod
+    def _home_of_weights(cls, pretrained: bool | str) -> bool | str:
+        return with_home(pretrained) or False if isinstance(pretrained, str) else pretrained
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> NetworkConfig:
+        if self.checkpoint is not None and self.pretrained:
+            raise ValueError("checkpoint: pretrained is set too; remove one of them")
+        return self
+
+    @property
+    def begins_elsewhere(self) -> bool:
+        """Return whether the initial weights are read rather than drawn."""
+        return self.checkpoint is not None or bool(self.pretrained)
+
+    @property
+    def sets_head(self) -> bool:
+        """Return whether the last layer has settings of its own."""
+        return self.head_lr is not None or self.head_weight_decay is not None
+
     def build_options(self) -> dict[str, Any]:
         """Return the options that were set, as ``models.build`` takes them."""
-        named = self.model_dump(exclude={"name", "options", "checkpoint"}, exclude_none=True)
-        return {**named, **self.options}
+        ours = {"kernel_size", "width", "norm", "dropout", "feature"}
+        return {**self.model_dump(include=ours, exclude_none=True), **self.options}
 
 
 class OptimizerConfig(Section):
@@ -142,6 +180,10 @@ class EvaluateConfig(Section):
     """Samples of a forward pass."""
     monitor: str = "unbiased"
     """The test split that chooses the oracle 'best' where data.selection is none."""
+    select: Literal["accuracy", "worst_group", "conflicting", "unbiased"] = "accuracy"
+    """The figure of the selection data that chooses the best checkpoint: the accuracy over all
+    images, in the worst group of class and bias, on the images that conflict with the bias, or the
+    mean over cells of class and texture cluster."""
     final: Literal["test", "none"] = "test"
     """At the end of the run evaluate the last and the best checkpoint on the test splits, or not,
     as for a first try. The same command without 'none', or rebias-evaluate, does it later."""
@@ -152,8 +194,9 @@ class EvaluateConfig(Section):
 class LogConfig(Section):
     """What is written while the run goes on."""
 
-    every_steps: Count = 1
-    """Steps between two entries of metrics.jsonl and the trackers."""
+    every_steps: Count | None = None
+    """Steps between two entries of metrics.jsonl and the trackers. Unset: 1 on the CPU, 10 on
+    CUDA."""
     to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
     """Trackers that get the records besides metrics.jsonl: tensorboard, wandb (Weights & Biases),
     mlflow; '[]': none."""
@@ -288,12 +331,15 @@ class Config(Section):
                 "data.on_damaged: skip is not offered with jtt, which predicts every training "
                 "sample; use stop"
             )
-        unready = [f"g.{i}" for i, g in enumerate(self.g) if g.checkpoint is None]
+        unready = [f"g.{i}" for i, g in enumerate(self.g) if not g.begins_elsewhere]
         if self.facts.fixed_g and method.g_pretrain_epochs == 0 and unready:
             raise ValueError(
                 f"method.g_pretrain_epochs: {method.name} keeps g fixed after pretraining, so 0 "
                 f"would leave {unready[0]} at chance; use 1 or more, or set {unready[0]}.checkpoint"
             )
+        averaged = [f"g.{i}" for i, g in enumerate(self.g) if g.ema is not None]
+        if averaged:
+            raise ValueError(f"{averaged[0]}.ema: only f can have an average; remove it")
         couples = self.facts.hsic and (method.lambda_f > 0 or method.lambda_g > 0)
         if couples and n < 4 and method.hsic == "unbiased":
             raise ValueError(
@@ -337,7 +383,7 @@ class Config(Section):
         where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint", "faults"}
         identity = self.model_dump(exclude=where_and_when)
         # The data themselves are compared, by their digest: they may have been moved.
-        for key in ("root", "source", "other_tests", "workers", "decoder"):
+        for key in ("root", "source", "aligned", "other_tests", "workers", "decoder"):
             del identity["data"][key]
         del identity["evaluate"]["final"]
         if self.data.on_damaged == "stop":  # then it decides only whether the run goes on

@@ -1,4 +1,4 @@
-"""JPEG and PNG files to RGB pixels, by one of three decoders that give the same pixels.
+"""JPEG, PNG and WebP files to RGB pixels, by one of three decoders that give the same pixels.
 
 The decoders differ in speed and in strictness: simplejpeg stops at every warning of
 libjpeg-turbo, torchvision at some, Pillow at hardly any. All three use libjpeg-turbo with the
@@ -63,9 +63,9 @@ def decode(content: bytes, decoder: DecoderName) -> Tensor:
     """Return an image file as RGB, uint8 [3, H, W]; the EXIF rotation is ignored.
 
     The result is a view of interleaved pixels, as decoders write them, because resizing reads
-    these faster than planes. CMYK JPEGs and all PNGs are decoded by Pillow, whatever the decoder,
-    so that there is only one conversion: alpha is dropped, and 16-bit values keep their upper
-    8 bits. DecodeError if the decoder fails or warns.
+    these faster than planes. CMYK JPEGs, PNGs and WebP files are decoded by Pillow, whatever the
+    decoder, so that there is only one conversion: alpha is dropped, 16-bit values keep their upper
+    8 bits, and of an animation the first frame is taken. DecodeError if the decoder fails or warns.
     """
     try:
         pixels = None
@@ -94,7 +94,8 @@ def _by_simplejpeg(content: bytes) -> Tensor | None:
 
 def _by_torchvision(content: bytes) -> Tensor | None:
     # Pillow warns of broken metadata, torch of a read-only buffer, which nothing here writes to.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:  # the header alone
             _check_size(*image.size)
         found: Tensor = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
@@ -110,12 +111,11 @@ _JPEG: dict[DecoderName, Callable[[bytes], Tensor | None]] = {
 
 
 def _by_pillow(content: bytes) -> NDArray[np.uint8]:
-    with (
-        warnings.catch_warnings(action="ignore"),
-        Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image,
-    ):
-        _check_size(*image.size)
-        return np.array(to_rgb(image))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+            _check_size(*image.size)
+            return np.array(to_rgb(image))
 
 
 def _check_size(width: int, height: int) -> None:

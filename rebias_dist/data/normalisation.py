@@ -18,6 +18,13 @@ class Normalise:
 
         ``dtype`` is that of the result.
         """
+        self._device, self._dtype = device, dtype
+        self.use(constants)
+
+    def use(self, constants: Normalize) -> None:
+        """Normalise by other constants from now on."""
+        self.constants = constants
+        device, dtype = self._device, self._dtype
         mean, std = torch.tensor([constants.mean, constants.std], dtype=torch.float64)
         self._mean = _per_channel(255 * mean, device, dtype)
         self._scale = _per_channel(1 / (255 * std), device, dtype)

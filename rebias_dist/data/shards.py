@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.errors import DataShardsError
-from data_shards.format.manifest import HASH_BYTES, INDEX_NAME, Manifest, load_split
+from data_shards.format.manifest import (
+    ATTRIBUTES_NAME,
+    HASH_BYTES,
+    INDEX_NAME,
+    NO_BIAS,
+    Manifest,
+    load_split,
+)
 from data_shards.sources.datasets import SUMMARIES
-from data_shards.system.files import open_regular, regular_descriptor
+from data_shards.system.files import open_regular, regular_descriptor, sha256_of
+from rebias_dist.data.bias import Values, bias_labels, numbered
 from rebias_dist.data.decode import (
     DecodeError,
     DecoderName,
@@ -27,6 +36,7 @@ from rebias_dist.errors import ConfigError, DataError
 # An epoch reads from a window of a few shards, so this many open files suffice. ImageNet's 1,300
 # shards would exceed the usual limit of 1,024.
 _OPEN_FILES = 64
+_MOST_VALUES = 100_000  # of a bias; tables of class and bias have a column for each
 
 
 class DamagedSample(DataError):  # noqa: N818 - not always an error: the loader may replace it
@@ -36,25 +46,35 @@ class DamagedSample(DataError):  # noqa: N818 - not always an error: the loader 
 class ShardDataset:
     """A split of shards: ``manifest``, ``labels`` and ``bias`` (int32 [n]), bytes and images.
 
+    ``bias`` has the ids of the values of one attribute (-1: none), named by ``values``.
+
     ``decoded`` counts the images decoded in this process. DataError if the manifest or the
     index is missing, malformed, or has a label outside the classes.
     """
 
-    def __init__(self, folder: str | Path, decoder: DecoderName | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        decoder: DecoderName | None = None,
+        bias: str | Values | None = None,
+    ) -> None:
         """Open the split in ``folder``; the shards themselves are opened when read.
 
         ``decoder`` of :mod:`rebias_dist.data.decode`; None is the fastest that is installed.
+        ``bias`` is the attribute that is the bias, see :func:`.bias_labels`; ConfigError if there
+        is none of this name.
         """
         self.folder = Path(folder)
         self.decoder = decoder or choose_decoder("auto")
         try:
             self.manifest: Manifest
             self.manifest, self._index = load_split(self.folder)
+            # Views of the mapped index, not copies, so that workers share ImageNet's index.
+            self.labels: NDArray[np.int32] = self._index["label"]
+            self.bias: NDArray[np.int32]
+            self.bias, self._values = bias_labels(self.folder, self.manifest, self._index, bias)
         except DataShardsError as error:
             raise DataError(str(error)) from None
-        # Views of the mapped index, not copies, so that workers share ImageNet's index.
-        self.labels: NDArray[np.int32] = self._index["label"]
-        self.bias: NDArray[np.int32] = self._index["bias"]
         self.decoded = 0
         self._files: OrderedDict[int, int] = OrderedDict()
 
@@ -62,9 +82,20 @@ class ShardDataset:
         """Return the number of samples."""
         return len(self._index)
 
-    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, DecoderName]]:
+    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, DecoderName, Values]]:
         """Pickle the path alone: open files and memory maps cannot be sent to another process."""
-        return ShardDataset, (self.folder, self.decoder)
+        return ShardDataset, (self.folder, self.decoder, self._values)
+
+    @cached_property
+    def values(self) -> Values:
+        """Return the attribute that is the bias, and the names of the values of ``bias``."""
+        largest = int(self.bias.max(initial=NO_BIAS))
+        if largest >= _MOST_VALUES:
+            raise DataError(
+                f"{self.folder / INDEX_NAME}: has the bias {largest}; the largest that a run takes "
+                f"is {_MOST_VALUES - 1}"
+            )
+        return Values(self._values.attribute, numbered(self._values, self.bias))
 
     def __del__(self) -> None:
         """Close the shards."""
@@ -128,7 +159,7 @@ class ShardDataset:
             raise DamagedSample(f"{self._place(i)}: altered since it was written (sha256 differs)")
 
     def check_files(self) -> None:
-        """Check that every shard is a file of the recorded size, and the SHA-256 of the index.
+        """Check that every shard is a file of the recorded size, and the SHA-256 of the tables.
 
         This is cheap enough for every start (on one rank). DataError names the file.
         """
@@ -144,14 +175,21 @@ class ShardDataset:
                     f"{path}: has {size} bytes, but its manifest says {shard.bytes}; "
                     f"remove {self.folder} and make it again"
                 )
-        path = self.folder / INDEX_NAME
-        try:
-            with open_regular(path) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except DataShardsError as error:
-            raise DataError(str(error)) from None
-        if digest != self.manifest.index_sha256:
-            raise DataError(f"{path}: is not the index that its manifest was written with")
+        for name, expected in (
+            (INDEX_NAME, self.manifest.index_sha256),
+            (ATTRIBUTES_NAME, self.manifest.files.get(ATTRIBUTES_NAME)),
+        ):
+            if expected is None:
+                continue
+            path = self.folder / name
+            try:
+                with open_regular(path) as file:
+                    digest = sha256_of(file)
+            except DataShardsError as error:
+                raise DataError(str(error)) from None
+            if digest != expected:
+                what = "index" if name == INDEX_NAME else "table of attributes"
+                raise DataError(f"{path}: is not the {what} that its manifest was written with")
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.pop(shard, None)
@@ -175,6 +213,7 @@ def open_split(
     dataset: str | None = None,
     classes: Sequence[str] | None = None,
     decoder: DecoderName | None = None,
+    bias: str | Values | None = None,
 ) -> ShardDataset:
     """Open ``root/split`` and check its data set and its classes, in order, where they are given.
 
@@ -187,7 +226,7 @@ def open_split(
             f"{folder}: there are no shards here; make them with '{_command(dataset, split, root)}'"
             " (all nodes of a run must share this folder)"
         )
-    opened = ShardDataset(folder, decoder)
+    opened = ShardDataset(folder, decoder, bias)
     found = opened.manifest.dataset
     if dataset is not None and found != dataset:
         raise ConfigError(f"{folder}: holds the data set {found!r}, not {dataset!r}")

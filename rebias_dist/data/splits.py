@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from rebias_dist.data.shards import ShardDataset
+from rebias_dist.config.bias import BiasRule
+from rebias_dist.config.data import DataConfig
+from rebias_dist.data.bias import Values, find_rule, values_of
+from rebias_dist.data.decode import choose_decoder
+from rebias_dist.data.shards import ShardDataset, open_split
 from rebias_dist.errors import ConfigError
 
 
@@ -15,6 +21,9 @@ class Data:
     train: ShardDataset
     selection: ShardDataset | None
     tests: dict[str, ShardDataset]
+    rule: BiasRule
+    """Which value of the bias goes with each class; the ids of all splits are those of its values.
+    """
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,3 +67,47 @@ class Data:
         for split in (self.train, self.selection, *self.tests.values()):
             if split is not None:
                 split.check_files()
+
+
+def open_splits(config: DataConfig, root: Path, rule: BiasRule | None = None) -> Data:
+    """Open all splits of a configuration; they must agree on their classes.
+
+    Args:
+        config: its section on the data.
+        root: folder of the splits.
+        rule: the rule that a run keeps; None: it is found from the training data.
+
+    Raises:
+        ConfigError: a split is missing, the splits differ in data set or classes, or there is no
+            such attribute.
+        DataError: a split is damaged.
+    """
+    decoder = choose_decoder(config.decoder)
+    # The first split with bias labels gives the values their ids.
+    bias: str | Values | None = values_of(rule) or config.bias
+
+    def opened(
+        folder: Path, split: str, dataset: str | None, classes: Sequence[str] | None
+    ) -> ShardDataset:
+        nonlocal bias
+        found = open_split(
+            folder, split, dataset=dataset, classes=classes, decoder=decoder, bias=bias
+        )
+        bias = found.values if found.values.names else bias
+        return found
+
+    name = config.dataset
+    train = opened(root, config.train_split, name, None)
+    classes = train.manifest.classes
+    selection = None
+    if config.selection != "none":
+        selection = opened(root, "selection", name, classes)
+    tests = {split: opened(root, split, name, classes) for split in config.test_splits}
+    for test, folder in config.other_tests.items():
+        place = Path(folder)
+        tests[test] = opened(place.parent, place.name, None, classes)
+    if isinstance(bias, str):
+        raise ConfigError(f"data.bias: {bias!r}: the shards in {root} have no attributes; unset it")
+    if rule is None:
+        rule = find_rule(config.aligned, bias or Values(), classes, train.labels, train.bias)
+    return Data(train, selection, tests, rule)

@@ -28,6 +28,7 @@ def intervals(
     conflicting: NDArray[np.bool_],
     clusterings: NDArray[np.int64],
     classes: int,
+    aligned: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """Return percentile intervals ``[low, high]`` of accuracies, None where there is no sample.
 
@@ -37,19 +38,24 @@ def intervals(
     Args:
         labels: ``[n]``.
         right: ``[n]``, whether the prediction is right.
-        conflicting: ``[n]``, whether a sample has the bias of another class.
+        conflicting: ``[n]``, whether a sample has another bias than its class goes with.
         clusterings: ``[c, n]``, -1 for a sample outside every cluster.
         classes: number of classes.
+        aligned: ``[n]``, whether a sample has the bias that its class goes with.
 
     Returns:
-        ``accuracy``, ``conflicting``, ``unbiased``, and ``by_class`` with one for each class.
+        ``accuracy``, ``aligned``, ``conflicting``, ``unbiased``, and ``by_class`` with one for each
+        class.
     """
     n = len(labels)
     # Samples with equal rows are interchangeable, so only the number of each kind is drawn.
-    rows = np.stack([labels, right, conflicting, *clusterings], axis=1)
+    # aligned is last: where all samples have a bias, it divides no kind, and the draws are the
+    # same as without it.
+    rows = np.stack([labels, right, conflicting, *clusterings, aligned], axis=1)
     kinds, first, count = np.unique(rows, axis=0, return_index=True, return_counts=True)
-    groups = [labels[first], np.where(conflicting[first], 0, -1), np.zeros(len(kinds), np.int64)]
-    sizes = [classes, 1, 1]
+    side = np.where(conflicting[first], 0, np.where(aligned[first], 1, -1))
+    groups = [labels[first], side, np.zeros(len(kinds), np.int64)]
+    sizes = [classes, 2, 1]
     for clusters in clusterings:
         cell, number = _large_cells(labels, clusters)
         groups.append(cell[first])
@@ -63,12 +69,14 @@ def intervals(
         with np.errstate(invalid="ignore"):  # a cell may be empty in a resample
             drawn.append((counts @ right_member) / (counts @ member))
     accuracy = np.concatenate(drawn)
-    by_class, conflict, total, *cells = np.split(accuracy, np.cumsum(sizes)[:-1], axis=1)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about empty cells
+    by_class, sides, total, *cells = np.split(accuracy, np.cumsum(sizes)[:-1], axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # about empty cells
         means = [np.nanmean(cell, axis=1) for cell in cells]
         return {
             "accuracy": _interval(total[:, 0]),
-            "conflicting": _interval(conflict[:, 0]),
+            "aligned": _interval(sides[:, 1]),
+            "conflicting": _interval(sides[:, 0]),
             "unbiased": _interval(np.mean(means, axis=0)) if means else None,
             "by_class": [_interval(column) for column in by_class.T],
         }

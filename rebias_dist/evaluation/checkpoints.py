@@ -50,7 +50,9 @@ def _evaluate(
     set_products(settings.precision)
     precision = Precision(settings.precision, device)
     normalise = Normalise(subject.constants, precision.device, precision.parameters)
-    evaluator = Evaluator.of(settings, subject.networks, normalise, precision, consensus)
+    evaluator = Evaluator.of(
+        settings, subject.networks, normalise, precision, consensus, subject.rule
+    )
     found: dict[str, Any] = {}
     for name, dataset in splits.items():
         figures = evaluate_split(
@@ -62,9 +64,11 @@ def _evaluate(
     return {
         "checkpoint": ref.source,
         "choice": ref.choice,
+        "select": settings.evaluate.select,
         "step": subject.step,
         "method": settings.method.name,
         "finished": ref.finished,
+        "bias": subject.rule.model_dump(),
         "splits": found,
         "corruptions": corruption_figures(found),
     }

@@ -22,7 +22,7 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
     """Return the dependence between the features of ``f`` and of each g, as plain JSON data.
 
     Args:
-        features: ``[m, d]`` by network, the same samples in the same order.
+        features: ``[m, d]`` by network (also ``f_ema``), the same samples in the same order.
         radii: of the kernels; None: the median distances of these features.
 
     Returns:
@@ -45,7 +45,7 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
         all near 1 is uninformative.
     """
     names = list(features)
-    gs = [name for name in names if name != "f"]
+    gs = [name for name in names if name.startswith("g")]
     found: dict[str, Any] = {"hsic": [], "hsic_noise": [], "cka": [], "kernel_quantiles": {}}
     sigmas = {name: _sigma(name, gs, features[name], radii) for name in names}
     for name in names:
@@ -71,7 +71,7 @@ def _root(one: float | None, other: float | None) -> float | None:
 
 def _sigma(name: str, gs: list[str], rows: Tensor, radii: Radii | None) -> float | None:
     if radii is not None:
-        return radii.f if name == "f" else radii.g[gs.index(name)]
+        return radii.g[gs.index(name)] if name in gs else radii.f
     if len(rows) < _FEWEST:
         return None
     try:

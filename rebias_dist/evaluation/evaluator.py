@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.data.transforms import Transform, eval_transform
 from rebias_dist.ranks.consensus import Consensus
@@ -33,6 +34,8 @@ class Evaluator:
     """The features of the first so many samples of a split are compared by HSIC."""
     consensus: Consensus
     """The ranks."""
+    rule: BiasRule
+    """Which value of the bias goes with each class."""
 
     @classmethod
     def of(
@@ -42,6 +45,7 @@ class Evaluator:
         normalise: Callable[[Tensor], Tensor],
         precision: Precision,
         consensus: Consensus,
+        rule: BiasRule,
     ) -> Evaluator:
         """Return an evaluator with the settings of a configuration."""
         return cls(
@@ -53,4 +57,5 @@ class Evaluator:
             precision=precision,
             hsic_samples=config.evaluate.hsic_samples,
             consensus=consensus,
+            rule=rule,
         )

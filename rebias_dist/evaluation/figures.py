@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.bootstrap import intervals
+from rebias_dist.evaluation.groups import interval, worst_group
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL, cell_counts, cell_mean
 
 CALIBRATION_BINS = 15
@@ -21,13 +22,17 @@ class Truth:
     """Labels, biases and texture clusters of a split's n samples (n is at least 1).
 
     ``labels`` and ``bias`` (-1: none) are int64 [n], ``clusterings`` int64 [c, n] (-1: none; c
-    may be 0); ``classes`` is the number of classes.
+    may be 0); ``classes`` is the number of classes. ``aligned`` has the bias that goes with each
+    class, int64 [classes] (-1: none), see :class:`rebias_dist.config.bias.BiasRule`; ``values`` is
+    the number of values of the bias, at least.
     """
 
     labels: NDArray[np.int64]
     bias: NDArray[np.int64]
     clusterings: NDArray[np.int64]
     classes: int
+    aligned: NDArray[np.int64]
+    values: int = 0
 
 
 def network_figures(
@@ -50,12 +55,14 @@ def network_figures(
     ``bias_correct``, ``bias_count``
         numbers of right predictions and of samples, label × bias, among samples with a bias;
     ``aligned``, ``conflicting``, ``follows_bias``
-        if bias k means "typical of class k": the accuracy on samples with the bias of their own
-        class (aligned), the accuracy on those with the bias of another class (conflicting), and
-        the fraction of the conflicting samples for which that other class is predicted;
+        the accuracy on samples with the bias that goes with their class (aligned), the accuracy on
+        those with another bias (conflicting), and the fraction of the conflicting samples for which
+        a class is predicted that goes with their bias;
+    ``aligned_samples``, ``conflicting_samples``
+        their numbers;
     ``worst_group``
-        the cell (``label``, ``bias``, ``accuracy``, ``samples``) with the lowest accuracy among
-        those with at least ``SMALLEST_CELL`` samples;
+        the cell (``label``, ``bias``, ``accuracy``, ``samples``, Wilson's ``interval``) with the
+        lowest accuracy among those with at least ``SMALLEST_CELL`` samples;
     ``unbiased``, ``clusterings``
         the accuracy over cells of class and texture cluster, and for each clustering its
         ``accuracy``, the number of ``cells`` that are large enough, the number ``left_out``, and
@@ -65,7 +72,7 @@ def network_figures(
         samples, their mean confidence and their accuracy;
     ``intervals``
         with ``with_intervals``: 95 % bootstrap intervals of ``accuracy``, ``unbiased``,
-        ``conflicting`` and each of ``by_class``.
+        ``aligned``, ``conflicting`` and each of ``by_class``.
 
     Args:
         truth: of the split's n samples.
@@ -79,10 +86,16 @@ def network_figures(
     accuracy = correct / n
     confusion = _table(labels, predicted, (classes, classes))
     known = bias >= 0
-    biases = int(bias.max(initial=-1)) + 1
+    biases = max(int(bias.max(initial=-1)) + 1, truth.values)
     count = _table(labels[known], bias[known], (classes, biases))
     bias_correct = _table(labels[known & right], bias[known & right], (classes, biases))
-    conflicting = known & (bias != labels)
+    own = truth.aligned[labels]
+    aligned = known & (bias == own)
+    conflicting = known & (own >= 0) & ~aligned
+    follows = conflicting & (truth.aligned[predicted] == bias)
+    worst = worst_group(bias_correct, count)
+    if worst is not None:
+        worst["interval"] = interval(worst["accuracy"], worst["samples"])
     of_class = np.bincount(labels, minlength=classes)
     by_class = [_ratio(confusion[c, c], of_class[c]) for c in range(classes)]
     clusterings = [
@@ -97,16 +110,20 @@ def network_figures(
         "worst_class": _worst_class(by_class),
         "bias_correct": bias_correct.tolist(),
         "bias_count": count.tolist(),
-        "aligned": _ratio((right & known & ~conflicting).sum(), (known & ~conflicting).sum()),
+        "aligned": _ratio((right & aligned).sum(), aligned.sum()),
         "conflicting": _ratio((right & conflicting).sum(), conflicting.sum()),
-        "follows_bias": _ratio((conflicting & (predicted == bias)).sum(), conflicting.sum()),
-        "worst_group": _worst_group(bias_correct, count),
+        "follows_bias": _ratio(follows.sum(), conflicting.sum()),
+        "aligned_samples": int(aligned.sum()),
+        "conflicting_samples": int(conflicting.sum()),
+        "worst_group": worst,
         "unbiased": _mean([clustering["accuracy"] for clustering in clusterings]),
         "clusterings": clusterings,
         "calibration": calibration(confidence, right),
     }
     if with_intervals:
-        found["intervals"] = intervals(labels, right, conflicting, truth.clusterings, classes)
+        found["intervals"] = intervals(
+            labels, right, conflicting, truth.clusterings, classes, aligned
+        )
     return found
 
 
@@ -143,18 +160,6 @@ def _worst_class(by_class: list[float | None]) -> dict[str, Any] | None:
         return None
     value, label = min(known)
     return {"label": label, "accuracy": value}
-
-
-def _worst_group(correct: NDArray[np.int64], count: NDArray[np.int64]) -> dict[str, Any] | None:
-    groups = [
-        (correct[label, bias] / count[label, bias], int(label), int(bias))
-        for label, bias in np.argwhere(count >= SMALLEST_CELL)
-    ]
-    if not groups:
-        return None
-    value, label, bias = min(groups)
-    samples = int(count[label, bias])
-    return {"label": label, "bias": bias, "accuracy": float(value), "samples": samples}
 
 
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rebias_dist.assemble import Parts
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
-from rebias_dist.evaluation import tensorboard
+from rebias_dist.evaluation import groups, tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_checkpoints
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.ranks.waits import duration, told
 from rebias_dist.runs import results
 from rebias_dist.telemetry.writers import Telemetry
@@ -82,7 +84,7 @@ def test_and_record(
     tested, lost = evaluate_checkpoints(evaluator, at, parts.folder.checkpoints, leave_if_asked)
     for choice, why in lost.items():
         _log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
-    final = results.assemble(config, parts.data.classes, tested, at.step, lost)
+    final = results.assemble(config, parts.data.classes, tested, at.step, lost, parts.data.rule)
     told_of = told("results and TensorBoard", aloud=consensus.rank == 0)
     with consensus.on_rank_zero() as leader, told_of:
         if leader:
@@ -92,4 +94,19 @@ def test_and_record(
     consensus.agree(telemetry.fault)
     for line in results.closing_text(final, parts.folder.path).splitlines():
         _log.info("%s", line)
+    for line in _closing_groups(config, final):
+        _log.info("%s", line)
     return final
+
+
+def _closing_groups(config: Config, final: dict[str, Any]) -> Iterator[str]:
+    """Yield lines on the groups of the run's network; none without bias labels."""
+    if final["bias"]["values"]:
+        yield f"bias: {BiasRule.model_validate(final['bias']).text()}"
+        yield f"worst group: of {SMALLEST_CELL} images or more; Wilson's 95 % intervals"
+    network = results.judged_network(config)
+    for choice, found in final["checkpoints"].items():
+        name = results.choice_name(final, choice)
+        for split, figures in found["splits"].items():
+            judged = {"networks": {network: figures["networks"][network]}}
+            yield from groups.lines(f"{name}, {split}", judged)

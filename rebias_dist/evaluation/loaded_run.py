@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from data_shards.format.manifest import Normalize
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.transforms import eval_transform
 from rebias_dist.errors import ArgumentError, ConfigError
-from rebias_dist.evaluation.dependence import dependence
-from rebias_dist.evaluation.figures import Truth, network_figures
+from rebias_dist.evaluation.figures import Truth
+from rebias_dist.evaluation.predictions import Predictions
+from rebias_dist.evaluation.splits import figures_of
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
@@ -59,6 +62,16 @@ class LoadedRun:
     which do not have them."""
     shape: tuple[int, int, int] | None
     """Channels, height and width of the networks' input; None as above."""
+    rule: BiasRule
+    """Which value of the bias goes with each class; of earlier versions, that of its number."""
+    f_ema: nn.Module | None = None
+    """f with the moving average of its weights, in evaluation mode; None without ``f.ema``."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return all networks by name: ``f``, ``g0``, ``g1`` … and ``f_ema``, those there are."""
+        gs = {f"g{i}": g for i, g in enumerate(self.g_nets)}
+        found = {"f": self.f, **gs, "f_ema": self.f_ema}
+        return {name: network for name, network in found.items() if network is not None}
 
     def predict(self, images: Iterable[Tensor | NDArray[np.uint8]], network: str = "f") -> Tensor:
         """Return the logits of images as they are in the shards, prepared as in evaluation.
@@ -70,7 +83,7 @@ class LoadedRun:
         Args:
             images: RGB pixels, uint8, of torch or NumPy: ``[n, 3, height, width]``, or several
                 ``[3, height, width]``, which may differ in size.
-            network: ``f``, ``g0``, ``g1`` …
+            network: ``f``, ``g0``, ``g1`` … or ``f_ema``
 
         Returns:
             float64 ``[n, classes]`` on the CPU, in the order of ``classes``; ``argmax(1)`` gives
@@ -81,7 +94,7 @@ class LoadedRun:
                 such network.
             ConfigError: the checkpoint is of an earlier version, without ``constants``.
         """
-        networks = self._networks()
+        networks = self.networks()
         if network not in networks:
             raise ArgumentError(f"network is {network!r}, but the run has {', '.join(networks)}")
         found = self._outputs(images, {network: networks[network]})
@@ -98,13 +111,13 @@ class LoadedRun:
         Args:
             images: as in :meth:`predict`.
             labels: ``[n]``, each a number of ``classes``.
-            bias: ``[n]``, the number of each image's bias, -1 for none; None: no image has one.
+            bias: ``[n]``, the number of each image's value of the bias (in ``rule.values``), -1
+                for none; None: no image has one.
 
         Returns:
-            The figures that results.json has for a split: ``samples``; ``networks``, for each those
-            of :func:`rebias_dist.evaluation.figures.network_figures`, with intervals; and those of
-            :func:`rebias_dist.evaluation.dependence.dependence`. There are no texture clusters, so
-            ``unbiased`` is None.
+            The figures that results.json has for a split, as
+            :func:`rebias_dist.evaluation.splits.evaluate_split` describes them, with intervals.
+            There are no texture clusters, so ``unbiased`` is None.
 
         Raises:
             ArgumentError: labels or biases do not fit the images; or as in :meth:`predict`.
@@ -113,41 +126,31 @@ class LoadedRun:
         truth = _whole_numbers("labels", labels, 0, len(self.classes) - 1)
         n = len(truth)
         biases = np.full(n, -1) if bias is None else _whole_numbers("bias", bias, -1, _LARGEST_BIAS)
-        predicted: dict[str, list[Tensor]] = {name: [] for name in self._networks()}
+        predicted: dict[str, list[Tensor]] = {name: [] for name in self.networks()}
         confidence: dict[str, list[Tensor]] = {name: [] for name in predicted}
         features: dict[str, list[Tensor]] = {name: [] for name in predicted}
         seen = 0
-        for outputs in self._outputs(images, self._networks()):
+        for outputs in self._outputs(images, self.networks()):
             for name, (logits, rows) in outputs.items():
                 best = logits.argmax(1)
                 predicted[name].append(best)
                 confidence[name].append(logits.softmax(1).gather(1, best[:, None])[:, 0])
-                compared = rows[: max(0, self.config.evaluate.hsic_samples - seen)].cpu()
-                features[name].append(
-                    compared if compared.dtype == torch.float64 else compared.float()
-                )
+                kept = rows[: max(0, self.config.evaluate.hsic_samples - seen)].cpu()
+                features[name].append(kept if kept.dtype == torch.float64 else kept.float())
             seen += len(best)
         if not seen == n == len(biases):
             raise ArgumentError(f"there are {seen} images, {n} labels and {len(biases)} biases")
-        known = Truth(truth, biases, np.zeros((0, n), dtype=np.int64), len(self.classes))
-        return {
-            "samples": n,
-            **dependence({name: torch.cat(rows) for name, rows in features.items()}, self.radii),
-            "networks": {
-                name: network_figures(
-                    known,
-                    torch.cat(predicted[name]).numpy(),
-                    torch.cat(confidence[name]).numpy(),
-                    with_intervals=True,
-                )
-                for name in predicted
-            },
-        }
-
-    def _networks(self) -> dict[str, nn.Module]:
-        """Return the networks by name: ``f``, ``g0`` …"""
-        f = {} if self.f is None else {"f": self.f}
-        return f | {f"g{i}": g for i, g in enumerate(self.g_nets)}
+        names = [*self.rule.values]
+        names += map(str, range(len(names), int(biases.max()) + 1))
+        rule = self.rule.ids(self.classes, names)
+        no_clusters = np.zeros((0, n), dtype=np.int64)
+        known = Truth(truth, biases, no_clusters, len(self.classes), rule, len(names))
+        predictions = Predictions(
+            {name: torch.cat(parts).numpy() for name, parts in predicted.items()},
+            {name: torch.cat(parts).numpy() for name, parts in confidence.items()},
+            {name: torch.cat(parts) for name, parts in features.items()},
+        )
+        return figures_of(predictions, known, self.classes, names, self.radii, with_intervals=True)
 
     def _outputs(
         self, images: Iterable[Tensor | NDArray[np.uint8]], networks: Mapping[str, nn.Module]
@@ -233,6 +236,11 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
             raise ConfigError(f"{run}: its checkpoint has no network {name}")
         load_state(network, state["players"][name]["network"], where=f"{run}: {name}")
         network.eval()
+    average = state["players"].get("f", {}).get("average")
+    averaged: AveragedModel | None = None
+    if average is not None:
+        averaged = AveragedModel(networks["f"])
+        load_state(averaged, average, where=f"{run}: f.ema")
     seen = state.get("input")
     return LoadedRun(
         f=networks.pop("f", None),
@@ -245,4 +253,8 @@ def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu
         classes=tuple(state["classes"]),
         constants=Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])) if seen else None,
         shape=tuple(seen["shape"]) if seen else None,
+        rule=BiasRule.model_validate(state["bias"])
+        if "bias" in state
+        else BiasRule.by_number(state["classes"]),
+        f_ema=None if averaged is None else averaged.module,
     )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_shards.format.manifest import Normalize
 from rebias_dist.assemble import Parts
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.predictions import predict
-from rebias_dist.runs.networks import initial_state, network_config
+from rebias_dist.runs import checkpoint
+from rebias_dist.runs.networks import Initial, initial_state, network_config, read_weights
 from rebias_dist.runs.snapshot import Snapshot
 from rebias_dist.step.measuring import measure_radii
+
+_log = logging.getLogger("rebias_dist")
 
 
 class MethodEngine:
@@ -29,13 +35,35 @@ class MethodEngine:
     def __init__(self, config: Config, parts: Parts, evaluator: Evaluator) -> None:
         self._config, self._parts, self._evaluator = config, parts, evaluator
 
-    def load_checkpoints(self) -> None:
-        """Give the networks of a new run the weights of their ``checkpoint``; a collective."""
-        with self._evaluator.consensus.together():
-            for name, network in self._parts.networks.items():
-                if network_config(self._config, name).checkpoint is not None:
-                    weights = initial_state(self._config, name, len(self._parts.data.classes))
-                    network.load_state_dict(weights)
+    def load_weights(self) -> None:
+        """Give the networks of a new run the weights that its configuration names; a collective.
+
+        Rank 0 reads them. Images are then normalised as for ``pretrained`` weights.
+        """
+        parts, config, consensus = self._parts, self._config, self._evaluator.consensus
+        found: dict[str, Initial] = {}
+        constants = None
+        with consensus.on_rank_zero() as leader:
+            if leader:
+                found, constants = read_weights(config, parts.networks, len(parts.data.classes))
+        for name, network in parts.networks.items():
+            if network_config(config, name).begins_elsewhere:
+                network.load_state_dict(self._shared(name, found.get(name)))
+            if name in found and found[name].note:
+                _log.info("%s: %s", name, found[name].note)
+        seen = consensus.broadcast(constants and [constants.mean, constants.std])
+        if seen is not None:
+            constants = Normalize(mean=tuple(seen[0]), std=tuple(seen[1]))
+            if constants != parts.normalise.constants:
+                _log.info("images are normalised as for the weights: %s", constants)
+            parts.normalise.use(constants)
+
+    def _shared(self, name: str, initial: Initial | None) -> dict[str, Any]:
+        """Return rank 0's initial state of a network on all ranks, on the CPU."""
+        here = self._parts.networks[name].state_dict()
+        state: dict[str, Any] = initial.state if initial else checkpoint.copied(here)
+        self._evaluator.consensus.copy_from_zero(state.values())
+        return state
 
     def begin_epoch(self, at: Snapshot, number: int) -> bool:
         """Give the method its turn before an epoch of the game, and measure the kernel radii.
@@ -75,10 +103,11 @@ class MethodEngine:
 
     def restart(self, name: str) -> None:
         """Give a network its initial weights again, and a new optimizer."""
-        parts = self._parts
-        with self._evaluator.consensus.together():
-            weights = initial_state(self._config, name, len(parts.data.classes))
-        parts.players[name].restart(weights)
+        parts, initial = self._parts, None
+        with self._evaluator.consensus.on_rank_zero() as leader:
+            if leader:
+                initial = initial_state(self._config, name, len(parts.data.classes))
+        parts.players[name].restart(self._shared(name, initial))
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""

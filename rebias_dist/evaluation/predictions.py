@@ -25,11 +25,8 @@ class Predictions:
 
     By network: ``predicted``, labels of the split, int64 [n]; ``confidence``, the softmax
     probability of the prediction, float64 [n]; ``features`` of the first m samples, ``[m, d]``.
-    ``labels`` and ``bias`` (-1: none) are int64 [n].
     """
 
-    labels: NDArray[np.int64]
-    bias: NDArray[np.int64]
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float64]]
     features: dict[str, Tensor]
@@ -100,8 +97,6 @@ def predict(
     for values in (*predicted.values(), *confidence.values()):
         _sum(values, consensus)
     return Predictions(
-        dataset.labels.astype(np.int64),
-        dataset.bias.astype(np.int64),
         {name: values.numpy() for name, values in predicted.items()},
         {name: values.numpy() for name, values in confidence.items()},
         _gathered(rows, kept, min(n, evaluator.hsic_samples), consensus),

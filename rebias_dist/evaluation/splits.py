@@ -12,15 +12,20 @@ from numpy.typing import NDArray
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import load_index
 from data_shards.images.clusters import CLUSTERS_NAME, read_clusters
+from rebias_dist.config.bias import BiasRule
+from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
-from rebias_dist.errors import DataError
+from rebias_dist.data.splits import Data
+from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
-from rebias_dist.evaluation.predictions import predict
+from rebias_dist.evaluation.groups import groups_of
+from rebias_dist.evaluation.predictions import Predictions, predict
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.ranks.waits import told
-from rebias_dist.runs import checkpoint
+from rebias_dist.runs import checkpoint, results
 from rebias_dist.runs.snapshot import Snapshot
 
 
@@ -46,8 +51,10 @@ def evaluate_split(
         with_intervals: compute bootstrap intervals too.
 
     Returns:
-        ``samples``, their number; ``networks``, for each the figures of
-        :func:`rebias_dist.evaluation.figures.network_figures`; and the entries of
+        ``samples``, their number; ``values``, the names of the values of the bias; ``networks``,
+        for each the figures of :func:`rebias_dist.evaluation.figures.network_figures`, and
+        ``groups`` as :func:`rebias_dist.evaluation.groups.groups_of` returns them; the worst group
+        has its names too. And the entries of
         :func:`rebias_dist.evaluation.dependence.dependence`.
 
     Raises:
@@ -59,26 +66,93 @@ def evaluate_split(
     told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
     with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
-            truth = Truth(
-                predictions.labels,
-                predictions.bias,
-                _clusterings(dataset),
-                len(dataset.manifest.classes),
+            found = figures_of(
+                predictions,
+                truth_of(dataset, evaluator.rule),
+                dataset.manifest.classes,
+                dataset.values.names,
+                radii,
+                with_intervals=with_intervals,
             )
-            found = {
-                "samples": len(dataset),
-                **dependence(predictions.features, radii),
-                "networks": {
-                    name: network_figures(
-                        truth,
-                        predicted,
-                        predictions.confidence[name],
-                        with_intervals=with_intervals,
-                    )
-                    for name, predicted in predictions.predicted.items()
-                },
-            }
     return dict(evaluator.consensus.broadcast(found))
+
+
+def figures_of(
+    predictions: Predictions,
+    truth: Truth,
+    classes: Sequence[str],
+    values: Sequence[str],
+    radii: Radii | None,
+    *,
+    with_intervals: bool,
+) -> dict[str, Any]:
+    """Return the figures of predictions, as :func:`evaluate_split` does.
+
+    Args:
+        predictions: of all samples.
+        truth: what is known of the samples.
+        classes: names of the labels.
+        values: names of the values of the bias.
+        radii: see :func:`evaluate_split`.
+        with_intervals: compute bootstrap intervals too.
+    """
+    networks = {
+        name: network_figures(
+            truth, predicted, predictions.confidence[name], with_intervals=with_intervals
+        )
+        for name, predicted in predictions.predicted.items()
+    }
+    for figures in networks.values():
+        counts = figures["bias_correct"], figures["bias_count"]
+        figures["groups"] = groups_of(*counts, classes, values)
+        if worst := figures["worst_group"]:
+            worst["class"] = classes[worst["label"]]
+            worst["value"] = values[worst["bias"]]
+    return {
+        "samples": len(truth.labels),
+        "values": list(values),
+        **dependence(predictions.features, radii),
+        "networks": networks,
+    }
+
+
+def truth_of(dataset: ShardDataset, rule: BiasRule) -> Truth:
+    """Return what is known of a split's samples; DataError if its clusters are damaged."""
+    classes, values = dataset.manifest.classes, dataset.values.names
+    return Truth(
+        dataset.labels.astype(np.int64),
+        dataset.bias.astype(np.int64),
+        _clusterings(dataset),
+        len(classes),
+        rule.ids(classes, values),
+        len(values),
+    )
+
+
+def check_select(config: Config, data: Data) -> None:
+    """Check that the data that choose the best checkpoint have the figure which chooses it.
+
+    Raises:
+        ConfigError: they have no sample for it.
+        DataError: their clusters are damaged.
+    """
+    if config.evaluate.select == "accuracy":
+        return
+    split = results.choosing_split(config)
+    # Whether a figure exists does not depend on the predictions.
+    truth = truth_of(data.monitored[split], data.rule)
+    figures = network_figures(truth, truth.labels, np.ones(len(truth.labels)))
+    if results.selected(config, figures) is None:
+        lacking = {
+            "worst_group": f"no group of class and bias with {SMALLEST_CELL} images or more",
+            "conflicting": "no image that conflicts with the bias of its class",
+            "unbiased": f"no cell of class and texture cluster with {SMALLEST_CELL} images or more",
+        }
+        select = config.evaluate.select
+        raise ConfigError(
+            f"evaluate.select: {select} cannot choose a checkpoint, for {split} has "
+            f"{lacking[select]}; use accuracy, or other selection data"
+        )
 
 
 def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:

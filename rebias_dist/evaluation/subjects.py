@@ -16,8 +16,10 @@ from data_shards.format.manifest import MANIFEST_NAME, Normalize
 from data_shards.litter import children
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist.assemble import data_root, open_data
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
+from rebias_dist.data.bias import values_of
 from rebias_dist.data.decode import choose_decoder
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.loaded_run import load_run
@@ -60,6 +62,8 @@ class Subject:
     radii: Radii | None
     digests: dict[str, str]
     """Digest of each split that a run was trained and tested on; empty for the public code's."""
+    rule: BiasRule
+    """Which value of the bias goes with each class."""
 
 
 def find_checkpoints(path: str) -> list[CheckpointRef]:
@@ -113,30 +117,32 @@ def load_subject(ref: CheckpointRef, config: Config | None, device: torch.device
         return _public(ref, config, device)
     assert ref.step is not None
     loaded = load_run(ref.source, ref.step, str(device))
-    networks = {"f": loaded.f} if loaded.f is not None else {}
-    networks |= {f"g{i}": g for i, g in enumerate(loaded.g_nets)}
     return Subject(
         ref,
         loaded.step,
         loaded.config,
-        networks,
+        loaded.networks(),
         loaded.classes,
         loaded.constants or _constants_of(loaded.config),
         loaded.radii,
         loaded.digests,
+        loaded.rule,
     )
 
 
 def _constants_of(config: Config) -> Normalize:
-    return open_data(config, data_root(config)).train.manifest.normalize
+    rule = BiasRule()  # only the normalisation is read
+    return open_data(config, data_root(config), rule).train.manifest.normalize
 
 
 def _public(ref: CheckpointRef, config: Config, device: torch.device) -> Subject:
     public = load_public_checkpoint(ref.source)
     if config.data.dataset in _KNOWN:
         classes, constants = shipped_class_map(config.data.dataset).classes, IMAGENET_NORMALIZE
+        rule = BiasRule()
     else:
-        manifest = open_data(config, data_root(config)).train.manifest
+        data = open_data(config, data_root(config))
+        manifest, rule = data.train.manifest, data.rule
         classes, constants = manifest.classes, manifest.normalize
     networks = build_networks(config, len(classes), Precision(config.precision, device))
     states = {"f": public.f} | {f"g{i}": g for i, g in enumerate(public.g_nets)}
@@ -151,7 +157,7 @@ def _public(ref: CheckpointRef, config: Config, device: torch.device) -> Subject
         load_state(network, states[name], where=f"{ref.source}: {name}")
     epoch = public.metadata.get("epoch", 0)
     step = epoch if isinstance(epoch, int) else 0
-    return Subject(ref, step, config, networks, classes, constants, None, {})
+    return Subject(ref, step, config, networks, classes, constants, None, {}, rule)
 
 
 # ---------------------------------------------------------------------------- data
@@ -210,8 +216,9 @@ def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict
     config = subject.config
     if on:
         decoder = choose_decoder(config.data.decoder)
-        return {name: ShardDataset(folder, decoder) for name, folder in on.items()}
-    data = open_data(config, Path(root) if root else data_root(config))
+        bias = values_of(subject.rule)
+        return {name: ShardDataset(folder, decoder, bias) for name, folder in on.items()}
+    data = open_data(config, Path(root) if root else data_root(config), subject.rule)
     data.check_digests(subject.digests)
     return data.tests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.splits import Data
 from rebias_dist.evaluation.evaluator import Evaluator
+from rebias_dist.evaluation.groups import FEW, name_of
 from rebias_dist.runs import results
 from rebias_dist.telemetry.board import TensorBoard
 from rebias_dist.telemetry.pictures import confusion_image, sample_grid
@@ -24,12 +26,29 @@ PROJECTED = 500
 """Number of samples in the projector."""
 _COLUMNS = ("label", "bias", "prediction")
 _SPRITE = 32  # side of an image in the projector, in pixels
-# The figures of a network on a split that TensorBoard shows, and their names there.
-_OF_SPLIT = {
-    "accuracy": "accuracy",
-    "conflicting": "conflicting_accuracy",
-    "unbiased": "unbiased_accuracy",
-}
+# What may stand in a tag; the rest of a name becomes '_'.
+_NO_TAG = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def _named(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of a network on a split that TensorBoard shows, by their names there."""
+    worst = figures["worst_group"]
+    found = {
+        "accuracy": figures["accuracy"],
+        "aligned_accuracy": figures["aligned"],
+        "conflicting_accuracy": figures["conflicting"],
+        "unbiased_accuracy": figures["unbiased"],
+        "worst_group_accuracy": None if worst is None else worst["accuracy"],
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _of_groups(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracies of the groups by tag; none if there are too many for charts."""
+    groups = figures["groups"]
+    if len(groups) > FEW:
+        return {}
+    return {f"group_{_NO_TAG.sub('_', name_of(group))}": group["accuracy"] for group in groups}
 
 
 def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any]) -> None:
@@ -44,9 +63,8 @@ def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any])
     scalars: dict[str, float] = {}
     for split, found in splits.items():
         for network, figures in found["networks"].items():
-            for key, name in _OF_SPLIT.items():
-                if figures[key] is not None:
-                    scalars[f"{split}/{network}_{name}"] = figures[key]
+            for name, value in {**_named(figures), **_of_groups(figures)}.items():
+                scalars[f"{split}/{network}_{name}"] = value
             quantiles = found["kernel_quantiles"][network]
             if quantiles is not None:
                 scalars[f"{split}/{network}_kernel"] = quantiles[1]
@@ -57,7 +75,13 @@ def show(telemetry: Telemetry, step: int, epoch: int, splits: Mapping[str, Any])
 
 
 def _show_matrices(
-    telemetry: Telemetry, step: int, tag: str, figures: Mapping[str, Any], classes: Sequence[str]
+    telemetry: Telemetry,
+    step: int,
+    tag: str,
+    figures: Mapping[str, Any],
+    classes: Sequence[str],
+    values: Sequence[str],
+    attribute: str,
 ) -> None:
     confusion = confusion_image(np.array(figures["confusion"]), classes, classes, tag)
     telemetry.image(f"{tag}_confusion", step, confusion)
@@ -65,9 +89,8 @@ def _show_matrices(
     if count.any():
         with np.errstate(invalid="ignore"):  # a cell without samples is 0 / 0, shown empty
             cells = np.array(figures["bias_correct"]) / count
-        names = [str(bias) for bias in range(count.shape[1])]
-        image = confusion_image(cells, classes, names, f"{tag}: accuracy", column_axis="colour")
-        telemetry.image(f"{tag}_accuracy_by_colour", step, image)
+        image = confusion_image(cells, classes, values, f"{tag}: accuracy", column_axis=attribute)
+        telemetry.image(f"{tag}_accuracy_by_{attribute}", step, image)
 
 
 def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
@@ -88,12 +111,11 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         epoch: the last epoch.
     """
     metrics = {
-        f"{results.choice_name(content, choice)}_{split}_{network}_{name}": figures[key]
+        f"{results.choice_name(content, choice)}_{split}_{network}_{name}": value
         for choice, found in content["checkpoints"].items()
         for split, of_split in found["splits"].items()
         for network, figures in of_split["networks"].items()
-        for key, name in _OF_SPLIT.items()
-        if figures[key] is not None
+        for name, value in _named(figures).items()
     }
     last = content["checkpoints"]["last"]
     if config.data.selection != "none":  # otherwise the last evaluation recorded them already
@@ -102,7 +124,9 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         for split, found in last["splits"].items():
             for network, figures in found["networks"].items():
                 tag = f"{split}/{network}"
-                _show_matrices(telemetry, last["step"], tag, figures, content["classes"])
+                names = content["classes"], found["values"]
+                attribute = content["bias"]["attribute"] or "colour"
+                _show_matrices(telemetry, last["step"], tag, figures, *names, attribute)
     telemetry.final(settings_of(config), metrics)
 
 
@@ -126,7 +150,8 @@ def project(
     count = min(len(dataset), PROJECTED)
     images = torch.stack([evaluator.transform(dataset.image(i), 0, i) for i in range(count)])
     labels = [data.classes[label] for label in dataset.labels[:count]]
-    biases = ["–" if bias < 0 else str(bias) for bias in dataset.bias[:count]]
+    values = dataset.values.names
+    biases = ["–" if bias < 0 else values[bias] for bias in dataset.bias[:count]]
     sprites = _sprites(images)
     for name, network in evaluator.networks.items():
         training = network.training

@@ -7,8 +7,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.evaluation.corruptions import BENCHMARK, SEVERITIES
+from rebias_dist.evaluation.groups import name_of, shown_groups
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
+from rebias_dist.runs.results import SELECTS
 
 CHOICES = {
     "last": "last",
@@ -22,9 +25,18 @@ _LONGEST = 24  # characters of a name of a class
 _NOTES = f"""\
 accuracy: in percent, with a 95 % bootstrap interval over the images; other seeds vary more
 unbiased: mean over cells of class and texture cluster with {SMALLEST_CELL} images or more
-worst group: of class and bias, with {SMALLEST_CELL} images or more
-conflicting: images whose bias is another class's; ECE: expected calibration error
+worst group: of class and bias, the lowest accuracy with {SMALLEST_CELL} images or more; groups \
+have Wilson's interval
+aligned: images with the bias that goes with their class; conflicting: with another one
+ECE: expected calibration error
 HSIC: of the features of f and g, ± its spread for independent features"""
+
+
+def choice_text(choice: str, select: str | None) -> str:
+    """Return how a checkpoint was chosen, and by which figure if that is not the accuracy."""
+    if select in (None, "accuracy") or choice not in ("best", "oracle"):
+        return CHOICES[choice]
+    return f"{CHOICES[choice]} (by {SELECTS[str(select)]})"
 
 
 def text(evaluated: Sequence[Mapping[str, Any]]) -> str:
@@ -33,10 +45,18 @@ def text(evaluated: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _block(found: Mapping[str, Any]) -> str:
-    head = f"{found['checkpoint']}: {CHOICES[found['choice']]}, step {found['step']}"
+    head = f"{found['checkpoint']}: {choice_text(found['choice'], found['select'])}"
+    head += f", step {found['step']}"
     head += f", {found['method']}" + ("" if found["finished"] else ", UNFINISHED run")
     rows = [row for split, figures in found["splits"].items() for row in _rows(split, figures)]
     lines = [head, _table(rows)]
+    if found["bias"]["aligned"]:
+        rule = BiasRule.model_validate(found["bias"])
+        lines += ["", f"bias: {rule.text()}", *([rule.doubt] if rule.doubt else [])]
+    for split, figures in found["splits"].items():
+        for network, score in figures["networks"].items():
+            if score["groups"]:
+                lines += ["", *groups_table(f"{split}, {network}", score["groups"])]
     for network, of_network in found["corruptions"].items():
         lines += ["", f"corruptions, {network}, accuracy in percent by severity:"]
         lines += [_table(_corruptions(of_network))]
@@ -66,14 +86,30 @@ def _rows(split: str, figures: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             if worst
             else _ABSENT,
             "unbiased": _percent(score["unbiased"], intervals["unbiased"]),
+            "aligned": _percent(score["aligned"], intervals["aligned"]),
             "conflicting": _percent(score["conflicting"], intervals["conflicting"]),
-            "worst group": f"{_percent(group['accuracy'])} "
-            f"{classes[group['label']][:_LONGEST]}/{group['bias']}"
+            "worst group": f"{_percent(group['accuracy'], group['interval'])} "
+            f"{group['class'][:_LONGEST]}/{group['value'][:_LONGEST]}"
             if group
             else _ABSENT,
             "ECE": _percent(score["calibration"]["ece"]),
             "HSIC with f": _hsic(figures, network),
         }
+
+
+def groups_table(title: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a title and a table of groups as text, the worst first; of many only the worst."""
+    shown, note = shown_groups(groups)
+    rows = (
+        {
+            "class": group["class"][:_LONGEST],
+            "bias": group["value"][:_LONGEST],
+            "images": f"{group['samples']:,}",
+            "accuracy": _percent(group["accuracy"], group["interval"]),
+        }
+        for group in shown
+    )
+    return [f"{title}: {note or 'groups'}", _table(rows)]
 
 
 def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -84,9 +120,9 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def _hsic(figures: Mapping[str, Any], network: str) -> str:
-    if network == "f":
+    if not network.startswith("g"):
         return ""
-    index = [name for name in figures["networks"] if name != "f"].index(network)
+    index = [name for name in figures["networks"] if name.startswith("g")].index(network)
     value, noise = figures["hsic"][index], figures["hsic_noise"][index]
     if value is None:
         return _ABSENT
@@ -143,7 +179,10 @@ def _scores(classes: Sequence[str], score: Mapping[str, Any]) -> Iterator[tuple[
         yield name, score[name], intervals.get(name)
     yield "ece", score["calibration"]["ece"], None
     for name in ("worst_class", "worst_group"):
-        yield name, score[name] and score[name]["accuracy"], None
+        found = score[name] or {}
+        yield name, found.get("accuracy"), found.get("interval")
+    for group in score["groups"]:
+        yield f"accuracy of group {name_of(group)}", group["accuracy"], group["interval"]
     for label, value in enumerate(score["by_class"]):
         yield f"accuracy of {classes[label]}", value, intervals["by_class"][label]
     for number, clustering in enumerate(score["clusterings"], 1):

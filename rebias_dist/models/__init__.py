@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from rebias_dist.errors import ArgumentError
 from rebias_dist.models.bagnet import BagNet18
-from rebias_dist.models.measure import feature_dim, receptive_field
+from rebias_dist.models.last_layer import freeze_backbone, is_frozen, last_layer
+from rebias_dist.models.measure import feature_dim, features_of, receptive_field
 from rebias_dist.models.named_layer import (
     accepted_options,
     torchvision_names,
@@ -20,21 +21,36 @@ from rebias_dist.models.named_layer import (
     user_factory,
     user_network,
 )
+from rebias_dist.models.pretrained import (
+    Weights,
+    load_weights,
+    published_weights,
+    weights_of_file,
+)
 from rebias_dist.models.public_checkpoint import (
     PublicCheckpoint,
     load_public_checkpoint,
     load_state,
 )
 from rebias_dist.models.simple_convnet import SimpleConvNet
+from rebias_dist.models.timm_networks import PREFIX, timm_network
 
 __all__ = [
     "PublicCheckpoint",
+    "Weights",
     "build",
     "feature_dim",
+    "features_of",
+    "freeze_backbone",
+    "is_frozen",
+    "last_layer",
     "load_public_checkpoint",
     "load_state",
+    "load_weights",
     "names",
+    "published_weights",
     "receptive_field",
+    "weights_of_file",
 ]
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "bagnet18": BagNet18}
@@ -56,11 +72,11 @@ def build(name: str, **options: Any) -> nn.Module:
     it gets ``requires_grad=False``. It stays in the state dict.
 
     Args:
-        name: ``simple_convnet``, ``bagnet18``, a torchvision classifier, or the dotted
-            path of a factory, ``package.module:factory`` or ``package.module.factory``.
+        name: ``simple_convnet``, ``bagnet18``, a torchvision classifier, ``timm:NAME``, or the
+            dotted path of a factory, ``package.module:factory`` or ``package.module.factory``.
         options: ``num_classes`` (needed), ``feature``, and those of the network itself;
-            see :class:`SimpleConvNet`, :class:`BagNet18`, :func:`torchvision_network`
-            and :func:`user_network`.
+            see :class:`SimpleConvNet`, :class:`BagNet18`, :func:`torchvision_network`,
+            :func:`timm_network` and :func:`user_network`.
 
     Raises:
         ArgumentError: an unknown name, option or layer, or a value out of range.
@@ -72,6 +88,8 @@ def build(name: str, **options: Any) -> nn.Module:
     elif name in torchvision_names():
         factory = partial(torchvision_network, name)
         accepted = ["num_classes", "feature"]
+    elif name.startswith(PREFIX):
+        factory, accepted = partial(timm_network, name), None
     elif "." in name or ":" in name:
         own = user_factory(name)
         factory = partial(user_network, name, own)

@@ -21,16 +21,22 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def feature_dim(network: nn.Module, image_shape: Sequence[int]) -> int:
-    """Return the width d of the features ``[N, d]`` for images of ``image_shape`` (C, H, W).
+def features_of(network: nn.Module, image_shape: Sequence[int]) -> Tensor:
+    """Return the features ``[1, d]`` of a black image of ``image_shape`` (C, H, W).
 
     Runs one forward pass in eval mode; changes neither the network nor any random state.
     """
     parameter = next(network.parameters())
     images = torch.zeros((1, *image_shape), device=parameter.device, dtype=parameter.dtype)
-    with _evaluating(network), torch.no_grad():
+    with _evaluating(network):
         features: Tensor = network(images)[1]
-    return features.shape[1]
+    return features
+
+
+def feature_dim(network: nn.Module, image_shape: Sequence[int]) -> int:
+    """Return the width d of the features ``[N, d]`` for images of ``image_shape`` (C, H, W)."""
+    with torch.no_grad():
+        return features_of(network, image_shape).shape[1]
 
 
 def receptive_field(

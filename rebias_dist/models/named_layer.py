@@ -38,7 +38,12 @@ class _FeatureTap:
         self.name = name
         self.feature = feature
         self.num_classes = num_classes
+        self.has_class_token = False
         self.kept: Tensor | None = None
+
+    def keep_input(self, module: nn.Module, inputs: Any) -> None:
+        """Keep the input of the last layer; a forward pre-hook of that layer."""
+        self.kept = inputs[0]
 
     def keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep the output of the named layer; a forward hook of that layer."""
@@ -51,7 +56,11 @@ class _FeatureTap:
         self.kept = output.clone()
 
     def attach(self, module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Tensor]:
-        """Return the logits and the features as ``[N, d]``; a forward hook of the network."""
+        """Return the logits and the features as ``[N, d]``; a forward hook of the network.
+
+        A map ``[N, C, H, W]`` is averaged over its positions. Of tokens ``[N, T, d]`` the first is
+        taken where the network has a class token, else their mean.
+        """
         if self.feature is None:
             if not (
                 isinstance(output, tuple)
@@ -86,7 +95,21 @@ class _FeatureTap:
                 f"{self.name}: {source} of shape {list(features.shape)} do not have one row for "
                 f"each of {logits.shape[0]} images; name another layer as 'feature'"
             )
-        return logits, features.flatten(1)
+        return logits, self._pooled(features)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        if features.ndim == 2:
+            return features
+        if features.ndim == 3:
+            return features[:, 0] if self.has_class_token else features.mean(dim=1)
+        if features.ndim == 4:
+            # Not AdaptiveAvgPool2d: its gradient is not deterministic on CUDA.
+            single = features.shape[2:] == (1, 1)
+            return features.flatten(1) if single else features.mean(dim=(2, 3))
+        raise ArgumentError(
+            f"{self.name}: its features have the shape {list(features.shape)}; they must be "
+            "[N, d], tokens [N, T, d] or a map [N, C, H, W]"
+        )
 
 
 def _describe(output: object) -> str:
@@ -95,11 +118,36 @@ def _describe(output: object) -> str:
     return f"a {type(output).__name__}"
 
 
-def _with_features(
-    network: nn.Module, *, name: str, feature: str | None, num_classes: int
+def with_features(
+    network: nn.Module,
+    *,
+    name: str,
+    feature: str | None,
+    num_classes: int,
+    last: str | None = None,
 ) -> nn.Module:
+    """Let a network return ``(logits, features)`` by hooks.
+
+    Args:
+        network: returns logits; or, without ``feature`` and ``last``, both.
+        name: of the network, for messages.
+        feature: the layer whose output is the feature.
+        num_classes: number of logits.
+        last: without ``feature``: the last layer, whose input is the feature.
+
+    Raises:
+        ArgumentError: there is no such layer.
+    """
     tap = _FeatureTap(name, feature, num_classes)
-    if feature is not None:
+    tap.has_class_token = any(
+        isinstance(getattr(module, attribute, None), Tensor)  # torchvision's name, and timm's
+        for module in network.modules()
+        for attribute in ("class_token", "cls_token")
+    )
+    if feature is None and last is not None:
+        tap.feature = f"before {last}"
+        network.get_submodule(last).register_forward_pre_hook(tap.keep_input)
+    elif feature is not None:
         layers = dict(network.named_modules())
         if not feature or feature not in layers:
             near = get_close_matches(feature, layers, n=5, cutoff=0.5)
@@ -116,8 +164,9 @@ def torchvision_network(name: str, num_classes: int, feature: str | None = None)
     Args:
         name: as ``torchvision.models.list_models`` writes it.
         num_classes: number of logits.
-        feature: the layer whose output, flattened to ``[N, d]``, is the feature. For the ResNets,
-            None and ``pool`` mean their pooled features.
+        feature: the layer whose output, pooled to ``[N, d]``, is the feature. For the ResNets,
+            None and ``pool`` mean their pooled features; for the vision transformers None means the
+            class token.
 
     Raises:
         ArgumentError: there is no such layer, or None is given for another network.
@@ -127,13 +176,15 @@ def torchvision_network(name: str, num_classes: int, feature: str | None = None)
     )
     if name.startswith(_RESIDUAL) and feature in (None, "pool"):
         feature = "avgpool"
+    elif name.startswith("vit_") and feature is None:
+        feature = "encoder"
     if feature is None:
         layers = ", ".join(layer for layer, _ in network.named_children())
         raise ArgumentError(
             f"{name} needs 'feature', the layer whose output is its feature; "
             f"its top-level layers: {layers}"
         )
-    return _with_features(network, name=name, feature=feature, num_classes=num_classes)
+    return with_features(network, name=name, feature=feature, num_classes=num_classes)
 
 
 def user_factory(path: str) -> Callable[..., Any]:
@@ -181,7 +232,7 @@ def user_network(
         path: the factory's name in the configuration, for messages.
         factory: from :func:`user_factory`; returns an ``nn.Module``.
         num_classes: number of logits; the forward pass checks it.
-        feature: the layer whose output, flattened to ``[N, d]``, is the feature; None
+        feature: the layer whose output, pooled to ``[N, d]``, is the feature; None
             for a network that itself returns ``(logits, features)``.
         options: further keyword arguments of the factory.
 
@@ -199,7 +250,7 @@ def user_network(
             f"network {path!r} builds an object of type {type(network).__name__}; its factory "
             "must return an nn.Module"
         )
-    return _with_features(network, name=path, feature=feature, num_classes=num_classes)
+    return with_features(network, name=path, feature=feature, num_classes=num_classes)
 
 
 def _one_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import numpy
 from torch import Tensor, nn
 
 from rebias_dist.errors import ConfigError
-from rebias_dist.models.untrusted import load_untrusted
+from rebias_dist.models.untrusted import load_untrusted, refusal
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,7 @@ def load_public_checkpoint(path: str | PathLike[str]) -> PublicCheckpoint:
         with file:
             content = _plain(load_untrusted(file, _SAFE_GLOBALS))
     except (OSError, ValueError) as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign:
-            reason = f"it holds {foreign[1]}, which is never loaded from a file"
-        else:
-            reason = "it is damaged or not a PyTorch checkpoint; download it again"
-        raise ConfigError(f"{where} is refused: {reason}") from error
+        raise ConfigError(f"{where} is refused: {refusal(error)}") from error
     if not isinstance(content, dict) or not {"f_net", "g_nets"} <= content.keys():
         raise ConfigError(
             f"{where} has no f_net and g_nets; give a checkpoint that the public ReBias "

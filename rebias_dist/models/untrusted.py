@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -38,6 +39,14 @@ def load_untrusted(file: BinaryIO, safe_globals: Sequence[Any] = ()) -> Any:
     except Exception as error:  # a hostile file may raise anything
         raise ValueError(str(error) or type(error).__name__) from None
     return content
+
+
+def refusal(error: Exception) -> str:
+    """Return why a file was refused, from what :func:`load_untrusted` raised."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, which is never loaded from a file"
+    return "it is damaged or not a PyTorch checkpoint; download it again"
 
 
 def _check_members(file: BinaryIO, size: int) -> None:

@@ -7,7 +7,7 @@ decision goes through here: the ranks exchange what they found, and all return o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,10 +46,17 @@ class Consensus:
 
     Args:
         group: a gloo group of all ranks, or None for the default group (which must be gloo).
+        signs_of_life: a further gloo group of all ranks, for ``device_wait``; None: the ranks wait
+            for no GPU.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        signs_of_life: dist.ProcessGroup | None = None,
+    ) -> None:
         self.group = group
+        self.signs_of_life = signs_of_life
         together = dist.is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.world_size = dist.get_world_size() if together else 1
@@ -57,6 +64,14 @@ class Consensus:
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's ``value`` (plain JSON data) on every rank."""
         return self._exchange(value, only_zero=True)[0]
+
+    def copy_from_zero(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors on the CPU, the same ones on every rank, with those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                values = tensor.contiguous()
+                dist.broadcast(values, 0, group=self.group)
+                tensor.copy_(values)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the ranks' values (plain JSON data), in rank order, on every rank."""

@@ -104,7 +104,7 @@ def process_group(
         return
     if dist.is_initialized():
         gloo = dist.get_backend() == "gloo"
-        yield Consensus(None if gloo else _gloo_group(patience))
+        yield Consensus() if gloo else _beside_nccl(patience)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl":
@@ -129,13 +129,13 @@ def process_group(
             )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise _not_together(place, minutes, error) from None
-    group = _gloo_group(patience) if backend == "nccl" else None
+    consensus = _beside_nccl(patience) if backend == "nccl" else Consensus()
     try:
-        yield Consensus(group)
+        yield consensus
     except InterruptedRun:
         # All ranks leave here. The barrier is needed because a launcher may end the other ranks as
         # soon as one has left.
-        dist.barrier(group)
+        dist.barrier(consensus.group)
         _leave()
         raise
     except RebiasError:
@@ -143,7 +143,7 @@ def process_group(
         raise
     # Any other exception is only this rank's. The group is not destroyed then, because that could
     # wait for the other ranks for ever; the launcher ends them.
-    dist.barrier(group)
+    dist.barrier(consensus.group)
     _leave()
 
 
@@ -183,15 +183,16 @@ def _not_together(place: Placement, minutes: float, error: Exception) -> RankErr
 def set_time_out(consensus: Consensus, minutes: float) -> None:
     """Set how long the ranks wait for each other from now on, in minutes."""
     if consensus.world_size > 1:
-        for group in {dist.group.WORLD, consensus.group} - {None}:
+        for group in {dist.group.WORLD, consensus.group, consensus.signs_of_life} - {None}:
             dist.set_timeout(timedelta(minutes=minutes), group)
 
 
-def _gloo_group(patience: timedelta) -> dist.ProcessGroup:
-    # Consensus exchanges tensors on the CPU; beside NCCL it needs a group of its own.
-    group = dist.new_group(backend="gloo", timeout=patience)
-    assert isinstance(group, dist.ProcessGroup)
-    return group
+def _beside_nccl(patience: timedelta) -> Consensus:
+    # Consensus exchanges tensors on the CPU; beside NCCL it needs groups of its own.
+    own, signs_of_life = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+    assert isinstance(own, dist.ProcessGroup)
+    assert isinstance(signs_of_life, dist.ProcessGroup)
+    return Consensus(own, signs_of_life)
 
 
 def _leave() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from rebias_dist.errors import RebiasError
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.ranks.device_wait import attentive
 from rebias_dist.ranks.faults import Whereabouts
 from rebias_dist.ranks.placement import Placement
 from rebias_dist.ranks.process_group import choose_device, process_group
@@ -53,6 +54,7 @@ def session(
         with (
             process_group(placement, chosen, start_minutes, settings) as consensus,
             stop_requests() as stop,
+            attentive(consensus, lambda: bool(stop)),
         ):
             where.meet(consensus)
             yield Session(consensus, chosen, stop, where, placement.origin)

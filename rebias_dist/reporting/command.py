@@ -24,17 +24,23 @@ from rebias_dist.methods.options import OPTIONS, MethodConfig
 def command_of(config: Config) -> str | None:
     """Return a command line, safe to paste into a shell, whose configuration is this one.
 
-    It names the nearest shipped configuration and sets the rest by flags. The name and the folder
-    of runs are left out. None where flags cannot set a value: they unset no text, and no command
-    has a text with control characters.
+    It names a shipped configuration of the method and the data set, of several the nearest, and
+    sets the rest by flags. The name and the folder of runs are left out. None where flags cannot
+    set a value: they unset no text, and no command has a text with control characters.
     """
     wanted = config.model_dump(exclude={"name", "runs_dir"})
     commands = []
     for name, values in _shipped():
         flags = [_flag(*found) for found in _differences(values, wanted, Config)]
         if None not in flags:
-            commands.append(["--config", name, *(word for flag in flags for word in flag or ())])
-    return shlex.join(["rebias-train", *min(commands, key=len)]) if commands else None
+            words = ["--config", name, *(word for flag in flags for word in flag or ())]
+            others = [
+                values[section][key] != wanted[section][key]
+                for section, key in (("method", "name"), ("data", "dataset"))
+            ]
+            of_method = name.endswith(f"/{wanted['method']['name']}")
+            commands.append((sum(others), len(words), not of_method, words))
+    return shlex.join(["rebias-train", *min(commands)[-1]]) if commands else None
 
 
 @cache

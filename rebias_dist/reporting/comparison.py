@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -134,6 +136,38 @@ class Comparison:
         frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged_split)]
         mine = (frame["setting"] == group.label) & (frame["network"] == network)
         return list(frame.loc[mine, "score"])
+
+    @cached_property
+    def rules(self) -> list[str]:
+        """Return the rules that say which bias goes with which class, each once, as text."""
+        found = (run.results.rule for g in self.groups for run in g.runs if run.results)
+        return list(dict.fromkeys(rule.text() for rule in found if rule.aligned))
+
+    @cached_property
+    def grouped(self) -> set[str]:
+        """Return the splits whose groups of class and bias have names."""
+        named = {
+            str(run.folder)
+            for group in self.groups
+            for run in group.runs
+            if run.results and run.results.rule.attribute
+        }
+        known = self.frame[self.frame["folder"].isin(named)].dropna(subset="worst_group")
+        return set(known["split"])
+
+    def groups_of(self, group: Group, network: str) -> list[dict[str, Any]]:
+        """Return the groups of class and bias on the split that tells bias, summed over seeds."""
+        frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged_split)]
+        mine = (frame["setting"] == group.label) & (frame["network"] == network)
+        summed: dict[tuple[str, str], dict[str, Any]] = {}
+        for one in itertools.chain.from_iterable(frame.loc[mine, "groups"]):
+            found = summed.setdefault((one["class"], one["value"]), {"samples": 0, "correct": 0})
+            found["samples"] += one["samples"]
+            found["correct"] += one["correct"]
+        return [
+            {"class": name, "value": value, **sums, "accuracy": sums["correct"] / sums["samples"]}
+            for (name, value), sums in summed.items()
+        ]
 
     @cached_property
     def splits(self) -> dict[str, list[int]]:

@@ -5,17 +5,32 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_shards.errors import DataShardsError
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.runs import Run, plain
 
+if TYPE_CHECKING:  # they import torch
+    from rebias_dist.data.splits import Data
+    from rebias_dist.data.transforms import Transform
+
 LOOKED_AT = 2_048
 """The number of images of a split that are looked at, so that a report takes seconds."""
 SHOWN = 12
 _LARGE = 64  # pixels; larger images are kept as JPEG
+
+
+EXAMPLES = 4
+"""Images of each test split that show what it is."""
+
+
+class Example(NamedTuple):
+    """An image of a split as the networks see it, and its class."""
+
+    uri: str
+    label: str
 
 
 class Sample(NamedTuple):
@@ -44,6 +59,8 @@ class Disagreements:
     run: str
     split: str
     looked_at: int = 0
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """For each test split a few of its images."""
     f_alone: Kind = field(default_factory=lambda: Kind("f right, g wrong"))
     g_alone: Kind = field(default_factory=lambda: Kind("g right, f wrong"))
 
@@ -88,7 +105,7 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 
     loaded = load_run(run.folder, checkpoint)
     config = loaded.config
-    data = open_data(config, data_root(config))
+    data = open_data(config, data_root(config), loaded.rule)
     data.check_digests(loaded.digests)
     if split not in data.tests:
         raise ConfigError(f"the run has no test split {split}")
@@ -97,10 +114,9 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
     normalise = build_normalise(data, precision)
     assert loaded.f is not None
     f, g = loaded.f, loaded.g_nets[0]
-    loader = EvalLoader(
-        data.tests[split], batch=config.evaluate.batch, transform=eval_transform(config.data)
-    )
-    found = Disagreements(plain(run.name), split)
+    transform = eval_transform(config.data)
+    loader = EvalLoader(data.tests[split], batch=config.evaluate.batch, transform=transform)
+    found = Disagreements(plain(run.name), split, examples=_examples(data, transform))
     with torch.no_grad():
         for batch in loader:
             images = normalise(batch.images)
@@ -113,16 +129,27 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
                 kind.count += 1
                 if len(kind.samples) < SHOWN:
                     names = [plain(data.classes[by[i]], 24) for by in (batch.labels, *said)]
-                    kind.samples.append(_sample(batch.images[i].numpy(), *names))
+                    kind.samples.append(Sample(_uri(batch.images[i].numpy()), *names))
             if found.looked_at >= LOOKED_AT:
                 break
     return found
 
 
-def _sample(image: Any, label: str, f: str, g: str) -> Sample:
+def _examples(data: Data, transform: Transform) -> dict[str, list[Example]]:
+    """Return images of each test split, from places that are spread over it."""
+    found = {}
+    for split, dataset in data.tests.items():
+        places = sorted({place * len(dataset) // EXAMPLES for place in range(EXAMPLES)})
+        images = [_uri(transform(dataset.image(i)).numpy()) for i in places]
+        labels = [plain(data.classes[dataset.labels[i]], 24) for i in places]
+        found[plain(split, 30)] = list(map(Example, images, labels))
+    return found
+
+
+def _uri(image: Any) -> str:
+    """Return an image, uint8 [3, height, width], as an address that holds it."""
     from PIL import Image
 
     stream, kind = io.BytesIO(), "png" if max(image.shape) <= _LARGE else "jpeg"
     Image.fromarray(image.transpose(1, 2, 0)).save(stream, kind.upper())
-    uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Sample(uri, label, f, g)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri, stdtrit  # importing scipy.stats would take a second
+from scipy.special import stdtrit  # importing scipy.stats would take a second
 
+from rebias_dist.evaluation.groups import groups_of, name_of, wilson, worst_named
 from rebias_dist.reporting.runs import Run, find_runs, plain, read_run
 from rebias_dist.reporting.training_data import rho_of, seeds_of, settings_of
-from rebias_dist.runs.results_schema import Results
+from rebias_dist.runs.results_schema import Results, Score
 
-MEASURES = ["accuracy", "unbiased", "conflicting", "follows_bias", "worst_class", "ece", "hsic"]
+MEASURES = [
+    *("accuracy", "unbiased", "worst_group", "aligned", "conflicting", "follows_bias"),
+    *("worst_class", "ece", "hsic"),
+]
 KEYS = ["setting", "checkpoint", "split", "network"]
 _INTERNAL = ["series", "shared", "counts", "score"]
 
@@ -49,6 +53,7 @@ def frame_of(runs: Sequence[Run]) -> pd.DataFrame:
     first = ["run", "folder", "status", "problem", "dataset", "method", "setting", "rho", "seed"]
     scored = ["checkpoint", "chosen_on", "step", "split", "network", "samples", "correct"]
     scored += ["accuracy", "standard_error", "chance", *MEASURES[1:]]
+    scored += ["worst_group_name", "groups", "select"]
     rows: list[dict[str, Any]] = []
     for run, names in zip(runs, names_of(runs), strict=True):
         about = {"run": plain(run.name), "folder": str(run.folder), "status": run.status}
@@ -78,10 +83,15 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
             hsic = {f"g{index}": value for index, value in enumerate(part.hsic)}
             for network, score in part.networks.items():
                 error = math.sqrt(score.accuracy * (1 - score.accuracy) / part.samples)
-                measures = {name: getattr(score, name) for name in MEASURES if name != "hsic"}
+                measures = {
+                    name: getattr(score, name)
+                    for name in ("accuracy", "unbiased", "follows_bias", "worst_class", "ece")
+                }
+                measures |= of_bias(results, score)
                 yield {
                     "checkpoint": "oracle" if oracle else name,
                     "chosen_on": results.chosen_on if name == "best" else None,
+                    "select": results.select if name == "best" else None,
                     "step": checkpoint.step,
                     "split": split,
                     "network": network,
@@ -93,6 +103,22 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
                     "hsic": hsic.get(network),
                     "score": score,
                 }
+
+
+def of_bias(results: Results, score: Score) -> dict[str, Any]:
+    """Return the figures of a score by its groups; those of no sample are None."""
+    aligned, conflicting = results.sides(score)
+    values = [plain(value, 60) for value in results.values(score)]
+    classes = [plain(name, 60) for name in results.classes]
+    groups = groups_of(score.bias_correct, score.bias_count, classes, values)
+    worst = worst_named(groups)
+    return {
+        "aligned": score.on(aligned),
+        "conflicting": score.on(conflicting),
+        "worst_group": worst and worst["accuracy"],
+        "worst_group_name": worst and name_of(worst),
+        "groups": groups,
+    }
 
 
 class Names(NamedTuple):
@@ -173,12 +199,11 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     samples = long.groupby([*KEYS, "measure"], sort=False)["samples"].first().astype(float)
     measure = found.index.get_level_values("measure")
     one = (measure == "accuracy") & (found["values"].map(len) == 1)
-    p, n, z2 = found["mean"], samples, ndtri(0.975) ** 2
-    found["error"] = found["error"].where(~one, np.sqrt(p * (1 - p) / n))
-    # Wilson, JASA 1927.
-    centre, half = p + z2 / (2 * n), np.sqrt(z2 * (p * (1 - p) + z2 / (4 * n)) / n)
-    found["low"] = found["low"].where(~one, (centre - half) / (1 + z2 / n))
-    found["high"] = found["high"].where(~one, (centre + half) / (1 + z2 / n))
+    p = found["mean"]
+    found["error"] = found["error"].where(~one, np.sqrt(p * (1 - p) / samples))
+    low, high = wilson(p, samples)
+    found["low"] = found["low"].where(~one, low)
+    found["high"] = found["high"].where(~one, high)
     bounded = measure != "hsic"
     found["low"] = found["low"].where(~bounded, found["low"].clip(lower=0))
     found["high"] = found["high"].where(~bounded, found["high"].clip(upper=1))

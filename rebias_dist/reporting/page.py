@@ -18,9 +18,10 @@ from rebias_dist import version
 from rebias_dist.config.files import to_yaml
 from rebias_dist.evaluation.text import CHOICES
 from rebias_dist.reporting import plots, tables
+from rebias_dist.reporting.archive import is_drawn
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Comparison, Group
-from rebias_dist.reporting.disagreements import disagreements
+from rebias_dist.reporting.disagreements import Example, disagreements
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
 from rebias_dist.reporting.runs import Run, plain
@@ -33,6 +34,13 @@ _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 _SPECIAL = re.compile(r"[^\w\u00a0 .,:;'/()%±+=–×…†-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
+_INTRODUCTION = """A network may take a bias of the training images, such as a colour or a texture,
+for their class. Here f is the network that should not; g is one that is made to see little but the
+bias, and f is trained to be independent of it. The test split 'biased' has the bias of the training
+images. In 'unbiased' the bias says nothing of the class, so the accuracy there shows how much a
+network relies on it. A method without f or without g has rows for the network that it has."""
+
+
 @dataclass
 class Dataset:
     """The part of a page on the runs of one data set."""
@@ -43,16 +51,19 @@ class Dataset:
     """Whether the runs are the published experiment."""
     pictures: list[Picture]
     tables: list[Table]
+    examples: dict[str, list[Example]]
+    """For each test split a few of its images, where the data of a run are at hand."""
     settings: list[dict[str, Any]]
     """For each setting its label, anchor, notes, pictures, matrices, images and runs."""
 
 
-def dataset_part(runs: Comparison, stem: str) -> Dataset:
+def dataset_part(runs: Comparison, stem: str, *, with_published: bool) -> Dataset:
     """Gather tables and pictures of the runs on one data set; at least one has results.
 
     Args:
         runs: the runs.
         stem: the beginning of the names of pictures.
+        with_published: show published figures even if these runs are another experiment.
     """
     protocol, departures = "No published protocol is known for this data set.", None
     if runs.dataset in PROTOCOLS:
@@ -60,25 +71,30 @@ def dataset_part(runs: Comparison, stem: str) -> Dataset:
         protocol = "Nothing differs from the published protocol."
     if departures is not None:
         protocol = "Not the published experiment: see the table of what differs from it."
+    theirs = with_published or departures is None
     listed = [
         tables.results_table(runs),
-        tables.published_table(runs),
+        tables.published_table(runs, theirs=theirs),
         tables.corruption_table(runs),
         tables.leads_table(runs),
         tables.measures_table(runs),
+        tables.groups_table(runs),
         departures,
     ]
+    settings = [_setting(runs, group, f"{stem}-{i}") for i, group in enumerate(runs.groups)]
+    looked = [setting["images"] for setting in settings if setting["images"]]
     return Dataset(
         plain(runs.dataset, 60),
         "" if runs.chance is None else f"chance is {100 * runs.chance:.1f} %",
         protocol,
-        list(_pictures(runs, stem)),
+        list(_pictures(runs, stem, theirs)),
         [table for table in listed if table is not None],
-        [_setting(runs, group, f"{stem}-{i}") for i, group in enumerate(runs.groups)],
+        looked[0].examples if looked else {},
+        settings,
     )
 
 
-def _pictures(runs: Comparison, stem: str) -> Iterator[Picture]:
+def _pictures(runs: Comparison, stem: str, theirs: bool) -> Iterator[Picture]:
     words = plots.words(runs)
     yield Picture.draw(
         stem,
@@ -90,10 +106,10 @@ def _pictures(runs: Comparison, stem: str) -> Iterator[Picture]:
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
         yield Picture.draw(
             f"{stem}-rho",
-            "Unbiased accuracy over the training correlation ρ, by method, beside published "
-            "points; the figures are in the table",
-            f"Unbiased accuracy over ρ ({words}). Hollow marks are published points.",
-            partial(plots.rho_picture, runs),
+            "Unbiased accuracy over the training correlation ρ, by method"
+            f"{', beside published points' * theirs}; the figures are in the table",
+            f"Unbiased accuracy over ρ ({words}).{' Hollow marks are published points.' * theirs}",
+            partial(plots.rho_picture, runs, theirs=theirs),
         )
 
 
@@ -139,11 +155,7 @@ def _about(run: Run, group: Group) -> dict[str, str]:
 
 def _training(group: Group, runs: Sequence[Run], stem: str) -> Iterator[Picture]:
     during = "selection" if group.config.data.selection != "none" else group.config.evaluate.monitor
-
-    def wanted(tag: str) -> bool:
-        return tag.endswith(("/ce", "/sigma", "_accuracy")) or tag.startswith("f/hsic_g")
-
-    panels = plots.training_panels([read_curves(run.folder, wanted) for run in runs], during)
+    panels = plots.training_panels([read_curves(run.folder, is_drawn) for run in runs], during)
     if panels:
         yield Picture.draw(
             f"{stem}-training",
@@ -199,9 +211,10 @@ def render(
         datasets=datasets,
         notes=notes,
         files=files,
+        introduction=_INTRODUCTION.replace("\n", " "),
         oracle=CHOICES["oracle"],
         version=version(),
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     )
 
 

@@ -117,10 +117,13 @@ def _key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **{"linestyle": "none", **style})
 
 
-def rho_picture(runs: Comparison) -> Drawing:
-    """Draw accuracy over ρ: a panel with all methods, and one for each beside published points."""
+def rho_picture(runs: Comparison, *, theirs: bool = True) -> Drawing:
+    """Draw accuracy over ρ: a panel with all methods, and one for each.
+
+    ``theirs``: draw the published points in the panel of their method.
+    """
     known = published()
-    known = known[known["dataset"] == "biased_mnist"]
+    known = known[(known["dataset"] == "biased_mnist") & theirs]
     marks = dict(zip(known["source"].unique(), cycle(_OF_SOURCES), strict=False))
     ticks = sorted({*known["rho"], *(group.rho for group in runs.groups)} - {None})
     series = {group.series: group.config.method.name for group in runs.groups}
@@ -142,9 +145,9 @@ def rho_picture(runs: Comparison) -> Drawing:
         keys.append(_key(plain(name), **style))
     panels[0].set_title("all, as measured here")
     hollow = {"linestyle": ":", "linewidth": 0.8, "markersize": 6, "markerfacecolor": "none"}
-    for (theirs, source), found in known.groupby(["method", "source"]):
-        colour = _OF_METHOD.get(str(theirs), _OF_OTHERS)["color"]
-        panel = panels[1 + methods.index(str(theirs))]
+    for (method_there, source), found in known.groupby(["method", "source"]):
+        colour = _OF_METHOD.get(str(method_there), _OF_OTHERS)["color"]
+        panel = panels[1 + methods.index(str(method_there))]
         x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
         panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):

@@ -34,6 +34,7 @@ _OF_EVERY_METHOD = {
     "method.f_pretrain_epochs": 0,
     "method.g_pretrain_epochs": 0,
     "precision": "float32",
+    "evaluate.select": "accuracy",
 }
 _OF_HSIC = {
     "method.lambda_g": 1.0,

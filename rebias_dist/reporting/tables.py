@@ -10,7 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
-from rebias_dist.evaluation.text import CHOICES
+from rebias_dist.evaluation.groups import FEW, WORST, interval, shown_groups
+from rebias_dist.evaluation.text import choice_text
+from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting.comparison import ABSENT, MARK, MARK_NOTE, Comparison, Group, leads, mark
 from rebias_dist.reporting.frame import Figure, over_seeds
@@ -19,6 +21,10 @@ from rebias_dist.reporting.published import published
 from rebias_dist.reporting.runs import plain
 
 _NAME = "method and setting"
+_WORST_GROUP = (
+    "worst group: the lowest accuracy of a group of class and bias, among those of "
+    f"{SMALLEST_CELL} or more images; in each run its own."
+)
 _MOST_CLASSES = 30  # of a matrix that is shown whole; of a larger one its worst cells
 
 
@@ -43,14 +49,16 @@ def results_table(runs: Comparison) -> Table:
     clustered = [split for split in runs.splits if split in of_cells]
     columns = {_title(split, sizes): (split, "accuracy") for split, sizes in runs.splits.items()}
     columns |= {f"{plain(split, 60)}, unbiased": (split, "unbiased") for split in clustered}
+    grouped = [split for split in runs.splits if split in runs.grouped]
+    columns |= {f"{plain(split, 60)}, worst group": (split, "worst_group") for split in grouped}
     rows = []
     for group in runs.groups:
         name = group.marked
         for checkpoint in group.checkpoints if group.runs else ():
-            # f and g0 have a row in every method, so that the rows of methods compare.
-            for network in dict.fromkeys(["f", "g0", *group.networks]):
+            for network in group.networks:
                 figures = [runs.text(group, checkpoint, s, network, m) for s, m in columns.values()]
-                about = (name, CHOICES[checkpoint], network, group.seeds(checkpoint))
+                chosen = choice_text(checkpoint, group.config.evaluate.select)
+                about = (name, chosen, network, group.seeds(checkpoint))
                 rows.append((*about, *figures))
         if not group.runs:
             why = "; ".join(f"{plain(run.name)}: {run.problem}" for run in group.without)
@@ -62,6 +70,8 @@ def results_table(runs: Comparison) -> Table:
     ]
     if clustered:
         notes.append("unbiased: mean over cells of class and texture cluster.")
+    if grouped:
+        notes.append(_WORST_GROUP)
     notes += _legend(name for name, *_ in rows)
     caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle if marked"
     body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
@@ -81,7 +91,9 @@ def _title(split: str, sizes: Sequence[int]) -> str:
 def measures_table(runs: Comparison) -> Table | None:
     """Return the measures of bias beside the accuracy; None where no run tells any of them."""
     measures = {
+        "aligned": "aligned",
         "conflicting": "conflicting",
+        "worst group": "worst_group",
         "follows the bias": "follows_bias",
         "worst class": "worst_class",
         "ECE": "ece",
@@ -98,13 +110,51 @@ def measures_table(runs: Comparison) -> Table | None:
                 rows.append({_NAME: plain(group.label, 200), "net": network, **figures})
     caption = f"How the bias shows on {plain(runs.judged_split, 30)}, in percent"
     note = (
-        "Figures of the checkpoint that counts. conflicting: accuracy where the bias is another "
-        "class's. follows the bias: the part of "
-        "these images that is taken for that class. worst class: its accuracy. ECE: expected "
+        "Figures of the checkpoint that counts. aligned: accuracy where the bias is that which "
+        "goes with the class. conflicting: where it is another one. follows the bias: the part of "
+        "these images that is taken for a class which goes with their bias. worst class: its "
+        f"accuracy. {_WORST_GROUP} ECE: expected "
         "calibration error. Mean ± standard deviation over seeds, below it Student's 95 % "
         "interval of the mean; – : not there, or not recorded."
     )
     return Table(caption, pd.DataFrame(rows), 2, [note]) if rows else None
+
+
+def groups_table(runs: Comparison) -> Table | None:
+    """Return each group's accuracy on the split that tells bias, counts summed over the seeds.
+
+    None where no run tells groups.
+    """
+    rows, many = [], 0
+    for group in runs.groups:
+        for network in group.networks:
+            groups = runs.groups_of(group, network)
+            shown, _ = shown_groups(groups)
+            many = max(many, len(groups) if len(groups) > FEW else 0)
+            for one in shown:
+                low, high = interval(one["accuracy"], one["samples"]) or (0.0, 1.0)
+                rows.append(
+                    {
+                        _NAME: plain(group.label, 200),
+                        "net": network,
+                        "class": one["class"],
+                        "bias": one["value"],
+                        "images": f"{one['samples']:,}",
+                        "accuracy": f"{100 * one['accuracy']:.1f}\n{100 * low:.1f} to "
+                        f"{100 * high:.1f}",
+                    }
+                )
+    caption = f"Accuracy in percent by group of class and bias on {plain(runs.judged_split, 30)}"
+    notes = [
+        "Figures of the checkpoint that counts, the worst group first; images and right "
+        "predictions are summed over the seeds. Below: Wilson's 95 % interval, which says nothing "
+        f"of other seeds. Groups of fewer than {SMALLEST_CELL} images come last and are no worst "
+        "group."
+    ]
+    notes += [f"aligned: {plain(text, 1000)}" for text in runs.rules]
+    if many:
+        notes.append(f"Shown are the worst {WORST} of up to {many} groups.")
+    return Table(caption, pd.DataFrame(rows), 4, notes) if rows else None
 
 
 def leads_table(runs: Comparison) -> Table | None:
@@ -129,19 +179,23 @@ def leads_table(runs: Comparison) -> Table | None:
     return Table(caption, pd.DataFrame(rows, columns=columns), 2, notes) if rows else None
 
 
-_MNIST = """The accuracy is that of f; for the method biased it is that of g. A table below lists
-what differs from the published experiments. If anything does, the rows do not compare two codes.
-Published figures of one method differ by their source, which the second column names."""
-_NINE = """unbiased: the mean over cells of class and texture cluster with at least 10 validation
-images, over three clusterings; – where the validation shards had no clusters. The accuracy is that
-of f; for the method biased it is that of g. Published figures of one method differ by their source,
-which the second column names."""
+_MNIST = "The accuracy is that of f; for the method biased it is that of g."
+_NINE = f"""unbiased: the mean over cells of class and texture cluster with at least 10 validation
+images, over three clusterings; – where the validation shards had no clusters. {_MNIST}"""
+_THEIRS = """A table below lists what differs from the published experiments. If anything does, the
+rows do not compare two codes. Published figures of one method differ by their source, which the
+second column names."""
+_WITHOUT_THEIRS = """Published figures are left out, for these runs are not the published
+experiment; rebias-report --published shows them."""
 
 
-def published_table(runs: Comparison) -> Table | None:
-    """Return our accuracies above those published; None for another data set or other splits."""
+def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
+    """Return our accuracies above those published; None for another data set or other splits.
+
+    ``theirs``: have those published; without them the table says how to get them.
+    """
     known = published()
-    known = known[known["dataset"] == runs.dataset]
+    known = known[(known["dataset"] == runs.dataset) & theirs]
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
         caption, note = (
             "Biased-MNIST: accuracy on unbiased in percent, by ρ of the training set",
@@ -173,7 +227,8 @@ def published_table(runs: Comparison) -> Table | None:
         example = next(group for group in runs.groups if group.series == series)
         for checkpoint in example.checkpoints:
             name = mark(plain(series, 200), example.config.facts)
-            row = {"method": name, "source": f"here, {CHOICES[checkpoint]}"}
+            chosen = choice_text(checkpoint, example.config.evaluate.select)
+            row = {"method": name, "source": f"here, {chosen}"}
             for title, (rho, split, measure, _) in columns.items():
                 row[title] = ABSENT
                 if group := of_series.get((series, rho)):
@@ -182,16 +237,17 @@ def published_table(runs: Comparison) -> Table | None:
     # Those of a method stand together, for they differ from source to source.
     labels = list(known["label"].unique())
     known = known.sort_values("label", key=lambda found: found.map(labels.index), kind="stable")
-    theirs = [
+    rows_of_theirs = [
         {"method": mark(str(label), METHODS.get(str(method))), "source": str(source)}
         | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
         for (label, method, source), found in known.groupby(
             ["label", "method", "source"], sort=False
         )
     ]
-    body = pd.DataFrame([*rows, *theirs])
-    notes = [note.replace("\n", " "), *_legend(body["method"])]
-    return Table(caption, body, 2, notes, len(theirs))
+    body = pd.DataFrame([*rows, *rows_of_theirs])
+    told = [note, _THEIRS if theirs else _WITHOUT_THEIRS]
+    notes = [*(line.replace("\n", " ") for line in told), *_legend(body["method"])]
+    return Table(caption, body, 2, notes, len(rows_of_theirs))
 
 
 def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:
@@ -272,8 +328,8 @@ def matrices(runs: Comparison, group: Group) -> Iterator[Table]:
 
     Counts are summed over the seeds. A matrix that no run tells is left out.
     """
-    known = (run.results for run in group.runs if run.results)
-    classes, split = [plain(name, 24) for name in next(known).classes], plain(runs.judged_split, 30)
+    first = next(run.results for run in group.runs if run.results)
+    classes, split = [plain(name, 24) for name in first.classes], plain(runs.judged_split, 30)
     for network in ("f", "g0"):
         scores = runs.scores(group, network)
         confusion = _sum([score.confusion for score in scores])
@@ -293,10 +349,11 @@ def matrices(runs: Comparison, group: Group) -> Iterator[Table]:
         if max(count.shape) <= _MOST_CLASSES:
             shares = np.divide(right, count, out=np.full(count.shape, np.nan), where=count > 0)
             body = pd.DataFrame(100 * shares).map("{:.0f}".format, na_action="ignore")
-            body = body.fillna(ABSENT).rename(columns=str)
-            body.insert(0, "", classes)
+            names = [plain(name, 24) for name in first.values(scores[0])]
+            body = body.fillna(ABSENT).set_axis(names[: count.shape[1]], axis=1)
+            body.insert(0, "", classes, allow_duplicates=True)
             caption = f"{network}: accuracy in percent by label (row) × bias, {split}"
-            note = "A bias goes with the class of its number. – : no such image."
+            note = f"{plain(first.rule.text(), 1000)}. – : no such image."
             yield Table(caption, body, 1, [note], heat=shares)
 
 

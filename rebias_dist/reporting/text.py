@@ -9,7 +9,7 @@ from rebias_dist.reporting.comparison import Comparison, Group
 from rebias_dist.reporting.protocol import PROTOCOLS, departures
 from rebias_dist.reporting.published import published
 from rebias_dist.reporting.runs import plain
-from rebias_dist.reporting.tables import Table, corruption_table, results_table
+from rebias_dist.reporting.tables import Table, corruption_table, groups_table, results_table
 
 
 def text_of(runs: Comparison) -> str:
@@ -18,6 +18,8 @@ def text_of(runs: Comparison) -> str:
     head = f"data set {plain(runs.dataset)}; accuracy in percent{chance}"
     key = "a ± b: mean and standard deviation over seeds; a (b): one seed, binomial s.e."
     lines = [head, key, "", _aligned(results_table(runs))]
+    if runs.grouped and (groups := groups_table(runs)):
+        lines += ["", groups.caption, _aligned(groups)]
     table = corruption_table(runs)
     if table is not None:  # the page has the whole table
         table.body = table.body[table.body["corruption"].str.startswith("mean of ")]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from data_shards.format.manifest import Normalize
 from rebias_dist import models
 from rebias_dist.config.schema import Config, NetworkConfig
-from rebias_dist.errors import ConfigError
-from rebias_dist.models import load_state
+from rebias_dist.errors import ConfigError, RebiasError
+from rebias_dist.methods.base import Method
+from rebias_dist.models import Weights, load_state
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision
 from rebias_dist.step.randomness import keyed
+
+WIDEST = 4096
+"""Most features of a network: HSIC's distances lose their meaning in many dimensions."""
 
 
 def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
@@ -32,8 +39,12 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
         with keyed(torch.device("cpu"), config.seed, "init", name):
             try:
                 built = models.build(network.name, num_classes=classes, **network.build_options())
+                if network.freeze == "backbone":
+                    models.freeze_backbone(built, classes)
+                if network.sets_head:
+                    models.last_layer(built, classes)
             except ConfigError as error:
-                raise ConfigError(f"{name.replace('g', 'g.')}: {error}") from None
+                raise ConfigError(f"{_key(name)}: {error}") from None
         # Channels last: on a CPU 1.4 times the speed for a BagNet, 1.1 for a ResNet, 1 for a
         # simple_convnet (python -m benchmarks.memory_format), and what CUDA's kernels prefer.
         built = built.to(memory_format=torch.channels_last)
@@ -46,8 +57,68 @@ def network_config(config: Config, name: str) -> NetworkConfig:
     return config.f if name == "f" else config.g[int(name[1:])]
 
 
-def initial_state(config: Config, name: str, classes: int) -> dict[str, Any]:
-    """Return the initial state of a network: keyed by the seed, or that of its ``checkpoint``.
+def _key(name: str) -> str:
+    """Return the key of a network's section in the configuration."""
+    return name.replace("g", "g.")
+
+
+def check_features(
+    config: Config,
+    method: Method,
+    networks: dict[str, nn.Module],
+    shape: tuple[int, int, int],
+) -> None:
+    """Refuse networks whose features are too wide, or cannot be trained where they must be.
+
+    Args:
+        config: of the run.
+        method: its coupled terms train the features.
+        networks: by name.
+        shape: of an image: channels, height, width.
+
+    Raises:
+        ConfigError: it names the network and the cure; or a network cannot take such an image.
+    """
+    for name, network in networks.items():
+        own, key = network_config(config, name), _key(name)
+        try:
+            features = models.features_of(network, shape)
+        except RebiasError:
+            raise
+        except Exception as error:  # a network may raise anything on images of another size
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"{key}: {own.name} fails on images {list(shape)}: {reason}"
+            ) from error
+        if features.shape[1] > WIDEST:
+            raise ConfigError(
+                f"{key}.feature: the features of {own.name} are {features.shape[1]:,} wide, and "
+                f"at most {WIDEST:,} are taken; name a layer behind a pooling"
+            )
+        coupled = method.f_is_coupled if name == "f" else method.g_is_coupled
+        if coupled and not features.requires_grad:
+            raise ConfigError(
+                f"{key}.freeze: {config.method.name} trains the features of {name}, which a frozen "
+                "backbone does not allow; set freeze: none, or choose another method"
+                if own.freeze == "backbone"
+                else f"{key}: the features of {own.name} are detached from its weights, so "
+                f"{config.method.name} cannot train them; return features that carry gradients"
+            )
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial state of a network."""
+
+    state: dict[str, Any]
+    normalize: Normalize | None = None
+    """Mean and deviation of the images that read weights were trained on, if known."""
+    note: str = ""
+    """What to tell of the weights."""
+
+
+def initial_state(config: Config, name: str, classes: int) -> Initial:
+    """Return the initial state of a network: drawn by the seed, or read where the section says.
 
     Args:
         config: of the run.
@@ -55,37 +126,83 @@ def initial_state(config: Config, name: str, classes: int) -> dict[str, Any]:
         classes: number of classes.
 
     Raises:
-        ConfigError: the checkpoint is missing or of another network.
+        ConfigError: the weights are missing, cannot be read, or are of another network.
+        DataError: a checkpoint is damaged.
     """
-    network = network_config(config, name)
-    built = build_networks(config, classes, Precision(config.precision, torch.device("cpu")))[name]
-    if network.checkpoint is not None:
-        load_from_run(built, Path(network.checkpoint), name)
-    return built.state_dict()
+    own, key = network_config(config, name), _key(name)
+    network = build_networks(config, classes, Precision(config.precision, torch.device("cpu")))[
+        name
+    ]
+    if own.checkpoint is not None:
+        where = f"{key}.checkpoint"
+        weights = _weights_of_run(own.checkpoint, "last", name, where)
+        load_state(network, weights.state, where=f"{where} {own.checkpoint}")
+        return Initial(network.state_dict(), weights.normalize)
+    if not own.pretrained:
+        return Initial(network.state_dict())
+    where = f"{key}.pretrained"
+    weights = _pretrained(own, name, where)
+    source = f"{where} {own.pretrained}" if isinstance(own.pretrained, str) else where
+    note = models.load_weights(network, weights.state, classes, source)
+    return Initial(network.state_dict(), weights.normalize, note)
 
 
-def load_from_run(network: nn.Module, run: Path, name: str) -> None:
-    """Give a network the weights of a run's last checkpoint.
+def _pretrained(own: NetworkConfig, name: str, where: str) -> Weights:
+    if own.pretrained is True:
+        with keyed(torch.device("cpu"), "published"):  # building draws weights
+            return models.published_weights(own.name, own.options, where)
+    source = str(own.pretrained)
+    run, _, choice = source.rpartition(":")
+    if choice in ("best", "last"):
+        return _weights_of_run(run, choice, name, where)
+    return models.weights_of_file(source, where)
+
+
+def _weights_of_run(run: str, choice: str, name: str, where: str) -> Weights:
+    """Return the weights of a run's network of the same name, or of its only one."""
+    folder = RunFolder(Path(run)).checkpoints
+    if not checkpoint.steps(folder):
+        raise ConfigError(f"{where}: {run} is no run with a checkpoint")
+    state = checkpoint.load_choice(folder, choice)
+    players, seen = state["players"], state.get("input")
+    if name not in players and len(players) > 1:
+        raise ConfigError(f"{where}: {run} has no network {name}; it has {', '.join(players)}")
+    found = players[name] if name in players else next(iter(players.values()))
+    constants = Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])) if seen else None
+    return Weights(found["network"], constants)
+
+
+def read_weights(
+    config: Config, names: Iterable[str], classes: int
+) -> tuple[dict[str, Initial], Normalize | None]:
+    """Read the initial weights of all networks that do not draw them.
 
     Args:
-        network: to be changed.
-        run: folder of the run.
-        name: of the network here; the run's network of this name is taken if it has one, else its
-            only one.
+        config: of the run.
+        names: of its networks.
+        classes: number of classes.
+
+    Returns:
+        The initial states by network; and how images are normalised for ``pretrained`` weights,
+        None if the data decide.
 
     Raises:
-        ConfigError: there is no such run or network, or its parameters are others.
-        DataError: the checkpoint is damaged.
+        ConfigError: as :func:`initial_state`; or two networks need other images.
     """
-    where = name.replace("g", "g.")
-    folder = RunFolder(run).checkpoints
-    steps = checkpoint.steps(folder)
-    if not steps:
-        raise ConfigError(f"{where}.checkpoint: {run} is no run with a checkpoint")
-    players = checkpoint.load(folder, steps[-1])["players"]
-    if name not in players and len(players) > 1:
-        raise ConfigError(
-            f"{where}.checkpoint: {run} has no network {name}; it has {', '.join(players)}"
-        )
-    found = players[name] if name in players else next(iter(players.values()))
-    load_state(network, found["network"], where=f"{where}.checkpoint {run}")
+    found = {
+        name: initial_state(config, name, classes)
+        for name in names
+        if network_config(config, name).begins_elsewhere
+    }
+    known = {name: initial.normalize for name, initial in found.items() if initial.normalize}
+    decides = next((name for name in known if network_config(config, name).pretrained), None)
+    if decides is None:
+        return found, None
+    for name, constants in known.items():
+        if constants != known[decides]:
+            raise ConfigError(
+                f"{_key(name)}: its weights were trained on images of mean {constants.mean} and "
+                f"deviation {constants.std}, those of {decides} on {known[decides].mean} and "
+                f"{known[decides].std}; use weights that agree"
+            )
+    return found, known[decides]

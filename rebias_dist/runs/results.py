@@ -11,10 +11,18 @@ from tabulate import tabulate
 
 from data_shards.errors import DataShardsError
 from data_shards.system.files import read_json, write_synced
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import DataError
 
 FORMAT = 1
+SELECTS = {
+    "accuracy": "the accuracy",
+    "worst_group": "the accuracy of the worst group",
+    "conflicting": "the accuracy on conflicting images",
+    "unbiased": "the mean accuracy over cells of class and texture cluster",
+}
+"""The values of ``evaluate.select``, in words."""
 LARGEST = 256 << 20
 """Most bytes of results.json: a confusion of 1,000 classes takes some MB."""
 
@@ -24,10 +32,24 @@ def judged_network(config: Config) -> str:
     return "f" if config.has_f else "g0"
 
 
+def choosing_split(config: Config) -> str:
+    """Return the name of the split that chooses the best checkpoint."""
+    return "selection" if config.data.selection != "none" else config.evaluate.monitor
+
+
 def chosen_figure(config: Config, splits: Mapping[str, Any]) -> float:
-    """Return the accuracy that chooses the best checkpoint."""
-    split = "selection" if config.data.selection != "none" else config.evaluate.monitor
-    return float(splits[split]["networks"][judged_network(config)]["accuracy"])
+    """Return the accuracy that chooses the best checkpoint, see ``evaluate.select``."""
+    found = selected(config, splits[choosing_split(config)]["networks"][judged_network(config)])
+    assert found is not None  # checked before the first step
+    return found
+
+
+def selected(config: Config, score: Mapping[str, Any]) -> float | None:
+    """Return that figure of a network which ``evaluate.select`` names; None if it has none."""
+    found = score[config.evaluate.select]
+    if config.evaluate.select == "worst_group" and found is not None:
+        found = found["accuracy"]
+    return None if found is None else float(found)
 
 
 def assemble(
@@ -36,6 +58,7 @@ def assemble(
     checkpoints: Mapping[str, Any],
     steps: int,
     lost: Mapping[str, str],
+    rule: BiasRule,
 ) -> dict[str, Any]:
     """Return the content of results.json.
 
@@ -45,6 +68,7 @@ def assemble(
         checkpoints: figures of ``last`` and ``best``.
         steps: optimizer steps taken.
         lost: a checkpoint that has no figures because it is damaged, and what is wrong with it.
+        rule: which value of the bias goes with each class.
     """
     return {
         "format": FORMAT,
@@ -52,7 +76,9 @@ def assemble(
         "method": config.method.name,
         "dataset": config.data.dataset,
         "classes": list(classes),
+        "bias": rule.model_dump(),
         "chosen_on": "oracle" if config.data.selection == "none" else "selection",
+        "select": config.evaluate.select,
         "steps": steps,
         "checkpoints": dict(checkpoints),
         "lost": dict(lost),
@@ -86,6 +112,12 @@ def choice_name(content: Mapping[str, Any], choice: str) -> str:
 
 def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
     """Return the accuracies as text, a row for each checkpoint, split and network."""
+    with_bias = any(
+        score.get("groups")
+        for found in checkpoints.values()
+        for figures in found["splits"].values()
+        for score in figures["networks"].values()
+    )
     rows = [
         {
             "checkpoint": choice,
@@ -95,6 +127,7 @@ def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
             "network": network,
             "accuracy": f"{score['accuracy']:.3f} ±{score['standard_error']:.3f}",
             "unbiased": "–" if score["unbiased"] is None else f"{score['unbiased']:.3f}",
+            **(_of_bias(score) if with_bias else {}),
         }
         for choice, found in checkpoints.items()
         for split, figures in found["splits"].items()
@@ -107,11 +140,29 @@ def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
     return "\n".join([tabulate(rows, headers="keys", disable_numparse=True), *notes])
 
 
+def _of_bias(score: Mapping[str, Any]) -> dict[str, str]:
+    worst, intervals = score["worst_group"], score["intervals"]
+    name = f" {worst['class']}, {worst['value']}" if worst else ""
+    return {
+        "aligned": _bounded(score["aligned"], intervals["aligned"]),
+        "conflicting": _bounded(score["conflicting"], intervals["conflicting"]),
+        "worst group": _bounded(*(worst["accuracy"], worst["interval"]) if worst else (None, None))
+        + name,
+    }
+
+
+def _bounded(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
 def closing_text(content: Mapping[str, Any], folder: Path) -> str:
     """Return the text that a run logs at its end."""
+    by = SELECTS[content["select"]]
     note = {
-        "selection": "best: chosen on selection data",
-        "oracle": "oracle: chosen on the test data themselves; report last",
+        "selection": f"best: chosen on selection data by {by}",
+        "oracle": f"oracle: chosen on the test data themselves by {by}; report last",
     }
     named = {choice_name(content, choice): c for choice, c in content["checkpoints"].items()}
     events = folder / "tensorboard"

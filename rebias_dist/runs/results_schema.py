@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rebias_dist.config.bias import BiasRule
+
 # The upper bound keeps sums over a matrix within 64 bits.
 _Count = Annotated[int, Field(ge=0, le=10**9)]
 _Unit = Annotated[float, Field(ge=0, le=1)]
@@ -41,7 +43,7 @@ class Score(_Read):
     unbiased: _Unit | None = None
     """Mean over cells of class and texture cluster, where the split has clusters."""
     follows_bias: _Unit | None = None
-    """Part of the samples against their bias that are taken for the class of the bias."""
+    """Part of the conflicting samples that are taken for a class that goes with their bias."""
     calibration: Calibration | None = None
 
     @model_validator(mode="after")
@@ -53,16 +55,11 @@ class Score(_Read):
             raise ValueError("bias_correct does not fit bias_count")
         return self
 
-    @property
-    def conflicting(self) -> float | None:
-        """Return the accuracy on samples whose bias is not their class's; None without any.
-
-        The biases must have the numbers of the classes that they go with.
-        """
+    def on(self, cells: NDArray[np.bool_]) -> float | None:
+        """Return the accuracy on some groups, label × bias; None where they have no sample."""
         right, count = _matrix(self.bias_correct), _matrix(self.bias_count)
-        other = np.eye(*count.shape) == 0
-        total = int(count[other].sum())
-        return int(right[other].sum()) / total if total else None
+        total = int(count[cells].sum())
+        return int(right[cells].sum()) / total if total else None
 
     @property
     def worst_class(self) -> float | None:
@@ -126,8 +123,31 @@ class Results(_Read):
     dataset: str
     classes: Annotated[list[str], Field(min_length=1)]
     chosen_on: Literal["selection", "oracle"]
+    select: str = "accuracy"
+    """Which figure chose the best checkpoint."""
     steps: Annotated[int, Field(ge=0)]
+    bias: BiasRule | None = None
+    """Which value of the bias goes with each class; None in results of earlier versions."""
     checkpoints: dict[Literal["last", "best"], Checkpoint]
+
+    @property
+    def rule(self) -> BiasRule:
+        """Return the rule of the run; of earlier versions it is that of equal numbers."""
+        return BiasRule.by_number(self.classes) if self.bias is None else self.bias
+
+    def sides(self, score: Score) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which groups of a score are aligned and which conflicting, label × bias."""
+        biases = len(score.bias_count[0]) if score.bias_count else 0
+        values = self.values(score)
+        own = self.rule.ids(self.classes, values)[: len(score.bias_count), None]
+        aligned = own == np.arange(biases)
+        return aligned, (own >= 0) & ~aligned
+
+    def values(self, score: Score) -> list[str]:
+        """Return the names of the biases of a score; a bias that the rule lacks has its number."""
+        names = self.rule.values
+        biases = len(score.bias_count[0]) if score.bias_count else 0
+        return [*names, *map(str, range(len(names), biases))]
 
     @model_validator(mode="after")
     def _same_classes(self) -> Results:
@@ -138,5 +158,10 @@ class Results(_Read):
                         raise ValueError(
                             f"{name}/{network}: a confusion matrix of {len(score.confusion)} "
                             f"classes, there are {len(self.classes)}"
+                        )
+                    if len(score.bias_count) not in (0, len(self.classes)):
+                        raise ValueError(
+                            f"{name}/{network}: groups of {len(score.bias_count)} classes, there "
+                            f"are {len(self.classes)}"
                         )
         return self

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_shards.format.manifest import Normalize
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import differences, parse_yaml, to_yaml, validate
 from rebias_dist.config.schema import Config
+from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.splits import Data
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods.base import Method, restore_state
 from rebias_dist.methods.radii import Radii, radii_of
-from rebias_dist.models import load_state
 from rebias_dist.step.player import Player
 
 
@@ -27,6 +29,7 @@ class Snapshot:
         config: the resolved configuration.
         steps_per_epoch: optimizer steps of an epoch.
         method: whose state is saved.
+        normalise: of the images; it goes on with the constants that it was saved with.
     """
 
     def __init__(
@@ -37,18 +40,15 @@ class Snapshot:
         config: Config,
         steps_per_epoch: int,
         method: Method,
+        normalise: Normalise,
     ) -> None:
         self.players = players
         self.method = method
         self.data = data
         self.config = config
         self.steps_per_epoch = steps_per_epoch
-        constants = data.train.manifest.normalize
-        self._input = {
-            "mean": list(constants.mean),
-            "std": list(constants.std),
-            "shape": list(shape),
-        }
+        self.normalise = normalise
+        self._shape = shape
         self.step = 0
         """Optimizer steps taken, pretraining included."""
         self.epoch = 0
@@ -77,8 +77,13 @@ class Snapshot:
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "classes": list(self.data.classes),
             # With it the weights can be used without the training data.
-            "input": self._input,
+            "input": {
+                "mean": list(self.normalise.constants.mean),
+                "std": list(self.normalise.constants.std),
+                "shape": list(self._shape),
+            },
             "data": self.data.digests(),
+            "bias": self.data.rule.model_dump(),
             "config": to_yaml(self.config),
             "randomness": {
                 "seed": self.config.seed,
@@ -91,8 +96,8 @@ class Snapshot:
     def changes(self, state: dict[str, Any]) -> dict[str, str]:
         """Return what has changed since a state was saved: 'key: old → new', by key.
 
-        The keys are the fields of the configuration that the weights depend on, and
-        ``manifest.<split>`` for the data.
+        The keys are the fields of the configuration that the weights depend on,
+        ``manifest.<split>`` for the data, and ``data.aligned`` for the rule.
         """
         then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
         lines = differences(then, self.config.identity())
@@ -100,6 +105,10 @@ class Snapshot:
         known = {split: digest for split, digest in state["data"].items() if split in manifests}
         now = {split: manifests[split] for split in known}
         lines += differences({"manifest": known}, {"manifest": now})
+        if "bias" in state:  # checkpoints of earlier versions have no rule
+            rules = BiasRule.model_validate(state["bias"]), self.data.rule
+            old, new = (str(rule.aligned) for rule in rules)
+            lines += differences({"data.aligned": old}, {"data.aligned": new})
         return {line.partition(": ")[0]: line for line in lines}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -117,6 +126,8 @@ class Snapshot:
         self.restore_networks(state)
         for name, player in self.players.items():
             player.load_training_state(state["players"][name])
+        if seen := state.get("input"):  # 0.1 has none
+            self.normalise.use(Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])))
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
         # Runs of 0.1 have no state of a method.
@@ -139,7 +150,7 @@ class Snapshot:
         for name, player in self.players.items():
             if name not in state["players"]:
                 raise ConfigError(f"the checkpoint of {self.config.name} has no network {name}")
-            load_state(player.network, state["players"][name]["network"], where=name)
+            player.load_network(state["players"][name])
 
     # ---------------------------------------------------------------- on the way
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rebias_dist.errors import ConfigError
+from rebias_dist.models import is_frozen
 from rebias_dist.phases import phase
 from rebias_dist.step.precision import Precision
 
@@ -24,7 +25,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class RunningStatistics:
-    """The running buffers of all BatchNorm layers of one network.
+    """The running buffers of all BatchNorm layers of one network that are not frozen.
 
     All layers' buffers are copied, collected and set together, because a network has dozens of
     layers and small batches would otherwise wait for many small operations.
@@ -34,7 +35,9 @@ class RunningStatistics:
         self._layers = [
             layer
             for layer in network.modules()
-            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+            if isinstance(layer, _BatchNorm)
+            and layer.running_mean is not None
+            and not is_frozen(layer)
         ]
         self._sum: Tensor | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rebias_dist.methods.base import Term
 from rebias_dist.phases import phase
+from rebias_dist.ranks.device_wait import to_host
 
 
 @dataclass
@@ -36,19 +37,23 @@ class Metrics:
             passenger: float64, summed over the ranks in place by the same collective.
         """
         names = sorted(self.sums)
-        found: dict[str, float] = {}
-        if names:
-            sums = torch.stack([self.sums[name] for name in names])
-            if dist.is_initialized():
-                passengers = [] if passenger is None else [passenger.flatten().to(sums.device)]
-                both = torch.cat([sums, *passengers])
-                with phase("communication"):
-                    dist.all_reduce(both)
-                sums = both[: len(names)]
-                if passenger is not None:
-                    passenger.copy_(both[len(names) :].view_as(passenger))
-            found = dict(zip(names, (sums / samples).tolist(), strict=True))
-        found |= {name: float(value) for name, value in self.values.items()}
+        rows = [torch.stack([self.sums[name] for name in names])] if names else []
+        if names and dist.is_initialized():
+            if passenger is not None:
+                rows.append(passenger.flatten().to(rows[0].device, non_blocking=True))
+            rows = [torch.cat(rows)]
+            with phase("communication"):
+                dist.all_reduce(rows[0])
+        if self.values:
+            rows.append(torch.stack([value.double() for value in self.values.values()]))
+        if not rows:
+            return {}
+        numbers = to_host(torch.cat(rows))  # one copy for everything
+        end = len(numbers) - len(self.values)
+        if end > len(names) and passenger is not None:
+            passenger.copy_(numbers[len(names) : end].view_as(passenger))
+        found = dict(zip(names, (numbers[: len(names)] / samples).tolist(), strict=True))
+        found |= dict(zip(self.values, numbers[end:].tolist(), strict=True))
         for network, parts in sorted(self.objectives.items()):
             found[f"{network}/loss"] = sum(weight * found[part] for weight, part in parts)
         return found

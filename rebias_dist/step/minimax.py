@@ -34,10 +34,12 @@ from rebias_dist.methods.base import Batch, Method, Output, one_line, per_sample
 from rebias_dist.methods.radii import Radii
 from rebias_dist.objectives import Features, gather_features, gather_rows
 from rebias_dist.phases import phase
+from rebias_dist.ranks.device_wait import to_host
 from rebias_dist.step.known import known_of, whole_of
 from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import keyed
+from rebias_dist.step.verdicts import Verdicts, explained
 
 Terms = Callable[[int, Output], dict[str, Tensor]]
 """Maps a local micro-batch's place and output to its per-sample objective terms."""
@@ -100,6 +102,7 @@ class Minimax:
         self.first_step = first_step
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
+        self._verdicts = Verdicts()
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of all players for the coming steps."""
@@ -175,7 +178,7 @@ class Minimax:
             gathered = gather_rows(local, self.counts)
             rows = dict(zip(names, gathered.unbind(1), strict=True))
             # Such a step's updates are skipped or end the run: the state must not learn from it.
-            finite = bool(gathered.isfinite().all())
+            finite = bool(to_host(gathered.isfinite().all()))
         weights = self.method.observe(rows, whole) if finite else None
         if weights is None:
             weights = torch.ones(self.N, dtype=torch.float64, device=whole.labels.device)
@@ -251,13 +254,11 @@ class Minimax:
                 player.backward(scale * loss)
         try:
             with phase("optimizer"):
-                metrics.values[f"{player.name}/grad_norm"] = player.take_step(self.M)
+                norm = player.take_step(self.M)
         except NonFiniteError as error:
-            here = {f"{n}/features": rows for n, rows in self._features.items()} | metrics.sums
-            error.here = [name for name, found in here.items() if not found.isfinite().all()]
-            if coupled := metrics.not_finite(player.name):
-                error.args = (f"{error}; not finite in the whole batch: {', '.join(coupled)}",)
-            raise
+            raise explained(error, player.name, metrics, self._features) from None
+        metrics.values[f"{player.name}/grad_norm"] = norm
+        self._verdicts.add(player, norm, metrics)
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:
         """Take one step of the game on this rank's micro-batches of a global batch.
@@ -300,6 +301,7 @@ class Minimax:
 
         if self.f is not None:
             self._update_f(self.f, turn, f_first, f_features, metrics)
+        self._verdicts.read(self._features)
         return metrics
 
     def _update_g(
@@ -379,6 +381,7 @@ class Minimax:
             assert player is not None
             self._update(player, batches, step, 0, terms, metrics)
             metrics.objectives[player.name] = metrics.own_terms(player.name)
+        self._verdicts.read(self._features)
         return metrics
 
 

@@ -11,11 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rebias_dist.config.schema import OptimizerConfig
-from rebias_dist.errors import NonFiniteError
+from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
+from rebias_dist.errors import ConfigError, NonFiniteError
 from rebias_dist.methods.base import Output
+from rebias_dist.models import load_state
 from rebias_dist.phases import phase, switch
+from rebias_dist.ranks.device_wait import to_host
 from rebias_dist.step.adamp import AdamP
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.compilation import compiled
@@ -34,6 +37,8 @@ class Player:
         unused: some parameters get no gradient (g without its cross-entropy).
         skips: how many updates in a row may be skipped for a gradient that is not finite.
         compile: run the passes of the updates through torch.compile.
+        own: settings of this network; of these ``head_lr``, ``head_weight_decay`` and ``ema``.
+        last: the last layer, which those settings are for; needed if they are set.
     """
 
     def __init__(
@@ -47,7 +52,10 @@ class Player:
         unused: bool = False,
         skips: int = 0,
         compile: bool = False,
+        own: NetworkConfig | None = None,
+        last: nn.Module | None = None,
     ) -> None:
+        own = own or NetworkConfig()
         self.name = name
         self.network = network
         self.heads = heads
@@ -60,13 +68,23 @@ class Player:
             for parameter in module.parameters()
             if parameter.requires_grad
         ]
-        self.optimizer = make_optimizer(self.parameters, optimizer)
+        groups, self._rates = _groups(self.parameters, optimizer, own, last)
+        self.optimizer = make_optimizer(groups, optimizer)
         self.scaler = precision.scaler()
         self.statistics = RunningStatistics(network)
+        self.average: AveragedModel | None = None
+        """The moving average of the weights and buffers after each update, from the first on."""
+        if own.ema is not None:
+            mean = get_ema_multi_avg_fn(own.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
         self.fixed = False
         self.skipped = 0
         """Updates that were skipped in a row."""
         self._skips = skips
+        self.judged_later = (
+            precision.device.type == "cuda" and skips == 0 and not self.scaler.is_enabled()
+        )
+        """Whether ``take_step`` leaves it to the caller to see if the gradient was finite."""
         self._compiled = compile
         self._module = compiled(network) if compile else network
         self._replica = _replicate(self._module, precision.device, unused)
@@ -119,7 +137,8 @@ class Player:
         All ranks hold the same reduced gradients, bit for bit, so all of them decide alike. A
         gradient that is not finite skips the update. In fp16 the next update has a smaller scale;
         otherwise at most ``skips`` updates in a row are skipped. A skipped update leaves the
-        BatchNorm buffers as they were.
+        BatchNorm buffers as they were. With ``judged_later`` the update is made in any case, and
+        the caller must end the run if the norm is not finite.
 
         Raises:
             NonFiniteError: alike on all ranks.
@@ -130,41 +149,56 @@ class Player:
         )
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        finite = bool(torch.isfinite(norm))
+        finite = self.judged_later or bool(to_host(torch.isfinite(norm)))
         # With a scale of 1 or less, the scaling is not the cause of the overflow.
         scaling = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
         self.skipped = 0 if finite else self.skipped + (not scaling)
         if self.skipped > self._skips:
-            raise NonFiniteError(
-                f"the gradient of {self.name} is not finite; lower optimizer.lr "
-                f"or set optimizer.clip_norm"
-            )
-        if finite or scaling:
-            self.scaler.step(self.optimizer)
+            raise self.not_finite()
+        if finite:
+            # Not through the scaler, which would ask the device once more.
+            self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # Only now: changing a buffer between forward and backward breaks the graph.
         if finite:
             self.statistics.commit(micro_batches)
+            if self.average is not None:
+                self.average.update_parameters(self.network)
         else:
             self.statistics.discard()
         return norm
 
+    def not_finite(self) -> NonFiniteError:
+        """Return the error of a gradient that is not finite."""
+        return NonFiniteError(
+            f"the gradient of {self.name} is not finite; lower optimizer.lr "
+            f"or set optimizer.clip_norm"
+        )
+
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the coming steps."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     def restart(self, weights: dict[str, Any]) -> None:
         """Begin to train anew from ``weights``, the state of the network."""
         self.network.load_state_dict(weights)
+        self._average_anew()
         self.optimizer.state.clear()
         self.scaler.load_state_dict(self.precision.scaler().state_dict())
         self.skipped = 0
 
+    def _average_anew(self) -> None:
+        if self.average is not None:
+            self.average.module.load_state_dict(self.network.state_dict())
+            self.average.n_averaged.zero_()
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything on which the further training of this network depends."""
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "network": self.network.state_dict(),
             "heads": None if self.heads is None else self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -172,13 +206,34 @@ class Player:
             "skipped": self.skipped,
         }
 
+    def load_network(self, state: dict[str, Any]) -> None:
+        """Restore the network and its average from what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigError: it has other parameters.
+        """
+        load_state(self.network, state["network"], where=self.name)
+        if self.average is not None and "average" in state:
+            load_state(self.average, state["average"], where=f"{self.name}.ema")
+        else:
+            self._average_anew()
+
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, except for the network itself."""
+        """Restore what :meth:`state_dict` returned, except for the network itself.
+
+        Raises:
+            ConfigError: the last layer had settings of its own, and now has none, or the reverse.
+        """
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
         # load_state_dict brings the saved settings too. Those of the configuration count, which
         # --resume-override may have changed; the learning rate is set before each step.
         saved = state["optimizer"]
+        if len(saved["param_groups"]) != len(self.optimizer.param_groups):
+            raise ConfigError(
+                f"{self.name}: a resumed run cannot begin or cease to have a head_lr or "
+                "head_weight_decay; start another run"
+            )
         groups = [
             group | {name: value for name, value in chosen.items() if name not in ("params", "lr")}
             for group, chosen in zip(
@@ -215,10 +270,29 @@ def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Modu
     )
 
 
+def _groups(
+    parameters: list[nn.Parameter],
+    config: OptimizerConfig,
+    own: NetworkConfig,
+    last: nn.Module | None,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the parameters in groups of one rate, and each group's factor on the learning rate."""
+    if not own.sets_head:
+        return [{"params": parameters}], [1.0]
+    assert last is not None
+    of_last = {id(parameter) for parameter in last.parameters()}
+    decay = config.weight_decay if own.head_weight_decay is None else own.head_weight_decay
+    below = [p for p in parameters if id(p) not in of_last]
+    head = [p for p in parameters if id(p) in of_last]
+    groups: list[dict[str, Any]] = [{"params": below}] if below else []  # none below is trained
+    groups.append({"params": head, "weight_decay": decay})
+    return groups, [*[1.0] * len(groups[1:]), (own.head_lr or config.lr) / config.lr]
+
+
 def make_optimizer(
-    parameters: list[nn.Parameter], config: OptimizerConfig
+    parameters: list[nn.Parameter] | list[dict[str, Any]], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Return the configured optimizer over ``parameters``."""
+    """Return the configured optimizer over parameters, or over groups with their own settings."""
     if config.name == "sgd":
         # Not fused: that fails where a parameter gets its first gradient later than others, and
         # it starts from undefined momentum where fp16 skips the first update.

@@ -34,12 +34,12 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
     """
     # TensorBoard shows a chart once for all runs of a folder if its tags are the same in each. So a
     # tag is a regular expression for the networks of any run.
-    some, some_g = "(f|g[0-9]+)", "g[0-9]+"
-    has_f, has_g = "f" in networks, len(set(networks) - {"f"}) > 0
+    some, some_g = "(f|f_ema|g[0-9]+)", "g[0-9]+"
+    couples = "f" in networks and any(name.startswith("g") for name in networks)
     game = {
         "losses": [f"{some}/loss"],
-        "HSIC": [f"f/hsic_{some_g}", f"{some_g}/hsic"] if has_f and has_g else [],
-        "kernel radii": [f"{some}/sigma"] if has_f and has_g else [],
+        "HSIC": [f"f/hsic_{some_g}", f"{some_g}/hsic"] if couples else [],
+        "kernel radii": [f"{some}/sigma"] if couples else [],
         "accuracies in training": [f"{some}/accuracy"],
         "gradient norms": [f"{some}/grad_norm"],
     }
@@ -47,8 +47,8 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
     for split in splits:
         name = re.escape(split)
         charts[split] = {
-            "accuracies": [f"{name}/{some}(_conflicting|_unbiased)?_accuracy"],
-            "HSIC": [f"{name}/hsic_{some_g}"] if has_f and has_g else [],
+            "accuracies": [f"{name}/{some}(_conflicting|_unbiased|_worst_group)?_accuracy"],
+            "HSIC": [f"{name}/hsic_{some_g}"] if couples else [],
             "kernel entries (median)": [f"{name}/{some}_kernel"],
         }
     charts["speed"] = {
@@ -118,12 +118,15 @@ def data_summary(data: Data) -> str:
         if len(counts) <= _MANY:
             pairs = zip(manifest.classes, counts, strict=True)
             shown = ", ".join(f"{label} {count:,}" for label, count in pairs)
-        known = np.asarray(split.bias) >= 0
-        aligned = np.asarray(split.bias == split.labels)[known]
+        own = data.rule.ids(manifest.classes, split.values.names)[split.labels]
+        known = (np.asarray(split.bias) >= 0) & (own >= 0)
+        aligned = np.asarray(split.bias == own)[known]
         bias = f"{100 * aligned.mean():.2f} % aligned" if known.any() else "–"
         clusters = "yes" if (split.folder / CLUSTERS_NAME).exists() else "–"
         cells = [name, manifest.dataset, f"{manifest.samples:,}", str(len(manifest.shards)), shown]
         lines.append("| " + " | ".join([*cells, bias, clusters, manifest.digest[:12]]) + " |")
+    if data.rule.aligned:
+        lines += ["", f"bias: {data.rule.text()}"]
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from rebias_dist.phases import PHASES, clock_of, timed_by
+from rebias_dist.ranks.device_wait import wait_for
 from rebias_dist.step.precision import Precision
 from rebias_dist.telemetry.flops import device_peak
 
@@ -112,6 +113,7 @@ class Meter:
 
     def start(self) -> None:
         """Discard the time since the last reading, which was not spent on training."""
+        wait_for(self._device)
         self._clock.read()
         self._reset()
 
@@ -122,6 +124,7 @@ class Meter:
 
     def read(self) -> Reading:
         """Return what was measured since the last reading, and start again."""
+        wait_for(self._device)
         phases = self._clock.read()
         by_rank = torch.zeros(self._world_size, len(_COLUMNS), dtype=torch.float64)
         own = [*(phases[name] for name in PHASES), peak_rss(), self._peak_cuda()]

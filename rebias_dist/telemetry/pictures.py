@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ def confusion_image(
     column_labels: Sequence[str],
     title: str,
     row_axis: str = "label",
-    column_axis: Literal["prediction", "colour"] = "prediction",
+    column_axis: str = "prediction",
 ) -> NDArray[np.uint8]:
     """Draw a matrix of counts or accuracies with its values in the cells.
 

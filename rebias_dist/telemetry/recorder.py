@@ -20,6 +20,9 @@ from rebias_dist.telemetry.trackers import open_trackers
 from rebias_dist.telemetry.watch import Watch
 from rebias_dist.telemetry.writers import Telemetry
 
+# Steps between two entries. To read the values of a step, the host waits for the device.
+_EVERY = {"cpu": 1, "cuda": 10}
+
 _log = logging.getLogger("rebias_dist")
 
 
@@ -50,7 +53,7 @@ class Recorder:
         held: ExitStack,
     ) -> None:
         self._plan = plan
-        self._every = config.log.every_steps
+        self._every = config.log.every_steps or _EVERY[precision.device.type]
         with consensus.together():
             self.telemetry = Telemetry(
                 folder,

@@ -121,10 +121,10 @@ class Watch:
         seeing["f"] = any(seeing.values())
         blind = set()
         for network, quantiles in figures["kernel_quantiles"].items():
-            if quantiles is None or seeing[network]:
+            if quantiles is None or seeing.get(network, seeing["f"]):  # f_ema has f's radius
                 continue
             low, _, high = quantiles
-            key = "f" if network == "f" else "g"
+            key = network[0]
             if high < NEAR:
                 told, cure = f"0 (95 % of them below {high:.2g})", f"raise radius.scale_{key}"
             elif low > 1 - NEAR:
@@ -161,7 +161,7 @@ class Watch:
             # If a split's bias is independent of the class, a network that has learned only the
             # bias is at chance on the whole split, but not on its aligned images.
             knows_bias = aligned is not None and _above_chance(
-                aligned, _aligned_images(found), chance
+                aligned, found["aligned_samples"], chance
             )
             if _at_chance(accuracy, samples, chance) and not knows_bias:
                 yield (
@@ -169,20 +169,19 @@ class Watch:
                     f"{network} is at chance on {split} (accuracy {accuracy:.3f} on {samples:,} "
                     f"samples, chance {chance:.3f}): it has learned nothing yet",
                 )
-            elif network != "f":
+            elif network.startswith("g"):
                 yield from self._of_g(split, network, found, networks.get("f"))
 
     def _of_g(
         self, split: str, network: str, found: Mapping[str, Any], f: Mapping[str, Any] | None
     ) -> Iterator[tuple[str, str]]:
         aligned, conflicting = found["aligned"], found["conflicting"]
-        conflicts = sum(map(sum, found["bias_count"])) - _aligned_images(found)
         if aligned is not None and conflicting is not None:
-            if conflicts >= _FEWEST and aligned - conflicting < LEAST_GAP:
+            if found["conflicting_samples"] >= _FEWEST and aligned - conflicting < LEAST_GAP:
                 yield (
                     f"bias_{network}",
                     f"{network} is not biased on {split}: its accuracy is {aligned:.3f} on images "
-                    f"whose bias is that of their class and {conflicting:.3f} on the others; "
+                    f"whose bias goes with their class and {conflicting:.3f} on the others; "
                     "give it a smaller receptive field, or train it longer",
                 )
         elif f is not None and found["accuracy"] >= f["accuracy"]:
@@ -191,11 +190,6 @@ class Watch:
                 f"{network} is as good as f on {split} (accuracy {found['accuracy']:.3f} and "
                 f"{f['accuracy']:.3f}): nothing shows that it is the biased one",
             )
-
-
-def _aligned_images(found: Mapping[str, Any]) -> int:
-    """Return the number of images whose bias is that of their class."""
-    return sum(row[label] for label, row in enumerate(found["bias_count"]) if label < len(row))
 
 
 def _above_chance(accuracy: float, samples: int, chance: float) -> bool:

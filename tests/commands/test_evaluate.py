@@ -318,7 +318,7 @@ def test_a_public_checkpoint_has_the_figures_of_its_networks(small_run, tmp_path
     (entry,) = found(capsys, public, "--config", file)
     data = open_data(config, data_root(config))
     normalise = build_normalise(data, precision)
-    evaluator = Evaluator.of(config, networks, normalise, precision, Consensus())
+    evaluator = Evaluator.of(config, networks, normalise, precision, Consensus(), data.rule)
     expected = evaluate_splits(evaluator, data.tests, None, with_intervals=True)
     assert (entry["choice"], entry["step"]) == ("public", 7)
     for split, figures in json.loads(json.dumps(expected)).items():

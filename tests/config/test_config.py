@@ -279,7 +279,8 @@ def test_a_folder_of_shards_replaces_those_that_the_file_would_make(name):
 
 @pytest.mark.parametrize(("key", "value"), [*zip(MADE, ("0.9", "mnist", "7", "9"), strict=True)])
 def test_what_is_given_beside_a_folder_of_shards_is_refused(tmp_path, key, value):
-    line = refused("--data.root", "shards/mine", key, value)
+    demo = ["--config", "biased_mnist/demo"]
+    line = refused(*demo, "--data.root", "shards/mine", key, value)
     assert f"{key.removeprefix('--')}: {value} would change nothing" in line
     path = written(tmp_path, "data: {root: shards/mine}")
     assert "set data.root to null" in refused("--config", path, key, value)

@@ -168,6 +168,9 @@ def test_every_launched_run_can_be_planned_for_its_ranks(command, there, monkeyp
     if subcommand == "slurm":
         succeeds(lambda: launch.main([subcommand, "--dry-run", *words]))
         assert "#SBATCH" in capsys.readouterr().out
+    elif subcommand == "kubernetes":
+        succeeds(lambda: launch.main([subcommand, "--dry-run", *words]))
+        assert "kind: JobSet" in capsys.readouterr().out
     elif subcommand == "local":
         ranks = before[before.index("--ranks") + 1] if "--ranks" in before else "1"
         plan(["--config", before[0], *rest], int(ranks), monkeypatch)

@@ -18,7 +18,8 @@ def case(seed: int, n: int, classes: int, clusterings: int, biases: int):
     bias = rng.integers(-1, biases, n)
     clusters = rng.integers(-1, 3, (clusterings, n))
     confidence = rng.random(n)
-    return Truth(labels, bias, clusters, classes), predicted, confidence
+    aligned = rng.integers(-1, biases + 1, classes)
+    return Truth(labels, bias, clusters, classes, aligned), predicted, confidence
 
 
 def mean(values: list) -> float | None:
@@ -43,7 +44,10 @@ def slow(truth: Truth, predicted, confidence) -> dict:
                 cells[label, cluster].append(said == label)
         of_clusterings.append(mean([mean(c) for c in cells.values() if len(c) >= 10]))
     c = range(truth.classes)
-    conflicting = [s for s in samples if s[1] not in (-1, s[0])]
+    rule = truth.aligned.tolist()
+    ruled = [s for s in samples if s[1] >= 0 and rule[s[0]] >= 0]
+    aligned = [s for s in ruled if s[1] == rule[s[0]]]
+    conflicting = [s for s in ruled if s[1] != rule[s[0]]]
     large = [(mean(g), label, bias) for (label, bias), g in groups.items() if len(g) >= 10]
     ece = 0.0
     for k in range(15):
@@ -58,8 +62,10 @@ def slow(truth: Truth, predicted, confidence) -> dict:
         "bias_correct": [[sum(groups[label, b]) for b in _biases(truth)] for label in c],
         "bias_count": [[len(groups[label, b]) for b in _biases(truth)] for label in c],
         "conflicting": mean([s[0] == s[2] for s in conflicting]),
-        "aligned": mean([s[0] == s[2] for s in samples if s[0] == s[1]]),
-        "follows_bias": mean([s[1] == s[2] for s in conflicting]),
+        "aligned": mean([s[0] == s[2] for s in aligned]),
+        "follows_bias": mean([rule[s[2]] == s[1] for s in conflicting]),
+        "aligned_samples": len(aligned),
+        "conflicting_samples": len(conflicting),
         "worst_group": min(large, default=None),
         "unbiased": mean(of_clusterings) if None not in of_clusterings else None,
         "ece": ece,
@@ -84,6 +90,8 @@ def test_every_figure_is_that_of_an_obvious_implementation(seed, n, classes, clu
     expected = slow(truth, predicted, confidence)
     for name in ("confusion", "bias_correct", "bias_count"):
         assert found[name] == expected[name]
+    for name in ("aligned_samples", "conflicting_samples"):
+        assert found[name] == expected[name]
     for name in ("accuracy", "conflicting", "aligned", "follows_bias", "unbiased"):
         assert found[name] == pytest.approx(expected[name], abs=1e-12)
     assert found["by_class"] == pytest.approx(expected["by_class"], abs=1e-12)
@@ -103,7 +111,7 @@ def test_an_example_by_hand():
     right = np.concatenate([[1] * 9 + [0] * 3, [0] * 9, [1] * 8 + [0] * 2, [1]])
     predicted = np.where(right == 1, labels, 2)
     bias = np.zeros(32, int)
-    truth = Truth(labels, bias, clusters[None], 3)
+    truth = Truth(labels, bias, clusters[None], 3, np.arange(3))
     found = network_figures(truth, predicted, np.full(32, 0.8))
     assert found["accuracy"] == 18 / 32
     assert found["by_class"] == [9 / 21, 9 / 11, None]
@@ -116,12 +124,17 @@ def test_an_example_by_hand():
     # The bias is class 0's on all: class 1 is what conflicts.
     assert (found["aligned"], found["conflicting"]) == (9 / 21, 9 / 11)
     assert found["follows_bias"] == 0
-    assert found["worst_group"] == {"label": 0, "bias": 0, "accuracy": 9 / 21, "samples": 21}
+    expected = {"label": 0, "bias": 0, "accuracy": 9 / 21, "samples": 21}
+    assert found["worst_group"] == {
+        **expected,
+        "interval": pytest.approx([0.2447, 0.6345], abs=1e-4),
+    }
     assert found["calibration"]["ece"] == pytest.approx(0.8 - 18 / 32)
 
 
 def test_what_is_not_measured_is_none():
-    truth = Truth(np.zeros(9, int), np.full(9, -1), np.zeros((1, 9), int), 2)
+    nothing = np.full(9, -1)
+    truth = Truth(np.zeros(9, int), nothing, np.zeros((1, 9), int), 2, np.arange(2))
     found = network_figures(truth, np.zeros(9, int), np.full(9, math.nan), with_intervals=True)
     for name in ("aligned", "conflicting", "follows_bias", "worst_group", "unbiased"):
         assert found[name] is None
@@ -145,8 +158,9 @@ def test_intervals_are_those_of_resampled_samples():
     truth, predicted, _ = case(5, 240, 3, 2, 3)
     right = predicted == truth.labels
     conflicting = (truth.bias >= 0) & (truth.bias != truth.labels)
-    found = intervals(truth.labels, right, conflicting, truth.clusterings, 3)
-    again = intervals(truth.labels, right, conflicting, truth.clusterings, 3)
+    aligned = truth.bias == truth.labels
+    found = intervals(truth.labels, right, conflicting, truth.clusterings, 3, aligned)
+    again = intervals(truth.labels, right, conflicting, truth.clusterings, 3, aligned)
     assert found == again
 
     rng = np.random.default_rng(1)
@@ -156,6 +170,7 @@ def test_intervals_are_those_of_resampled_samples():
         labels, hits = truth.labels[chosen], right[chosen]
         draws["accuracy"].append(hits.mean())
         draws["conflicting"].append(hits[conflicting[chosen]].mean())
+        draws["aligned"].append(hits[aligned[chosen]].mean())
         draws["class 1"].append(hits[labels == 1].mean())
         means = []
         for clusters in truth.clusterings:
@@ -177,7 +192,8 @@ def test_intervals_of_many_classes_and_no_cluster():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 1000, 20_000)
     right = rng.random(20_000) < 0.7
-    found = intervals(labels, right, np.zeros(20_000, bool), np.zeros((0, 20_000), int), 1000)
+    none = np.zeros(20_000, bool)
+    found = intervals(labels, right, none, np.zeros((0, 20_000), int), 1000, none)
     low, high = found["accuracy"]
     error = math.sqrt(0.7 * 0.3 / 20_000)
     assert low < right.mean() < high

@@ -8,6 +8,7 @@ import torch
 
 from data_shards.images.clusters import read_clusters
 from rebias_dist import models
+from rebias_dist.config.bias import BiasRule
 from rebias_dist.data import ShardDataset, identity
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import DataError
@@ -34,8 +35,9 @@ def networks(classes: int = 3) -> dict[str, torch.nn.Module]:
 
 def evaluator(networks, dataset: ShardDataset, batch: int, hsic_samples: int) -> Evaluator:
     normalise = Normalise(dataset.manifest.normalize, torch.device("cpu"))
-    consensus = Consensus()
-    return Evaluator(networks, batch, identity, 0, normalise, PRECISION, hsic_samples, consensus)
+    rule = BiasRule.by_number(dataset.manifest.classes)
+    settings = (batch, identity, 0, normalise, PRECISION, hsic_samples)
+    return Evaluator(networks, *settings, Consensus(), rule)
 
 
 def figures(folder: Path, batch: int, classes: int = 3, **more):

@@ -10,7 +10,7 @@ from rebias_dist.evaluation.figures import Truth, network_figures
 
 
 def unbiased_accuracy(labels, predictions, clusterings):
-    truth = Truth(labels, np.full(len(labels), -1), clusterings, classes=9)
+    truth = Truth(labels, np.full(len(labels), -1), clusterings, 9, np.arange(9))
     return network_figures(truth, predictions, np.ones(len(labels)))["unbiased"]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 NOT_A_FACTORY = 3
 
@@ -66,3 +67,48 @@ def no_classes(width: int) -> nn.Module:
 
 def not_a_module(num_classes: int) -> Tensor:
     return torch.zeros(num_classes)
+
+
+def vit(num_classes: int, image_size: int = 28) -> nn.Module:
+    """A small vision transformer of torchvision: four patches and a class token."""
+    return VisionTransformer(image_size, image_size // 2, 1, 2, 24, 32, num_classes=num_classes)
+
+
+class Tokens(nn.Module):
+    """Four tokens of 6 numbers, without a class token; the logits are of their mean."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, stride=4)
+        self.tokens = nn.Flatten(2)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.tokens(self.conv(images)).mean(dim=1))
+        return logits
+
+
+class Detached(nn.Module):
+    """Returns features that carry no gradients."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.fc = nn.Linear(6, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.conv(images).mean(dim=(2, 3))
+        return self.fc(features), features.detach()
+
+
+class Wide(nn.Module):
+    """Returns 5,000 features."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Linear(3, 5000)
+        self.fc = nn.Linear(5000, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(images.mean(dim=(2, 3)))
+        return self.fc(features), features

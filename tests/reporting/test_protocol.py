@@ -298,6 +298,14 @@ def test_the_command_of_a_shipped_configuration_is_its_name(name):
     assert parse_train(words[1:]).config == config
 
 
+@pytest.mark.parametrize("name", ["imagenet9/vanilla", "imagenet9/biased", "imagenet9/lff"])
+def test_a_command_names_a_configuration_of_its_method_and_data(name):
+    values = read_config_file(name)
+    changed = {**values, "data": {**values["data"], "root": "elsewhere"}, "epochs": 7}
+    words = shlex.split(command_of(validate(changed)) or "")
+    assert words[2] == name
+
+
 def test_a_folder_named_null_has_no_flag():
     """As a flag, null unsets the field."""
     config = validate({**read_config_file("biased_mnist/rebias"), "data": {"source": "null"}})

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
+from rebias_dist.errors import ConfigError
+from rebias_dist.models import freeze_backbone
 from rebias_dist.step.player import Player, make_optimizer
 from rebias_dist.step.precision import Precision
 
@@ -136,3 +138,96 @@ def test_a_parameter_may_get_its_first_gradient_late():
     parameters[1].grad = torch.ones(2)
     optimizer.step()
     assert parameters[1].tolist() == pytest.approx([0.9, 0.9])
+
+
+# --- the last layer apart, and the average of the weights --------------------------
+
+
+class _Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, images):
+        features = self.norm(self.below(images))
+        return self.last(features), features
+
+
+def _two(own: NetworkConfig, name: str = "sgd", **settings) -> Player:
+    network = _Two()
+    if own.freeze == "backbone":
+        freeze_backbone(network, 2)
+    optimizer = OptimizerConfig(**{"name": name, "lr": 0.1, "momentum": 0.0, **settings})
+    precision = Precision("float32", torch.device("cpu"))
+    return Player(
+        "f", network, optimizer=optimizer, precision=precision, own=own, last=network.last
+    )
+
+
+def _state(player: Player) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in player.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["adamp", "adam", "adamw", "sgd"])
+def test_the_last_layer_has_its_own_rate_which_follows_the_schedule(name):
+    starts = _state(_two(NetworkConfig()))
+    changes = {}
+    for rate, own in ((0.02, NetworkConfig()), (0.1, NetworkConfig(head_lr=0.02))):
+        player = _two(own, name, weight_decay=0.0)
+        player.set_learning_rate(rate / 2)
+        _step(player)
+        changes[own.head_lr] = {k: x - starts[k] for k, x in _state(player).items()}
+    same, apart = changes[None], changes[0.02]
+    # The last layer moves as with a rate of 0.02 for all, and the other layer five times as far.
+    torch.testing.assert_close(apart["last.weight"], same["last.weight"])
+    torch.testing.assert_close(apart["below.weight"], 5 * same["below.weight"])
+
+
+def test_the_last_layer_has_its_own_decay():
+    groups = _two(NetworkConfig(head_weight_decay=0.5), weight_decay=0.1).optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.5]
+    assert [len(group["params"]) for group in groups] == [4, 2]
+    frozen = _two(NetworkConfig(head_lr=0.5, freeze="backbone"))
+    frozen.set_learning_rate(0.1)
+    (group,) = frozen.optimizer.param_groups
+    assert (group["lr"], len(group["params"])) == (0.5, 2)
+    before = _state(frozen)
+    _step(frozen)
+    changed = [
+        name for name, value in _state(frozen).items() if not torch.equal(value, before[name])
+    ]
+    assert changed == ["last.weight", "last.bias"]
+
+
+def test_without_settings_of_its_own_there_is_one_group_and_a_change_is_refused():
+    plain = _two(NetworkConfig())
+    assert len(plain.optimizer.param_groups) == 1
+    with pytest.raises(ConfigError, match="f: a resumed run cannot begin or cease to have"):
+        _two(NetworkConfig(head_lr=0.5)).load_training_state(plain.state_dict())
+
+
+def test_the_average_is_of_the_weights_and_buffers_after_each_update():
+    player = _two(NetworkConfig(ema=0.75))
+    expected: dict[str, torch.Tensor] = {}
+    for _ in range(4):
+        _step(player)
+        now = _state(player)
+        for name, value in now.items():
+            if value.is_floating_point():
+                old = expected.get(name, value)
+                expected[name] = old + 0.25 * (value - old)
+    assert player.average is not None
+    found = player.average.module.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    assert not torch.equal(found["last.weight"], _state(player)["last.weight"])
+    again = _two(NetworkConfig(ema=0.75))
+    again.load_network(player.state_dict())
+    again.load_training_state(player.state_dict())
+    _step(player)
+    _step(again)
+    assert again.average is not None
+    for name, value in player.average.state_dict().items():
+        assert torch.equal(value, again.average.state_dict()[name]), name

@@ -11,9 +11,10 @@ CONFIG = {"optimizer": {"clip_norm": 1.0}}
 
 
 def network(accuracy: float, aligned: float | None, conflicting: float | None) -> dict:
-    count = [[30, 10], [10, 30]] if aligned is not None else [[], []]
+    samples = (60, 20) if aligned is not None else (0, 0)
     both = {"aligned": aligned, "conflicting": conflicting}
-    return {"accuracy": accuracy, **both, "bias_count": count}
+    counts = dict(zip(("aligned_samples", "conflicting_samples"), samples, strict=True))
+    return {"accuracy": accuracy, **both, **counts}
 
 
 SOUND = {
@@ -137,22 +138,22 @@ def test_a_radius_that_collapses():
 
 def test_a_network_that_knows_the_bias_alone_is_not_at_chance():
     """One in ten images has its class's colour: who sees colours alone is right on these."""
-    count = [[10] * 10 for _ in range(10)]
+    counts = {"aligned_samples": 100, "conflicting_samples": 900}
     unbiased = {"samples": 1000}
-    colours = {**network(0.1, 1.0, 0.0), "bias_count": count}
+    colours = {**network(0.1, 1.0, 0.0), **counts}
     networks = {"f": network(0.8, 0.9, 0.79), "g0": colours}
     told = Told(data={"selection": "none"})
     told.watch.evaluated(1, {"unbiased": {**SOUND, **unbiased, "networks": networks}})
     assert told.all == []
     # One that is right on no more of the aligned images than by chance has learned nothing.
-    networks["g0"] = {**colours, **network(0.1, 0.12, 0.098), "bias_count": count}
+    networks["g0"] = {**colours, **network(0.1, 0.12, 0.098), **counts}
     told.watch.evaluated(2, {"unbiased": {**SOUND, **unbiased, "networks": networks}})
     assert told.all == [("chance_g0", 2)]
 
 
 def test_few_conflicting_images_prove_nothing():
     g = network(0.8, 0.85, 0.8)
-    g["bias_count"] = [[30, 5], [4, 30]]
+    g["conflicting_samples"] = 9
     assert Told().evaluated(networks__g0=g) == []
 
 

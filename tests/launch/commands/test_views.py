@@ -18,7 +18,8 @@ from launch.record.runs import find_runs, look_at, run_folder
 from rebias_dist.errors import ConfigError
 from tests.launch.launched import ROOT, launch, wait_until
 
-COMMANDS = ("local", "slurm", "list", "status", "logs", "stop", "resume", "tensorboard")
+COMMANDS = ("local", "slurm", "kubernetes", "list", "status", "logs", "stop", "resume")
+COMMANDS += ("tensorboard",)
 
 
 def make_run(runs: Path, name: str, **values: object) -> Path:

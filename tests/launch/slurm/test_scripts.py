@@ -64,7 +64,7 @@ def test_a_change_of_a_run_is_refused_unless_overridden_key_by_key(tmp_path, by)
     both = ["--resume-override=seed", "--resume-override=optimizer.lr"]
     shown = slurm(*words, *both)
     assert shown.returncode == 0, shown.stderr
-    last = shown.stdout.partition("-m launch.slurm.rank ")[2].splitlines()[0]
+    last = shown.stdout.partition("-m launch.record.rank ")[2].splitlines()[0]
     assert shlex.split(last)[2:] == both
 
 

@@ -1,6 +1,6 @@
-"""One rank of a batch job: it writes its exit code to a file, for the verdict on the job.
+"""One rank of a job: it writes its exit code to a file, for the verdict on the job.
 
-The batch script starts it as ``python -m launch.slurm.rank FOLDER training-arguments``.
+A batch script or a pod starts it as ``python -m launch.record.rank FOLDER training-arguments``.
 """
 
 from __future__ import annotations

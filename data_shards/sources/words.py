@@ -1,0 +1,150 @@
+"""Number the words of a table's column: classes, values of an attribute, splits."""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Final
+
+from data_shards.errors import UsageError
+from data_shards.sources.datasets import SELECTION, TEST, TRAIN
+
+_SPLIT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_NUMBER: Final = re.compile(r"\s*[+-]?\d{1,15}(\.\d{1,15})?\s*", re.ASCII)
+_FEW_VALUES, _MOST_VALUES = 20, 1000  # of an attribute; more form no groups
+_SHOWN: Final = 5
+
+
+def hint(word: str, known: Sequence[str]) -> str:
+    """Return the end of a message: the known word that is nearest to ``word``, "" if none is."""
+    folded = {name.strip().casefold(): name for name in reversed(known)}
+    near = get_close_matches(word.strip().casefold(), folded, n=1, cutoff=0.5)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def numbered(
+    what: str,
+    cells: Sequence[tuple[str, str]],
+    order: Sequence[str],
+    option: str,
+    *,
+    blank: bool = False,
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the names of a column's words, and the number of each word as it is written.
+
+    ``cells`` are words with their lines. ``order`` are all names, if they are given by ``option``.
+    ``blank``: a cell may be empty, which is number -1.
+    """
+    first: dict[str, str] = {}
+    for where, cell in cells:
+        if cell not in first:
+            first[cell] = where
+    empty = [cell for cell in first if not cell.strip()]
+    if empty and not blank:
+        raise UsageError(f"{first[empty[0]]}: the {what} is empty; fill the cell or remove the row")
+    words = [cell for cell in first if cell.strip()]
+    spelled: dict[str, str] = {}
+    for word in words:
+        other = spelled.setdefault(_spelling(word), word)
+        if other != word:
+            raise UsageError(
+                f"{first[word]}: the {what} {word!r} is written {other!r} in {first[other]}; "
+                "use one spelling"
+            )
+    if not words:
+        raise UsageError(f"{what}: all cells are empty; name another column")
+    if blank and len(words) > max(_FEW_VALUES, min(_MOST_VALUES, len(cells) // 2)):
+        raise UsageError(
+            f"{what}: has {len(words):,} values in {len(cells):,} rows, so it forms no groups; "
+            "name other columns with --attributes"
+        )
+    numbers = {word: number for word in words if (number := _number(word)) is not None}
+    if len(numbers) == len(words):
+        names, ids = _by_number(what, numbers, order, option)
+    else:
+        names, ids = _by_name(what, {word: first[word] for word in words}, order, option)
+    return names, {**ids, **dict.fromkeys(empty, -1)}
+
+
+def _by_number(
+    what: str, numbers: Mapping[str, float], order: Sequence[str], option: str
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    ranked = sorted(numbers, key=lambda word: numbers[word])
+    shown = [_shown(numbers[word]) for word in ranked]
+    if not order:
+        return tuple(shown), {word: number for number, word in enumerate(ranked)}
+    if set(shown) <= set(order):
+        return tuple(order), {w: order.index(s) for w, s in zip(ranked, shown, strict=True)}
+    # The order names the numbers 0, 1, …
+    if all(value.is_integer() and 0 <= value < len(order) for value in numbers.values()):
+        return tuple(order), {word: int(value) for word, value in numbers.items()}
+    some = ", ".join(shown[:_SHOWN])
+    raise UsageError(f"{option}: names {len(order)}, but the {what} has the numbers {some}")
+
+
+def _by_name(
+    what: str, words: Mapping[str, str], order: Sequence[str], option: str
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    names = tuple(order) or tuple(sorted(word.strip() for word in words))
+    ids = {name: number for number, name in enumerate(names)}
+    for word, where in words.items():
+        if word.strip() not in ids:
+            raise UsageError(
+                f"{where}: the {what} {word!r} is none of {option or 'the known ones'}"
+                f"{hint(word, names)}"
+            )
+    return names, {word: ids[word.strip()] for word in words}
+
+
+def _spelling(word: str) -> str:
+    """Return what all spellings of a word share."""
+    number = _number(word)
+    return " ".join(word.casefold().split()) if number is None else _shown(number)
+
+
+def _number(word: str) -> float | None:
+    return float(word) if _NUMBER.fullmatch(word) else None
+
+
+def _shown(number: float) -> str:
+    return str(int(number)) if number.is_integer() else str(number)
+
+
+def split_names(cells: Sequence[tuple[str, str]], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of the split for each word of ``cells``, which are words with their lines.
+
+    ``names`` are names by word; without them, the words are the names. UsageError for a word
+    without a name and for a name that is none of a folder.
+    """
+    found: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    for where, cell in cells:
+        if cell in found:
+            continue
+        number = _number(cell)
+        word = cell.strip() if number is None else _shown(number)
+        if not word:
+            raise UsageError(f"{where}: the split is empty; fill the cell or remove the row")
+        if names and word not in names:
+            known = ", ".join(names)
+            raise UsageError(
+                f"{where}: the split {word!r} is none of --splits ({known}){hint(word, [*names])}"
+            )
+        if not names and number is not None:
+            numbers = sorted({word.strip() for _, word in cells})
+            example = ",".join(map("{}={}".format, numbers, (TRAIN, SELECTION, TEST)))
+            raise UsageError(
+                f"{where}: the splits are numbers ({', '.join(numbers[:_SHOWN])}); name them, "
+                f"such as --splits {example}"
+            )
+        name = names.get(word, word)
+        other = spelled.setdefault(name.casefold(), name)
+        if other != name:
+            raise UsageError(
+                f"{where}: the split {name!r} is also written {other!r}; use one spelling"
+            )
+        if not _SPLIT.fullmatch(name):
+            raise UsageError(
+                f"{where}: the split {name!r} is no name for a folder; rename it with --splits"
+            )
+        found[cell] = name
+    return found

@@ -1,0 +1,1 @@
+"""Runs as JobSets of Kubernetes: the manifest, and what each pod runs."""

@@ -1,0 +1,57 @@
+"""The archive of runs: a report of it has the figures of a report of the runs themselves."""
+
+import csv
+import json
+
+import pytest
+
+from rebias_dist.commands import report
+from rebias_dist.errors import ConfigError
+from tests.commands.test_report import method, write_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(3):
+        counts = {"biased": {"f": 900, "g0": 990}, "unbiased": {"f": 500 + seed, "g0": 100}}
+        values = method("rebias", seed=seed, data={"source": "/somewhere/on/this/machine/mnist"})
+        folder = write_run(tmp_path / f"runs/rebias-{seed}", values, counts)
+        lines = [{"step": s, "f/ce": 2 / s, "g0/ce": 1 / s, "speed/x": 7} for s in range(1, 5001)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/weights").write_bytes(bytes(100_000))
+    return tmp_path / "runs"
+
+
+def figures(folder, out):
+    assert report.main([str(folder), "--out", str(out)]) == 0
+    with (out / "results-settings.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_report_of_the_archive_is_that_of_the_runs(runs, tmp_path):
+    assert report.main([str(runs), "--archive", str(tmp_path / "kept")]) == 0
+    assert figures(tmp_path / "kept", tmp_path / "a") == figures(runs, tmp_path / "b")
+    assert "Training; a line a seed." in (tmp_path / "a/results.html").read_text()
+
+
+def test_an_archive_is_small_and_names_no_folder_of_the_machine(runs, tmp_path):
+    report.main([str(runs), "--archive", str(tmp_path / "kept")])
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert len(files) == 3 * 4
+    assert sum(path.stat().st_size for path in files) < 3 * 20_000
+    assert not any("/somewhere" in path.read_text() for path in files)
+
+
+def test_runs_without_results_are_named(runs, tmp_path, capsys):
+    (runs / "rebias-1/results.json").unlink()
+    assert report.main([str(runs), "--archive", str(tmp_path / "kept")]) == 0
+    assert "left out: rebias-1: results.json: No such file" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["rebias-0", "rebias-2"]
+
+
+def test_nothing_is_overwritten(runs, tmp_path):
+    (tmp_path / "kept/rebias-2").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="rebias-2 exists; remove it, or give another folder"):
+        report.main([str(runs), "--archive", str(tmp_path / "kept")])
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["rebias-2"]
