@@ -216,7 +216,7 @@ def seconds_of_a_record() -> float:
             time.sleep(0.005)  # TensorBoard's thread empties its queue during a step
             begin = time.perf_counter()
             telemetry.scalars(step, values, epoch=0)
-            telemetry.progress(step, epoch=0, text="f/loss 0.5 g0/loss 0.5")
+            telemetry.progress(step, epoch=0, text="loss f 0.5 g0 0.5")
             telemetry.state("running", step=step, epoch=0)
             seconds += time.perf_counter() - begin
         telemetry.close()

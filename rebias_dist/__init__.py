@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> LoadedRun:
-    """Load a run from its folder: ``predict``, ``f``, ``g_nets``, ``config``, ``metrics``.
+    """Load a run from its folder: ``predict``, ``evaluate``, ``f``, ``g_nets``, ``metrics`` ….
 
     Args:
         run: the run's folder, ``runs/<name>``.

@@ -24,7 +24,8 @@ from launch.sweep.results_csv import note_commit
 from rebias_dist.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, InterruptedRun
 from rebias_dist.ranks.placement import visible_gpus
 
-_TAIL = 15  # lines shown of a failed command's output
+_LARGEST = 10_000_000  # bytes of a command's output that are searched for warnings
+_TAIL = 15  # lines shown of a command's warnings, and of a failed command's output
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class CellRunner:
     def run(self, command: Sequence[str], ranks: int, log: Path, title: str) -> int:
         """Run a command of so many processes to its end and return its exit code.
 
-        Its output is appended to ``log``. A terminal shows the last line of it.
+        Its output is appended to ``log``. A terminal shows the last line of it. Its warnings are
+        shown at its end.
         """
         gpus = self._share.gpus
         environment = {
@@ -119,9 +121,9 @@ class CellRunner:
         verdict = "finished" if code == 0 else "stopped" if self.stopping else f"exit code {code}"
         opening = "" if self._live else f"{title} "
         print(f"{opening}{verdict} in {duration(time.monotonic() - begin)}", flush=True)
-        if code != 0 and not self.stopping:
-            for line in _last_lines(child)[-_TAIL:]:
-                print(f"    {line}", flush=True)
+        failed = code != 0 and not self.stopping
+        for line in [*_warnings(child), *(_last_lines(child)[-_TAIL:] if failed else [])]:
+            print(f"    {line}", flush=True)
         return code
 
 
@@ -182,12 +184,26 @@ def run_cells(cells: Sequence[Cell], command: str, jobs: int = 1) -> int:
 
 def _last_lines(child: Child) -> list[str]:
     """Return the last printable lines of a child's output."""
+    return _lines(child.last_output(20_000))
+
+
+def _warnings(child: Child) -> list[str]:
+    """Return the warnings of a child without their times, and the number of those left out."""
+    output = child.last_output(_LARGEST).split(b"\n")
+    found = _lines(b"\n".join(line for line in output if b" WARNING " in line))
+    told = [line.partition(" WARNING ")[2] for line in found]
+    more = [f"and {len(told) - _TAIL} more"] if len(told) > _TAIL else []
+    return [f"warning: {text}" for text in [*told[:_TAIL], *more]]
+
+
+def _lines(output: bytes) -> list[str]:
     # A progress bar redraws its line after a carriage return. Colours are left out.
-    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", child.last_output(20_000))
+    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", output)
     lines = printable(text.replace(b"\r", b"\n")).split("\n")
     return [line for line in lines if line.strip()]
 
 
 def _show_progress(title: str, seconds: float, lines: list[str]) -> None:
-    text = f"{title} {duration(seconds)}  {lines[-1] if lines else 'starting'}"
+    last = re.sub(r"^\S+ \S+ INFO ", "", lines[-1]) if lines else "starting"  # without its time
+    text = f"{title} {duration(seconds)}  {last}"
     print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.transforms import eval_transform
 from rebias_dist.errors import ArgumentError, ConfigError
+from rebias_dist.evaluation.figures import Truth
+from rebias_dist.evaluation.predictions import Predictions
+from rebias_dist.evaluation.splits import figures_of
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.models import load_state
@@ -28,6 +31,8 @@ from rebias_dist.runs.checkpoint import load, load_choice
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.runs.run_folder import RunFolder
 from rebias_dist.step.precision import Precision, set_products
+
+_LARGEST_BIAS = 10_000  # there is a table of label × bias
 
 
 @dataclass(frozen=True)
@@ -90,27 +95,88 @@ class LoadedRun:
             ConfigError: the checkpoint is of an earlier version, without ``constants``.
         """
         networks = self.networks()
-        chosen = networks.get(network)
-        if chosen is None:
-            known = ", ".join(networks)
-            raise ArgumentError(f"network is {network!r}, but the run has {known}")
+        if network not in networks:
+            raise ArgumentError(f"network is {network!r}, but the run has {', '.join(networks)}")
+        found = self._outputs(images, {network: networks[network]})
+        return torch.cat([outputs[network][0] for outputs in found])
+
+    def evaluate(
+        self,
+        images: Iterable[Tensor | NDArray[np.uint8]],
+        labels: Sequence[int] | NDArray[np.integer] | Tensor,
+        bias: Sequence[int] | NDArray[np.integer] | Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate all networks on images of yours, as a run evaluates a split of shards.
+
+        Args:
+            images: as in :meth:`predict`.
+            labels: ``[n]``, each a number of ``classes``.
+            bias: ``[n]``, the number of each image's value of the bias (in ``rule.values``), -1
+                for none; None: no image has one.
+
+        Returns:
+            The figures that results.json has for a split, as
+            :func:`rebias_dist.evaluation.splits.evaluate_split` describes them, with intervals.
+            There are no texture clusters, so ``unbiased`` is None.
+
+        Raises:
+            ArgumentError: labels or biases do not fit the images; or as in :meth:`predict`.
+            ConfigError: as in :meth:`predict`.
+        """
+        truth = _whole_numbers("labels", labels, 0, len(self.classes) - 1)
+        n = len(truth)
+        biases = np.full(n, -1) if bias is None else _whole_numbers("bias", bias, -1, _LARGEST_BIAS)
+        predicted: dict[str, list[Tensor]] = {name: [] for name in self.networks()}
+        confidence: dict[str, list[Tensor]] = {name: [] for name in predicted}
+        features: dict[str, list[Tensor]] = {name: [] for name in predicted}
+        seen = 0
+        for outputs in self._outputs(images, self.networks()):
+            for name, (logits, rows) in outputs.items():
+                best = logits.argmax(1)
+                predicted[name].append(best)
+                confidence[name].append(logits.softmax(1).gather(1, best[:, None])[:, 0])
+                kept = rows[: max(0, self.config.evaluate.hsic_samples - seen)].cpu()
+                features[name].append(kept if kept.dtype == torch.float64 else kept.float())
+            seen += len(best)
+        if not seen == n == len(biases):
+            raise ArgumentError(f"there are {seen} images, {n} labels and {len(biases)} biases")
+        names = [*self.rule.values]
+        names += map(str, range(len(names), int(biases.max()) + 1))
+        rule = self.rule.ids(self.classes, names)
+        no_clusters = np.zeros((0, n), dtype=np.int64)
+        known = Truth(truth, biases, no_clusters, len(self.classes), rule, len(names))
+        predictions = Predictions(
+            {name: torch.cat(parts).numpy() for name, parts in predicted.items()},
+            {name: torch.cat(parts).numpy() for name, parts in confidence.items()},
+            {name: torch.cat(parts) for name, parts in features.items()},
+        )
+        return figures_of(predictions, known, self.classes, names, self.radii, with_intervals=True)
+
+    def _outputs(
+        self, images: Iterable[Tensor | NDArray[np.uint8]], networks: Mapping[str, nn.Module]
+    ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Yield logits (float64, on the CPU) and features of each batch, by network."""
         if self.constants is None:
             raise ConfigError(
                 "a checkpoint of an earlier version does not say how images are normalised; "
                 "continue the run by a step, or normalise the images and call f"
             )
-        device = next(chosen.parameters()).device
+        device = next(next(iter(networks.values())).parameters()).device
         set_products(self.config.precision)
         precision = Precision(self.config.precision, device)
         normalise = Normalise(self.constants, device, precision.parameters)
-        logits = []
-        prepared = map(self._prepared, images)
+        prepared, seen = map(self._prepared, images), 0
         while batch := list(itertools.islice(prepared, self.config.evaluate.batch)):
+            seen += len(batch)
+            outputs = {}
             with torch.no_grad(), precision.autocast():
-                logits.append(chosen(normalise(torch.stack(batch).to(device)))[0].double().cpu())
-        if not logits:
+                normalised = normalise(torch.stack(batch).to(device))
+                for name, network in networks.items():
+                    logits, features = network(normalised)
+                    outputs[name] = (logits.double().cpu(), features)
+            yield outputs
+        if not seen:
             raise ArgumentError("there are no images")
-        return torch.cat(logits)
 
     def _prepared(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
         """Return an image as the networks see it in evaluation, but not normalised."""
@@ -126,6 +192,21 @@ class LoadedRun:
                 f"the networks were trained on images {list(self.shape)}, not {list(seen.shape)}"
             )
         return seen
+
+
+def _whole_numbers(
+    name: str, given: Sequence[int] | NDArray[np.integer] | Tensor, low: int, high: int
+) -> NDArray[np.int64]:
+    """Return numbers as int64 ``[n]``; ArgumentError if they are no whole numbers in a range."""
+    numbers = np.asarray(given)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        kind = f"{numbers.dtype} {list(numbers.shape)}"
+        raise ArgumentError(f"{name} must be whole numbers [n], not {kind}")
+    if ((numbers < low) | (numbers > high)).any():
+        raise ArgumentError(
+            f"{name} must be from {low} to {high}, not {numbers.min()} to {numbers.max()}"
+        )
+    return numbers.astype(np.int64)
 
 
 def load_run(run: str | Path, checkpoint: str | int = "best", device: str = "cpu") -> LoadedRun:

@@ -21,7 +21,7 @@ from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
 from rebias_dist.evaluation.groups import groups_of
-from rebias_dist.evaluation.predictions import predict
+from rebias_dist.evaluation.predictions import Predictions, predict
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.radii import Radii, radii_of
 from rebias_dist.ranks.waits import told
@@ -66,32 +66,54 @@ def evaluate_split(
     told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
     with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
-            truth = truth_of(dataset, evaluator.rule)
-            found = {
-                "samples": len(dataset),
-                "values": list(dataset.values.names),
-                **dependence(predictions.features, radii),
-                "networks": {
-                    name: network_figures(
-                        truth,
-                        predicted,
-                        predictions.confidence[name],
-                        with_intervals=with_intervals,
-                    )
-                    for name, predicted in predictions.predicted.items()
-                },
-            }
-            for figures in found["networks"].values():
-                figures["groups"] = groups_of(
-                    figures["bias_correct"],
-                    figures["bias_count"],
-                    dataset.manifest.classes,
-                    dataset.values.names,
-                )
-                if worst := figures["worst_group"]:
-                    worst["class"] = dataset.manifest.classes[worst["label"]]
-                    worst["value"] = dataset.values.names[worst["bias"]]
+            found = figures_of(
+                predictions,
+                truth_of(dataset, evaluator.rule),
+                dataset.manifest.classes,
+                dataset.values.names,
+                radii,
+                with_intervals=with_intervals,
+            )
     return dict(evaluator.consensus.broadcast(found))
+
+
+def figures_of(
+    predictions: Predictions,
+    truth: Truth,
+    classes: Sequence[str],
+    values: Sequence[str],
+    radii: Radii | None,
+    *,
+    with_intervals: bool,
+) -> dict[str, Any]:
+    """Return the figures of predictions, as :func:`evaluate_split` does.
+
+    Args:
+        predictions: of all samples.
+        truth: what is known of the samples.
+        classes: names of the labels.
+        values: names of the values of the bias.
+        radii: see :func:`evaluate_split`.
+        with_intervals: compute bootstrap intervals too.
+    """
+    networks = {
+        name: network_figures(
+            truth, predicted, predictions.confidence[name], with_intervals=with_intervals
+        )
+        for name, predicted in predictions.predicted.items()
+    }
+    for figures in networks.values():
+        counts = figures["bias_correct"], figures["bias_count"]
+        figures["groups"] = groups_of(*counts, classes, values)
+        if worst := figures["worst_group"]:
+            worst["class"] = classes[worst["label"]]
+            worst["value"] = values[worst["bias"]]
+    return {
+        "samples": len(truth.labels),
+        "values": list(values),
+        **dependence(predictions.features, radii),
+        "networks": networks,
+    }
 
 
 def truth_of(dataset: ShardDataset, rule: BiasRule) -> Truth:

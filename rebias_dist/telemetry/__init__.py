@@ -1,1 +1,1 @@
-"""What a run reports while it trains: metrics, TensorBoard, progress, speed, warnings."""
+"""What a run reports while it trains: metrics, trackers, progress, speed, warnings."""

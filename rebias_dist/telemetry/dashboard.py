@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,22 +32,24 @@ def layout(networks: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str
         networks: ``f``, ``g0`` … those that the method has.
         splits: names of the splits that are evaluated during training.
     """
-    gs = [name for name in networks if name != "f"]
-    coupled = [f"f/hsic_{g}" for g in gs] + [f"{g}/hsic" for g in gs]
+    # TensorBoard shows a chart once for all runs of a folder if its tags are the same in each. So a
+    # tag is a regular expression for the networks of any run.
+    some, some_g = "(f|f_ema|g[0-9]+)", "g[0-9]+"
+    couples = "f" in networks and any(name.startswith("g") for name in networks)
     game = {
-        "losses": [f"{name}/loss" for name in networks],
-        "HSIC": coupled if "f" in networks else [],
-        "kernel radii": [f"{name}/sigma" for name in networks],
-        "accuracies in training": [f"{name}/accuracy" for name in networks],
-        "gradient norms": [f"{name}/grad_norm" for name in networks],
+        "losses": [f"{some}/loss"],
+        "HSIC": [f"f/hsic_{some_g}", f"{some_g}/hsic"] if couples else [],
+        "kernel radii": [f"{some}/sigma"] if couples else [],
+        "accuracies in training": [f"{some}/accuracy"],
+        "gradient norms": [f"{some}/grad_norm"],
     }
     charts = {"f against g": game}
     for split in splits:
-        kinds = ("", "_conflicting", "_unbiased", "_worst_group")
+        name = re.escape(split)
         charts[split] = {
-            "accuracies": [f"{split}/{name}{kind}_accuracy" for name in networks for kind in kinds],
-            "HSIC": [f"{split}/hsic_{g}" for g in gs if "f" in networks],
-            "kernel entries (median)": [f"{split}/{name}_kernel" for name in networks],
+            "accuracies": [f"{name}/{some}(_conflicting|_unbiased|_worst_group)?_accuracy"],
+            "HSIC": [f"{name}/hsic_{some_g}"] if couples else [],
+            "kernel entries (median)": [f"{name}/{some}_kernel"],
         }
     charts["speed"] = {
         "time by phase (%)": [f"time/{phase}" for phase in PHASES],

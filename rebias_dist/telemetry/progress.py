@@ -12,6 +12,8 @@ from datetime import timedelta
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+_BAR = 10  # characters that the bar has at least
+
 _log = logging.getLogger("rebias_dist")
 
 
@@ -69,14 +71,29 @@ def describe(
     images_per_s: float | None,
     eta_seconds: float | None,
     details: str = "",
+    room: int | None = None,
 ) -> str:
     """Return the part of the progress line after step/total; unknown numbers show as '?'.
 
-    The details come last, because a narrow terminal cuts off the end.
+    Args:
+        epoch: the current epoch.
+        text: such as the losses.
+        images_per_s: speed of the run.
+        eta_seconds: time that is left.
+        details: further parts, separated by commas.
+        room: longest length. Parts that do not fit are left out: first the details from their
+            end, then the epoch, the speed and the text. None: no limit.
     """
     speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
     eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
-    parts = (f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}", details)
+    parts = [f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}", *details.split(", ")]
+    expendable = [*parts[:3:-1], parts[0], parts[2], parts[1]]
+    while room is not None and len(_joined(parts)) > room and expendable:
+        parts.remove(expendable.pop(0))
+    return _joined(parts)
+
+
+def _joined(parts: list[str]) -> str:
     return ", ".join(filter(None, parts))
 
 
@@ -105,6 +122,7 @@ class Progress:
         # Containers and batch systems hand out terminals that are 0 columns wide.
         on_terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._total_steps = total_steps
+        self._on_terminal = on_terminal
         self._redirect = ExitStack()
         if on_terminal:
             self._redirect.enter_context(logging_redirect_tqdm([_log]))
@@ -125,6 +143,14 @@ class Progress:
             disable=False,
         )
         self._bar.last_print_t = 0.0  # long ago, so the first step is shown at once
+
+    @property
+    def room(self) -> int | None:
+        """Return the characters that a terminal has for the description; None: any number."""
+        if not self._on_terminal:
+            return None
+        taken = len(f"100%|| {self._total_steps}/{self._total_steps}, ") + _BAR
+        return os.get_terminal_size(sys.stderr.fileno()).columns - taken
 
     def show(self, step: int, description: str) -> None:
         """Show that ``step`` steps are done, if what is shown is old enough."""

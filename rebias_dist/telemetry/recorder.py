@@ -107,7 +107,8 @@ class Recorder:
             values |= {**constants(), **reading.scalars()}
             self.telemetry.scalars(step, values, epoch=epoch)
             self.watch.step(step, values)
-            self._text = " ".join(f"{n} {values[n]:.4f}" for n in values if n.endswith("/loss"))
+            losses = {tag.removesuffix("/loss"): values[tag] for tag in values if "/loss" in tag}
+            self._text = "loss " + " ".join(f"{name} {losses[name]:.4f}" for name in losses)
             self._details = describe_speed(values)
         self.telemetry.progress(step, epoch=epoch, text=self._text, details=self._details)
         self.telemetry.state("running", step=step, epoch=epoch)

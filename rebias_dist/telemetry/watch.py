@@ -6,9 +6,10 @@ log and to TensorBoard's texts under ``warnings/``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from scipy.special import bdtrc, betaincinv  # importing scipy.stats would take a second
 
 from rebias_dist.config.schema import Config
 
@@ -23,8 +24,11 @@ CLIPPED_STEPS = 50
 """Recorded steps in a row with a clipped gradient, from which on a warning is given."""
 LEAST_GAP = 0.1
 """g is biased if its accuracy on aligned images exceeds that on conflicting ones by this."""
+AT_CHANCE_WITHIN = 0.1
+"""A network is at chance only if the samples exclude an accuracy that is higher by this."""
 _FEWEST = 10  # with fewer conflicting images their accuracy is too uncertain
-_SIGMAS = 2  # standard deviations above chance, or above the noise, that count as a difference
+_SIGMAS = 2  # standard deviations above the noise that count as a difference
+_LEVEL = 0.05  # of the test against chance
 
 
 class Watch:
@@ -107,27 +111,42 @@ class Watch:
     # ---------------------------------------------------------------- at an evaluation
 
     def _of_kernels(self, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        pairs = zip(figures["hsic"], figures["hsic_noise"], strict=True)
+        # If HSIC stands out from its noise, both kernels see something, whatever their entries are:
+        # those of one pair of images in twenty may suffice.
+        seeing = {
+            f"g{index}": None not in (value, noise) and value >= _SIGMAS * noise
+            for index, (value, noise) in enumerate(pairs)
+        }
+        seeing["f"] = any(seeing.values())
+        blind = set()
         for network, quantiles in figures["kernel_quantiles"].items():
-            if quantiles is None:
+            if quantiles is None or seeing.get(network, seeing["f"]):  # f_ema has f's radius
                 continue
             low, _, high = quantiles
             key = network[0]
             if high < NEAR:
-                yield (
-                    f"kernel_{network}",
-                    f"the kernel of {network} sees nothing: its entries are near 0 (95 % of them "
-                    f"below {high:.2g}); raise radius.scale_{key} or set radius.{key} to median",
-                )
+                told, cure = f"0 (95 % of them below {high:.2g})", f"raise radius.scale_{key}"
             elif low > 1 - NEAR:
-                yield (
-                    f"kernel_{network}",
-                    f"the kernel of {network} sees nothing: its entries are near 1 (95 % of them "
-                    f"above {low:.4g}); lower radius.scale_{key} or set radius.{key} to median",
-                )
+                told, cure = f"1 (95 % of them above {low:.4g})", f"lower radius.scale_{key}"
+            else:
+                continue
+            blind.add(network)
+            yield (
+                f"kernel_{network}",
+                f"the kernel of {network} sees nothing: its entries are near {told}; "
+                f"{cure} or set radius.{key} to median",
+            )
+        if "f" not in blind:
+            yield from self._of_hsic(figures, blind)
+
+    def _of_hsic(self, figures: Mapping[str, Any], blind: set[str]) -> Iterator[tuple[str, str]]:
         for index, (value, noise) in enumerate(
             zip(figures["hsic"], figures["hsic_noise"], strict=True)
         ):
-            if value is not None and noise is not None and value < _SIGMAS * noise:
+            if value is None or noise is None or f"g{index}" in blind:
+                continue
+            if value < _SIGMAS * noise:
                 yield (
                     f"hsic_g{index}",
                     f"HSIC of f and g{index} ({value:.2g}) cannot be told from zero (its standard "
@@ -136,21 +155,19 @@ class Watch:
                 )
 
     def _of_accuracies(self, split: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        networks, chance = figures["networks"], 1 / self._classes
-
-        def at_chance(accuracy: float, samples: int) -> bool:
-            return accuracy <= chance + _SIGMAS * math.sqrt(chance * (1 - chance) / samples)
-
+        networks, samples, chance = figures["networks"], figures["samples"], 1 / self._classes
         for network, found in networks.items():
             accuracy, aligned = found["accuracy"], found["aligned"]
             # If a split's bias is independent of the class, a network that has learned only the
             # bias is at chance on the whole split, but not on its aligned images.
-            knows_bias = aligned is not None and not at_chance(aligned, found["aligned_samples"])
-            if at_chance(accuracy, figures["samples"]) and not knows_bias:
+            knows_bias = aligned is not None and _above_chance(
+                aligned, found["aligned_samples"], chance
+            )
+            if _at_chance(accuracy, samples, chance) and not knows_bias:
                 yield (
                     f"chance_{network}",
-                    f"{network} is at chance on {split} (accuracy {accuracy:.3f}, chance "
-                    f"{chance:.3f}): it has learned nothing yet",
+                    f"{network} is at chance on {split} (accuracy {accuracy:.3f} on {samples:,} "
+                    f"samples, chance {chance:.3f}): it has learned nothing yet",
                 )
             elif network.startswith("g"):
                 yield from self._of_g(split, network, found, networks.get("f"))
@@ -173,3 +190,20 @@ class Watch:
                 f"{network} is as good as f on {split} (accuracy {found['accuracy']:.3f} and "
                 f"{f['accuracy']:.3f}): nothing shows that it is the biased one",
             )
+
+
+def _above_chance(accuracy: float, samples: int, chance: float) -> bool:
+    """Return whether an accuracy is above chance: by a one-sided exact binomial test, 5 %."""
+    right = round(accuracy * samples)
+    return bool(right and bdtrc(right - 1, samples, chance) < _LEVEL)
+
+
+def _at_chance(accuracy: float, samples: int, chance: float) -> bool:
+    """Return whether an accuracy is not above chance, and the samples are enough to say so.
+
+    They are if the upper end of the 95 % interval (Clopper & Pearson, Biometrika 1934, one-sided)
+    is near chance.
+    """
+    right = round(accuracy * samples)
+    upper = float(betaincinv(right + 1, samples - right, 1 - _LEVEL))
+    return not _above_chance(accuracy, samples, chance) and upper < chance + AT_CHANCE_WITHIN

@@ -161,10 +161,11 @@ class Telemetry:
             step: optimizer steps done.
             epoch: the current epoch.
             text: further text, such as the losses.
-            details: text at the end, which may be cut off if the line is too long.
+            details: parts at the end, separated by commas; a narrow terminal shows fewer of them.
         """
         self._rate.update(step, time.monotonic())
-        line = describe(epoch, text, self._images_per_s(), self._eta(step), details)
+        room = self._progress.room
+        line = describe(epoch, text, self._images_per_s(), self._eta(step), details, room)
         self._progress.show(step, line)
 
     @_leader_writes

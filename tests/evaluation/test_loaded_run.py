@@ -1,5 +1,6 @@
 """A loaded run predicts from pixels what the evaluation of the run predicted."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -54,6 +55,31 @@ def test_digits(small_run, method):
     given = run.f if run.f is not None else run.g_nets[0]
     by_hand = given((images.double() / 255 - mean) / std)[0]
     assert torch.allclose(by_hand, expected, atol=1e-9)
+
+
+def test_images_in_memory_have_the_figures_of_their_split(small_run):
+    run = trained(small_run, evaluate={"batch": 50, "every_epochs": 3, "hsic_samples": 70})
+    assert run.metrics is not None
+    for split in ("unbiased", "biased"):
+        test = open_split(data_root(run.config), split)
+        images = torch.stack([test.image(i) for i in range(len(test))])
+        found = run.evaluate(images.numpy(), test.labels, bias=torch.tensor(test.bias.copy()))
+        assert json.loads(json.dumps(found)) == run.metrics["checkpoints"]["last"]["splits"][split]
+    without = run.evaluate(images, test.labels.tolist())
+    f = without["networks"]["f"]
+    assert f["accuracy"] == found["networks"]["f"]["accuracy"]
+    assert (f["aligned"], f["conflicting"], f["groups"]) == (None, None, [])
+    for labels, bias, named in (
+        (test.labels[1:], None, "there are 120 images, 119 labels and 119 biases"),
+        (test.labels, test.bias[1:], "there are 120 images, 120 labels and 119 biases"),
+        (test.labels + 1, None, "labels must be from 0 to 9, not 1 to 10"),
+        (test.labels / 2, None, "labels must be whole numbers [n], not float64 [120]"),
+        (test.labels, test.bias - 2, "bias must be from -1 to 10000, not -2 to 7"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            run.evaluate(images, labels, bias)
+    with pytest.raises(ValueError, match="there are no images"):
+        run.evaluate([], test.labels[:0])
 
 
 def test_photographs_of_any_size_are_cropped_as_in_evaluation(small_run, tmp_path):

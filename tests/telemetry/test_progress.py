@@ -80,6 +80,15 @@ def test_details_come_behind_all_that_a_narrow_terminal_has_to_show():
     line = describe(1, "f 0.1", 256.0, 61.0, "data wait 3 %")
     assert line == "epoch 1, f 0.1, 256 images/s, ETA 0:01:01, data wait 3 %"
     assert describe(1, "", None, None) == "epoch 1, ? images/s, ETA ?"
+    for room in range(len(line) + 1):
+        assert len(describe(1, "f 0.1", 256.0, 61.0, "data wait 3 %", room)) <= max(room, 11)
+    some = [describe(1, "f 0.1", 256.0, 61.0, "a 3 %, b 4 %", room) for room in (50, 42, 30, 20)]
+    assert some == [
+        "epoch 1, f 0.1, 256 images/s, ETA 0:01:01, a 3 %",
+        "epoch 1, f 0.1, 256 images/s, ETA 0:01:01",
+        "f 0.1, ETA 0:01:01",
+        "f 0.1, ETA 0:01:01",
+    ]
 
 
 SHORT = """
@@ -143,6 +152,35 @@ def test_on_a_terminal_a_bar_below_whole_messages(tmp_path):
         r"100%\|█+\| 30/30, epoch 1, f 0\.033 g0 0\.250, [\d.e+]+ images/s, ETA 0:00:00", bar
     )
     assert len(bar) <= 100
+
+
+WHOLE = """
+import sys, time
+from pathlib import Path
+from rebias_dist.telemetry.writers import Telemetry
+telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=448, global_batch=64, identity={})
+details = "data wait 2 %, forward 28 %, backward 61 %, objective 4 %, communication 0 %, 775 MiB"
+for step in range(1, 449):
+    time.sleep(0.001)
+    telemetry.progress(step, epoch=7, text="loss f 2.7453 g0 2.3786", details=details)
+telemetry.close()
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_line_of_the_demo_fits_its_terminal(tmp_path, columns):
+    received = run_in_terminal([sys.executable, "-c", WHOLE, str(tmp_path)], columns)
+    drawn = received.replace("\r", "\n").split("\n")
+    lines = [line for line in drawn if "ETA" in line]  # all but the first, empty one
+    assert len(lines) > 3
+    for line in lines:
+        print(line)
+        assert len(line.rstrip()) <= columns
+        # The bar is one, and the last part is whole.
+        assert re.match(r" *\d+%\|[^|]{10,}\| \d+/448, ", line)
+        assert re.search(r"loss f 2\.7453 g0 2\.3786, .*ETA (\?|\d+:\d\d:\d\d)", line)
+        assert re.search(r"(ETA (\?|\d+:\d\d:\d\d)|\d %|MiB)$", line.rstrip())
+    assert ("data wait 2 %" in lines[-1]) == (columns == 140)
 
 
 @pytest.mark.parametrize("columns", [None, 0])

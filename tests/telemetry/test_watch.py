@@ -60,8 +60,9 @@ def test_a_sound_run_is_left_alone():
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({"kernel_quantiles__f": [0.0, 1e-9, 0.009]}, "kernel_f"),
-        ({"kernel_quantiles__g0": [0.991, 0.999, 1.0]}, "kernel_g0"),
+        ({"kernel_quantiles__f": [0.0, 1e-9, 0.009], "hsic": [0.0019]}, "kernel_f"),
+        ({"kernel_quantiles__g0": [0.991, 0.999, 1.0], "hsic": [0.0019]}, "kernel_g0"),
+        ({"kernel_quantiles__g0": [1.0, 1.0, 1.0], "hsic_noise": [None]}, "kernel_g0"),
         ({"hsic": [0.0019]}, "hsic_g0"),
         ({"hsic": [-0.1]}, "hsic_g0"),
         ({"networks__f": network(0.12, 0.12, 0.1)}, "chance_f"),
@@ -77,6 +78,42 @@ def test_each_failure_is_told_once_until_it_was_gone(changes, kind):
     assert told.evaluated(3) == [kind]
     assert told.evaluated(4, **changes) == [kind, kind]
     assert told.all == [(kind, 1), (kind, 4)]
+
+
+def test_a_kernel_whose_hsic_stands_out_sees_something():
+    """As in the demo: classes lie far apart, and entries within a class are few but not small."""
+    told = Told()
+    assert told.evaluated(kernel_quantiles__f=[0.0, 4e-15, 0.009]) == []
+    assert told.evaluated(kernel_quantiles__g0=[0.991, 0.999, 1.0]) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples", "accuracy", "at_chance"),
+    [
+        # P(26 or more of 40) is 0.040 at chance, and P(25 or more) is 0.077.
+        (2, 40, 0.65, False),
+        (2, 40, 0.5, False),  # 40 samples do not exclude 0.63
+        (2, 400, 0.5, True),
+        (2, 400, 0.52, True),
+        (2, 400, 0.545, False),
+        (10, 1000, 0.1, True),
+        (10, 1000, 0.0, True),
+        (10, 1000, 0.115, True),  # P(115 or more) is 0.064
+        (10, 1000, 0.117, False),  # P(117 or more) is 0.042
+        (10, 20, 0.1, False),
+        (1000, 50_000, 0.001, True),
+        (1000, 50_000, 0.01, False),
+    ],
+)
+def test_at_chance_is_said_of_samples_that_show_it(classes, samples, accuracy, at_chance):
+    texts: list[str] = []
+    watch = Watch(validate(CONFIG), classes, lambda kind, step, text: texts.append(text))
+    f = network(accuracy, None, None)
+    networks = {"networks": {"f": f}, "kernel_quantiles": {}, "hsic": [], "hsic_noise": []}
+    watch.evaluated(1, {"selection": {"samples": samples, **networks}})
+    assert bool(texts) == at_chance
+    for text in texts:
+        assert f"on {samples:,} samples" in text
 
 
 def test_clipping_in_every_step():

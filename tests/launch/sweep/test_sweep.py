@@ -334,6 +334,17 @@ def test_a_log_is_appended_to_and_only_the_new_part_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out.count("first") == 1
 
 
+def test_the_warnings_of_a_cell_are_shown_at_its_end(tmp_path, capsys):
+    script = "for i in range({}): print('2026-01-31 12:00:00,123 WARNING step', i, '\\x1b[2Jsaid')"
+    for count in (0, 2, 20):
+        command = [sys.executable, "-c", script.format(count)]
+        assert CellRunner().run(command, 1, tmp_path / "log", "cell") == 0
+        first, *shown = capsys.readouterr().out.splitlines()
+        assert first.startswith("cell finished in")
+        expected = [f"    warning: step {i} said" for i in range(min(count, 15))]
+        assert shown == expected + (["    warning: and 5 more"] if count == 20 else [])
+
+
 SMALL = {
     "ranks": 2,
     "grid": {"method.name": ["vanilla"]},
