@@ -89,6 +89,8 @@ class Trainer:
     def __init__(self, config: Config, ranks: Session, held: ExitStack) -> None:
         self.config, self.ranks, self.held = config, ranks, held
         self.consensus, self.leads = ranks.consensus, ranks.consensus.rank == 0
+        # Before the parts are built: that may fetch data.
+        held.enter_context(bounded_waits(config.faults.step_minutes, lambda: bool(ranks.stop)))
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
@@ -101,9 +103,6 @@ class Trainer:
     def run(self, resume: str, overrides: Collection[str]) -> dict[str, Any]:
         """Train to the end and return the content of results.json."""
         folder, total = self.parts.folder, self.parts.layout.total_steps
-        self.held.enter_context(
-            bounded_waits(self.config.faults.step_minutes, lambda: bool(self.ranks.stop))
-        )
         self.found = resume_run(
             self.config,
             self.at,

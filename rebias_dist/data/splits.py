@@ -48,8 +48,9 @@ class Data:
         """
         for name, digest in self.digests().items():
             if name in expected and expected[name] != digest:
+                root = self.train.place.rpartition("/")[0]
                 raise ConfigError(
-                    f"{self.train.folder.parent}: the split {name} is not the one that the run "
+                    f"{root}: the split {name} is not the one that the run "
                     "was started with; restore it, or start a new run under another name"
                 )
 

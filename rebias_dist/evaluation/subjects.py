@@ -211,7 +211,7 @@ def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict
     if on:
         decoder = choose_decoder(config.data.decoder)
         return {name: ShardDataset(folder, decoder) for name, folder in on.items()}
-    data = open_data(config, Path(root) if root else data_root(config))
+    data = open_data(config, root or data_root(config))
     data.check_digests(subject.digests)
     return data.tests
 
@@ -229,7 +229,7 @@ def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
     unknown = [name for name in classes if name not in place]
     if unknown:
         raise ConfigError(
-            f"{dataset.folder}: its class {unknown[0]!r} is none of the {len(place)} of "
+            f"{dataset.place}: its class {unknown[0]!r} is none of the {len(place)} of "
             f"{subject.ref.source}; use a split whose classes the networks know"
         )
     return [place[name] for name in classes]
