@@ -225,7 +225,7 @@ def test_a_stop_signal_is_heard_while_the_server_hangs(server, tmp_path):
     server.faults["train-000003.tar"] = "hangs"
     command = [sys.executable, "-m", "rebias_dist.train", "--data.root", server.url]
     command += ["--name", "stopped", "--runs_dir", str(tmp_path), "--device", "cpu"]
-    command += ["--data.test_splits", "[unbiased]", "--global_batch", "40", "--epochs", "1"]
+    command += ["--data.test_splits", "[unbiased]", "--global_batch", "40", "--data.workers", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert server.asked.wait(100)
         time.sleep(1)  # any moment will do

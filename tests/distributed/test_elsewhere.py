@@ -21,7 +21,7 @@ def shards(tmp_path_factory, few_digits):
     return root
 
 
-def _train(root: str, runs_dir: str, cache: str, cache_gb: float, steps: list[int], workers: int):
+def _train(root: str, runs_dir: str, cache: str, cache_gb: float, steps: list[int]):
     """Train up to each of ``steps``, one call after the other; say how it ended."""
     os.environ["REBIAS_CACHE"] = cache
     from rebias_dist.config.files import validate
@@ -39,12 +39,12 @@ def _train(root: str, runs_dir: str, cache: str, cache_gb: float, steps: list[in
             "epochs": 2,
             "f": {**small, "kernel_size": 3},
             "g": [{**small, "kernel_size": 1}],
-            "data": {"root": root, "cache_gb": cache_gb, "window": 2, "workers": workers},
+            "data": {"root": root, "cache_gb": cache_gb, "window": 2},
         }
         config["data"]["test_splits"] = ["unbiased"]
         config["data"]["other_tests"] = {"further": f"{root}/rho0"}
         try:
-            main(validate(config))
+            final = main(validate(config))
         except RebiasError as error:
             return {"error": f"{type(error).__name__}: {error}", "code": error.exit_code}
     lines = Path(runs_dir, "run", "metrics.jsonl").read_text().splitlines()
@@ -53,24 +53,24 @@ def _train(root: str, runs_dir: str, cache: str, cache_gb: float, steps: list[in
         for told in map(json.loads, lines)
         if "f/loss" in told
     }
-    final = json.loads(Path(runs_dir, "run", "results.json").read_text())
-    return {"losses": losses, "figures": final["last"]["splits"]}
+    return {"losses": losses, "figures": final["checkpoints"]["last"]["splits"]}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_from_disk_with_a_small_cache_and_after_resuming(shards, tmp_path):
-    def trained(name, root, gigabytes, steps, workers):
+    def trained(name, root, gigabytes, steps):
         arguments = (str(tmp_path / name), str(tmp_path / f"{name}-cache"), gigabytes)
-        one, other = run_ranks(2, _train, str(root), *arguments, steps, workers)
+        one, other = run_ranks(2, _train, str(root), *arguments, steps)
         assert one == other
         assert len(one["losses"]) == STEPS
         return one
 
-    disk = trained("disk", shards, 1.0, [STEPS], 0)
+    disk = trained("disk", shards, 1.0, [STEPS])
     with serving(shards) as server:
-        assert trained("large", server.url, 1.0, [STEPS], 1) == disk
+        assert trained("large", server.url, 1.0, [STEPS]) == disk
         most = max(n for name, n in server.requests.items() if name.endswith(".tar"))
         assert most == 1
-        assert trained("small", server.url, 1e-9, [4, STEPS], 0) == disk
+        assert trained("small", server.url, 1e-9, [4, STEPS]) == disk
         assert max(server.requests.values()) > 2
     files = [path for path in (tmp_path / "small-cache/fetched").glob("*.tar")]
     assert len(files) < 4
@@ -79,7 +79,7 @@ def test_two_ranks_train_as_from_disk_with_a_small_cache_and_after_resuming(shar
 def test_a_shard_that_changes_in_mid_run_stops_all_ranks_together(shards, tmp_path):
     with serving(shards) as server:
         server.faults["train-000002.tar"] = "changed"
-        arguments = (str(tmp_path), str(tmp_path / "cache"), 1e-9, [STEPS], 0)
+        arguments = (str(tmp_path), str(tmp_path / "cache"), 1e-9, [STEPS])
         ranks = run_ranks(2, _train, server.url, *arguments)
     assert {rank["code"] for rank in ranks} == {3}
     (text,) = {rank["error"] for rank in ranks}
