@@ -17,7 +17,7 @@ from data_shards.format.manifest import Normalize
 from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.bias import BiasRule
-from rebias_dist.config.data import MADE_FROM, DataConfig
+from rebias_dist.config.data import MADE_FROM, DataConfig, resolved
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset, TrainLoader, prepare_biased_mnist
@@ -110,11 +110,11 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     with consensus.on_rank_zero() as leader, told_of:
         if leader:
             is_new = not folder.config_file.exists()
-            root = str(data_root(config))
-            open_data(config, Path(root)).check()
+            root = data_root(config)
+            open_data(config, root).check()
     root, is_new = consensus.broadcast([root, is_new])
     with consensus.together():
-        data = open_data(config, Path(root))
+        data = open_data(config, root)
         shape = sample_shape(config, data)
         layout = plan.derive(config, consensus.world_size, len(data.train))
     classes = len(data.classes)
@@ -166,10 +166,10 @@ def open_records(
     return recorder, Keeper(config.checkpoint, at, saver, recorder.telemetry, ranks)
 
 
-def data_root(config: Config) -> Path:
-    """Return the folder of the shards; the embedded data set is made on the first call."""
+def data_root(config: Config) -> str:
+    """Return where the shards lie; the embedded data set is made on the first call."""
     data = config.data
-    return prepare_biased_mnist(**made_from(data)) if data.root is None else Path(data.root)
+    return str(prepare_biased_mnist(**made_from(data))) if data.root is None else data.root
 
 
 def made_from(data: DataConfig) -> dict[str, Any]:
@@ -184,13 +184,13 @@ def as_recorded(data: DataConfig) -> DataConfig:
     return data.model_copy(
         update={
             "decoder": choose_decoder(data.decoder),
-            "other_tests": {k: str(Path(p).resolve()) for k, p in data.other_tests.items()},
-            **{k: str(Path(p).resolve()) for k, p in paths.items() if p},
+            "other_tests": {k: resolved(p) for k, p in data.other_tests.items()},
+            **{k: resolved(p) for k, p in paths.items() if p},
         }
     )
 
 
-def open_data(config: Config, root: Path, rule: BiasRule | None = None) -> Data:
+def open_data(config: Config, root: str, rule: BiasRule | None = None) -> Data:
     """Open all splits of a configuration, see :func:`.open_splits`."""
     return open_splits(config.data, root, rule)
 
@@ -216,7 +216,7 @@ def sample_shape(config: Config, data: Data) -> tuple[int, int, int]:
     for image in data.train.sound_images():
         channels, height, width = image.shape
         return channels, height, width
-    raise DataError(f"{data.train.folder}: has no readable sample; make the shards again")
+    raise DataError(f"{data.train.place}: has no readable sample; make the shards again")
 
 
 def build_players(
@@ -330,7 +330,7 @@ def outline(data: Data, shape: tuple[int, int, int]) -> Outline:
     """Return what the plan says of open shards."""
     manifest = data.train.manifest
     return Outline(
-        text=f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.folder}",
+        text=f"{manifest.dataset}, {len(manifest.shards)} shards in {data.train.place}",
         classes=data.classes,
         train=len(data.train),
         selection=None if data.selection is None else len(data.selection),

@@ -93,6 +93,8 @@ class Trainer:
         with self.consensus.on_rank_zero() as leader:
             if leader:
                 check_trackers(config)
+        # Before the parts are built: that may fetch data.
+        held.enter_context(bounded_waits(config.faults.step_minutes, lambda: bool(ranks.stop)))
         self.parts = parts = assemble.build(config, ranks.consensus, ranks.device)
         self.at = parts.snapshot
         self.evaluator = Evaluator.of(
@@ -112,9 +114,6 @@ class Trainer:
     def run(self, resume: str, overrides: Collection[str]) -> dict[str, Any]:
         """Train to the end and return the content of results.json."""
         folder, total = self.parts.folder, self.parts.layout.total_steps
-        self.held.enter_context(
-            bounded_waits(self.config.faults.step_minutes, lambda: bool(self.ranks.stop))
-        )
         self.found = resume_run(
             self.config,
             self.at,

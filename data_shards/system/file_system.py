@@ -38,20 +38,23 @@ def _path_of(descriptor: int) -> str:
     return os.readlink(f"/proc/self/fd/{descriptor}")
 
 
-def lock(file: int | BinaryIO, *, wait: bool, unprotected: str = "") -> bool | None:
+def lock(
+    file: int | BinaryIO, *, wait: bool, unprotected: str = "", shared: bool = False
+) -> bool | None:
     """Lock an open file against other processes until it is closed, however this process ends.
 
     Args:
         file: open for writing, because NFS locks no other.
         wait: wait for a process that holds the lock.
         unprotected: what may happen without locks; nothing is said if it is empty.
+        shared: others may hold it too if theirs are shared; a lock held already becomes shared.
 
     Returns:
         False if another process holds it and ``wait`` is false; None if the file system has no
         locks.
     """
     descriptor = file if isinstance(file, int) else file.fileno()
-    flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     lost = f"the file system has no locks, so {unprotected}" if unprotected else ""
     try:
         served = _serves(lambda: fcntl.flock(descriptor, flags), _path_of(descriptor), lost)

@@ -13,7 +13,7 @@ from rebias_dist import assemble, methods
 from rebias_dist.assemble import Outline
 from rebias_dist.config import plan
 from rebias_dist.config.schema import Config
-from rebias_dist.data import open_split, plan_biased_mnist
+from rebias_dist.data import open_place, plan_biased_mnist
 from rebias_dist.data.bias import Values, find_rule
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.splits import check_select
@@ -75,8 +75,7 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
     train = parts[config.data.train_split]
     tests = {split: len(parts[split].ids) for split in config.data.test_splits}
     for name, other in config.data.other_tests.items():
-        place = Path(other)
-        tests[name] = len(open_split(place.parent, place.name, classes=train.plan.classes))
+        tests[name] = len(open_place(other, classes=train.plan.classes))
     cropped = config.data.augmentation == "crop_flip"
     side = config.data.crop if cropped else config.data.image_size
     shards = sum(math.ceil(len(part.ids) / part.plan.samples_per_shard) for part in parts.values())

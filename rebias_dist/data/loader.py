@@ -8,6 +8,7 @@ replacements of damaged samples are fixed in the same way, so ranks need not agr
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,7 @@ from rebias_dist.phases import phase
 # Replacements for damaged samples in a micro-batch. More damage than this means that the shards
 # themselves are broken.
 _SPARES = 16
+_EVALUATED_AHEAD = 3  # shards that an evaluation fetches early, if they lie elsewhere
 
 _log = logging.getLogger("rebias_dist")
 
@@ -103,7 +105,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | RebiasError]):
             elif image.shape != images.shape[1:]:
                 sizes = sorted({tuple(images.shape[1:]), tuple(image.shape)})
                 raise DataError(
-                    f"{self.dataset.folder}: images of different sizes {sizes} "
+                    f"{self.dataset.place}: images of different sizes {sizes} "
                     "in one micro-batch; set data.augmentation to crop_flip"
                 )
             images[place] = image
@@ -156,16 +158,24 @@ class _Fetcher(Dataset[MicroBatch | Parcel | RebiasError]):
 
 
 def _fetch(
-    fetcher: _Fetcher, requests: Iterable[_Request], workers: int, pinned: bool
+    fetcher: _Fetcher, requests: Iterable[_Request], workers: int, pinned: bool, ahead: int
 ) -> Iterator[MicroBatch]:
-    """Yield the micro-batches of ``requests`` in their order."""
-    with memory_files(workers * SLOTS) as files:
+    """Yield the micro-batches of ``requests`` in their order.
+
+    ``ahead`` is the number of shards that are fetched early if they lie elsewhere.
+    """
+    coming = fetcher.dataset.ahead(requests, lambda request: request.samples, ahead)
+    with memory_files(workers * SLOTS) as files, ExitStack() as held:
+        if coming is not None:
+            held.callback(coming.close)
         receiver = Receiver(files)
         fetcher = copy(fetcher)  # another iteration over the same samples has other files
         fetcher.files = files
-        for fetched in fetched_by_workers(fetcher, requests, workers):
+        for fetched in fetched_by_workers(fetcher, requests if coming is None else coming, workers):
             is_sent = isinstance(fetched, Parcel)
             batch = receiver.open(fetched, pinned=pinned) if is_sent else fetched
+            if coming is not None:
+                coming.answered()
             yield batch.pin_memory() if pinned else batch
 
 
@@ -215,7 +225,7 @@ class TrainLoader:
             )
         if len(dataset) < global_batch:
             raise ConfigError(
-                f"{dataset.folder}: its {len(dataset)} samples do not fill one "
+                f"{dataset.place}: its {len(dataset)} samples do not fill one "
                 f"global batch of {global_batch}"
             )
         self.dataset = dataset
@@ -270,7 +280,8 @@ class TrainLoader:
             yield found, fault
 
     def _fetched(self, epoch: int, steps: Sequence[int]) -> Iterator[list[MicroBatch]]:
-        fetched = _fetch(self._fetcher, self._requests(epoch, steps), self._workers, self._pinned)
+        requests = self._requests(epoch, steps)
+        fetched = _fetch(self._fetcher, requests, self._workers, self._pinned, self._window)
         for _ in steps:
             batches = [next(fetched) for _ in self._mine]
             for line in (line for batch in batches for line in batch.skipped):
@@ -355,4 +366,4 @@ class EvalLoader:
         requests = (
             _Request(j, 0, np.arange(j * self._batch, end, dtype=np.int64)) for j, end in ends
         )
-        return _fetch(self._fetcher, requests, self._workers, self._pinned)
+        return _fetch(self._fetcher, requests, self._workers, self._pinned, _EVALUATED_AHEAD)

@@ -2,15 +2,19 @@
 
 import hashlib
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import (
@@ -23,7 +27,10 @@ from data_shards.format.manifest import (
 )
 from data_shards.sources.datasets import SUMMARIES
 from data_shards.system.files import open_regular, regular_descriptor, sha256_of
+from rebias_dist.config.data import is_address
+from rebias_dist.data.ahead import Ahead, in_a_thread
 from rebias_dist.data.bias import Values, bias_labels, numbered
+from rebias_dist.data.cache import GB, Cache
 from rebias_dist.data.decode import (
     DecodeError,
     DecoderName,
@@ -31,12 +38,17 @@ from rebias_dist.data.decode import (
     decode,
     decode_leniently,
 )
+from rebias_dist.data.remote import Store
 from rebias_dist.errors import ConfigError, DataError
 
 # An epoch reads from a window of a few shards, so this many open files suffice. ImageNet's 1,300
 # shards would exceed the usual limit of 1,024.
 _OPEN_FILES = 64
 _MOST_VALUES = 100_000  # of a bias; tables of class and bias have a column for each
+CACHE_GB = 50.0
+"""Gigabytes that fetched shards may take by default."""
+
+R = TypeVar("R")
 
 
 class DamagedSample(DataError):  # noqa: N818 - not always an error: the loader may replace it
@@ -50,21 +62,34 @@ class ShardDataset:
 
     ``decoded`` counts the images decoded in this process. DataError if the manifest or the
     index is missing, malformed, or has a label outside the classes.
+
+    ``place`` is where the split lies, a folder or an address. ``folder`` has its manifest and its
+    index; for an address it is in the cache of this host.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        place: str | Path,
         decoder: DecoderName | None = None,
         bias: str | Values | None = None,
+        cache_gb: float = CACHE_GB,
     ) -> None:
-        """Open the split in ``folder``; the shards themselves are opened when read.
+        """Open the split in ``place``; the shards themselves are opened when read.
 
         ``decoder`` of :mod:`rebias_dist.data.decode`; None is the fastest that is installed.
         ``bias`` is the attribute that is the bias, see :func:`.bias_labels`; ConfigError if there
-        is none of this name.
+        is none of this name. ``cache_gb``: gigabytes that fetched shards may take, if ``place`` is
+        an address. Then the errors are also those of :meth:`rebias_dist.data.remote.Store.fetch`.
         """
-        self.folder = Path(folder)
+        self.place = str(place)
+        self._cache_gb = cache_gb
+        self._elsewhere: tuple[Cache, Store] | None = None
+        if is_address(self.place):
+            cache, store = Cache(int(cache_gb * GB)), Store(self.place)
+            self._elsewhere = cache, store
+            self.folder = in_a_thread(lambda stopped: cache.split(store, stopped))
+        else:
+            self.folder = Path(place)
         self.decoder = decoder or choose_decoder("auto")
         try:
             self.manifest: Manifest
@@ -82,9 +107,9 @@ class ShardDataset:
         """Return the number of samples."""
         return len(self._index)
 
-    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, DecoderName, Values]]:
+    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[str, DecoderName, Values, float]]:
         """Pickle the path alone: open files and memory maps cannot be sent to another process."""
-        return ShardDataset, (self.folder, self.decoder, self._values)
+        return ShardDataset, (self.place, self.decoder, self._values, self._cache_gb)
 
     @cached_property
     def values(self) -> Values:
@@ -116,7 +141,8 @@ class ShardDataset:
         offset, length = int(row["offset"]), int(row["length"])
         try:
             # pread uses no file position, so forked processes may share the descriptors.
-            content = os.pread(self._descriptor(int(row["shard"])), length, offset)
+            with self._opened(int(row["shard"])) as descriptor:
+                content = os.pread(descriptor, length, offset)
         except OSError as error:
             raise DataError(f"{self._place(i)}: cannot be read ({error.strerror})") from None
         if len(content) != length:
@@ -161,8 +187,11 @@ class ShardDataset:
     def check_files(self) -> None:
         """Check that every shard is a file of the recorded size, and the SHA-256 of the tables.
 
-        This is cheap enough for every start (on one rank). DataError names the file.
+        This is cheap enough for every start (on one rank). DataError names the file. At an address
+        there is nothing to check: what is fetched has its SHA-256.
         """
+        if self._elsewhere is not None:
+            return
         for shard in self.manifest.shards:
             path = self.folder / shard.name
             try:
@@ -191,6 +220,41 @@ class ShardDataset:
                 what = "index" if name == INDEX_NAME else "table of attributes"
                 raise DataError(f"{path}: is not the {what} that its manifest was written with")
 
+    def ahead(
+        self, requests: Iterable[R], samples_of: Callable[[R], NDArray[np.int64]], most: int
+    ) -> Ahead[R] | None:
+        """Return the requests, each yielded when its shards are fetched; None if all are here.
+
+        ``samples_of(request)`` are the samples that it needs; ``most`` is the number of shards to
+        fetch ahead.
+        """
+        if self._elsewhere is None:
+            return None
+
+        def shards_of(request: R) -> list[int]:
+            found: list[int] = np.unique(self._index["shard"][samples_of(request)]).tolist()
+            return found
+
+        return Ahead(requests, shards_of, self.manifest.shards, *self._elsewhere, most)
+
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[int]:
+        """Yield a descriptor of a shard; one at an address is fetched if it is not here."""
+        if self._elsewhere is None:
+            yield self._descriptor(shard)
+            return
+        # Not kept open: then its space would not be free when it is removed.
+        (cache, store), wanted = self._elsewhere, self.manifest.shards[shard]
+        descriptor = cache.hold(wanted)
+        if descriptor is None and get_worker_info() is None:
+            descriptor = in_a_thread(lambda stopped: cache.get(wanted, store, stopped))
+        elif descriptor is None:  # a worker needs it only to replace a damaged sample
+            descriptor = cache.get(wanted, store, threading.Event())
+        try:
+            yield descriptor
+        finally:
+            cache.let_go(descriptor)
+
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.pop(shard, None)
         if descriptor is None:
@@ -203,7 +267,29 @@ class ShardDataset:
 
     def _place(self, i: int) -> str:
         shard = self.manifest.shards[int(self._index["shard"][i])]
-        return f"{self.folder / shard.name}: sample {self.key(i)}"
+        return f"{self.place}/{shard.name}: sample {self.key(i)}"
+
+
+def open_place(
+    place: str,
+    *,
+    dataset: str | None = None,
+    classes: Sequence[str] | None = None,
+    decoder: DecoderName | None = None,
+    bias: str | Values | None = None,
+    cache_gb: float = CACHE_GB,
+) -> ShardDataset:
+    """Open the split in a folder or at an address, as :func:`open_split`."""
+    root, _, split = (place if is_address(place) else str(Path(place).absolute())).rpartition("/")
+    return open_split(
+        root,
+        split,
+        dataset=dataset,
+        classes=classes,
+        decoder=decoder,
+        bias=bias,
+        cache_gb=cache_gb,
+    )
 
 
 def open_split(
@@ -214,19 +300,20 @@ def open_split(
     classes: Sequence[str] | None = None,
     decoder: DecoderName | None = None,
     bias: str | Values | None = None,
+    cache_gb: float = CACHE_GB,
 ) -> ShardDataset:
     """Open ``root/split`` and check its data set and its classes, in order, where they are given.
 
     ConfigError if they differ or if the folder is missing (it names the command that makes the
-    folder); DataError as for :class:`ShardDataset`.
+    folder); other errors as for :class:`ShardDataset`.
     """
-    folder = Path(root) / split
-    if not folder.is_dir():
+    folder = f"{root}/{split}" if is_address(str(root)) else str(Path(root) / split)
+    if not is_address(folder) and not Path(folder).is_dir():
         raise ConfigError(
             f"{folder}: there are no shards here; make them with '{_command(dataset, split, root)}'"
             " (all nodes of a run must share this folder)"
         )
-    opened = ShardDataset(folder, decoder, bias)
+    opened = ShardDataset(folder, decoder, bias, cache_gb)
     found = opened.manifest.dataset
     if dataset is not None and found != dataset:
         raise ConfigError(f"{folder}: holds the data set {found!r}, not {dataset!r}")

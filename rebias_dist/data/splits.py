@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.data import DataConfig
 from rebias_dist.data.bias import Values, find_rule, values_of
 from rebias_dist.data.decode import choose_decoder
-from rebias_dist.data.shards import ShardDataset, open_split
+from rebias_dist.data.shards import ShardDataset, open_place
 from rebias_dist.errors import ConfigError
 
 
@@ -57,8 +56,9 @@ class Data:
         """
         for name, digest in self.digests().items():
             if name in expected and expected[name] != digest:
+                root = self.train.place.rpartition("/")[0]
                 raise ConfigError(
-                    f"{self.train.folder.parent}: the split {name} is not the one that the run "
+                    f"{root}: the split {name} is not the one that the run "
                     "was started with; restore it, or start a new run under another name"
                 )
 
@@ -69,12 +69,12 @@ class Data:
                 split.check_files()
 
 
-def open_splits(config: DataConfig, root: Path, rule: BiasRule | None = None) -> Data:
+def open_splits(config: DataConfig, root: str, rule: BiasRule | None = None) -> Data:
     """Open all splits of a configuration; they must agree on their classes.
 
     Args:
         config: its section on the data.
-        root: folder of the splits.
+        root: folder or address of the splits' folders.
         rule: the rule that a run keeps; None: it is found from the training data.
 
     Raises:
@@ -86,26 +86,28 @@ def open_splits(config: DataConfig, root: Path, rule: BiasRule | None = None) ->
     # The first split with bias labels gives the values their ids.
     bias: str | Values | None = values_of(rule) or config.bias
 
-    def opened(
-        folder: Path, split: str, dataset: str | None, classes: Sequence[str] | None
-    ) -> ShardDataset:
+    def opened(place: str, dataset: str | None, classes: Sequence[str] | None) -> ShardDataset:
         nonlocal bias
-        found = open_split(
-            folder, split, dataset=dataset, classes=classes, decoder=decoder, bias=bias
+        found = open_place(
+            place,
+            dataset=dataset,
+            classes=classes,
+            decoder=decoder,
+            bias=bias,
+            cache_gb=config.cache_gb,
         )
         bias = found.values if found.values.names else bias
         return found
 
     name = config.dataset
-    train = opened(root, config.train_split, name, None)
+    train = opened(f"{root}/{config.train_split}", name, None)
     classes = train.manifest.classes
     selection = None
     if config.selection != "none":
-        selection = opened(root, "selection", name, classes)
-    tests = {split: opened(root, split, name, classes) for split in config.test_splits}
-    for test, folder in config.other_tests.items():
-        place = Path(folder)
-        tests[test] = opened(place.parent, place.name, None, classes)
+        selection = opened(f"{root}/selection", name, classes)
+    tests = {split: opened(f"{root}/{split}", name, classes) for split in config.test_splits}
+    for test, place in config.other_tests.items():
+        tests[test] = opened(place, None, classes)
     if isinstance(bias, str):
         raise ConfigError(f"data.bias: {bias!r}: the shards in {root} have no attributes; unset it")
     if rule is None:

@@ -31,7 +31,8 @@ SLOTS = _PREFETCHED + 1
 worker for another micro-batch when it takes one from it, and the receiver copies that one before it
 takes the next."""
 
-_LOOK = 1.0  # seconds between two looks at the clock and at the request to stop
+LOOK = 1.0
+"""Seconds between two looks at the clock and at the request to stop."""
 _LONG = 10.0  # seconds of waiting for data after which the log says so
 # A peer that waits for this rank must not give it up before this rank can say what is wrong.
 _PART = 0.75
@@ -88,7 +89,7 @@ def fetched_by_workers(
             sampler=requests,
             num_workers=workers,
             prefetch_factor=_PREFETCHED if workers else None,
-            timeout=_LOOK if workers else 0,
+            timeout=LOOK if workers else 0,
             # Python 3.14's default would start each worker with its own copy of torch in memory.
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=partial(_shield_worker, os.getpid()) if workers else None,
@@ -129,7 +130,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _next(source: Iterator[Any]) -> Any:
-    begin, told = time.monotonic(), _LONG
+    patience = Patience()
     while True:
         try:
             found = next(source)
@@ -144,20 +145,42 @@ def _next(source: Iterator[Any]) -> Any:
                     _log.error("%s", trace)
                 raise found
             return found
-        waited = time.monotonic() - begin
-        if _bounds.stop():
+        try:
+            patience.check("a data worker hangs, or the file system does not answer")
+        except RebiasError:
             end_workers()
+            raise
+
+
+class Patience:
+    """Decides how long this process waits for data, inside the block of :func:`bounded_waits`."""
+
+    def __init__(self) -> None:
+        """Begin to wait."""
+        self._begin, self._told = time.monotonic(), _LONG
+
+    def check(self, cause: str) -> None:
+        """Return if the wait may go on, and log it if it has become long.
+
+        Args:
+            cause: what may be wrong if it is too long.
+
+        Raises:
+            InterruptedRun: this process was asked to stop.
+            RebiasError: it has waited too long.
+        """
+        waited = time.monotonic() - self._begin
+        if _bounds.stop():
             raise InterruptedRun(
                 "interrupted while it waited for data; it goes on from the newest checkpoint"
             )
         if waited > _bounds.seconds:
-            end_workers()
             raise RebiasError(
-                f"no data for {waited:.0f} s: a data worker hangs, or the file system does not "
-                "answer (the limit is three quarters of faults.step_minutes)"
+                f"no data for {waited:.0f} s: {cause} "
+                "(the limit is three quarters of faults.step_minutes)"
             )
-        if waited > told:
-            told *= 2
+        if waited > self._told:
+            self._told *= 2
             _log.info("has waited for data for %.0f s", waited)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rebias_dist.config.data import resolved
 from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import ConfigError, DataError, RebiasError
@@ -59,7 +60,7 @@ def _evaluate(
             evaluator, dataset, subject.radii, columns[name], with_intervals=True
         )
         about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
-        about["folder"] = str(dataset.folder.resolve())
+        about["folder"] = resolved(dataset.place)
         found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
     return {
         "checkpoint": ref.source,

@@ -53,7 +53,7 @@ def predict(
     precision = evaluator.precision
     n = len(dataset)
     if n == 0:
-        raise DataError(f"{dataset.folder}: has no samples to evaluate on")
+        raise DataError(f"{dataset.place}: has no samples to evaluate on")
     predicted = {name: torch.zeros(n, dtype=torch.int64) for name in networks}
     confidence = {name: torch.zeros(n, dtype=torch.float64) for name in networks}
     rows: dict[str, list[Tensor]] = {name: [] for name in networks}

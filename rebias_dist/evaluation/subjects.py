@@ -218,7 +218,7 @@ def open_splits(subject: Subject, on: dict[str, Path], root: str | None) -> dict
         decoder = choose_decoder(config.data.decoder)
         bias = values_of(subject.rule)
         return {name: ShardDataset(folder, decoder, bias) for name, folder in on.items()}
-    data = open_data(config, Path(root) if root else data_root(config), subject.rule)
+    data = open_data(config, root or data_root(config), subject.rule)
     data.check_digests(subject.digests)
     return data.tests
 
@@ -236,7 +236,7 @@ def columns_of(subject: Subject, dataset: ShardDataset) -> list[int] | None:
     unknown = [name for name in classes if name not in place]
     if unknown:
         raise ConfigError(
-            f"{dataset.folder}: its class {unknown[0]!r} is none of the {len(place)} of "
+            f"{dataset.place}: its class {unknown[0]!r} is none of the {len(place)} of "
             f"{subject.ref.source}; use a split whose classes the networks know"
         )
     return [place[name] for name in classes]

@@ -1,0 +1,85 @@
+"""Shards in a bucket of moto's S3 server, by the protocol that a real one speaks."""
+
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rebias_dist.data import ShardDataset, remote
+from rebias_dist.data.workers import end_workers
+from rebias_dist.errors import ConfigError, DataError, RebiasError
+from tests.data.layouts import assert_equal, merged
+
+pytest.importorskip("moto.server")
+s3fs = pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """Start the server on a port that is free; it says which."""
+    code = (
+        "from moto.server import ThreadedMotoServer; import sys\n"
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
+        "server.start()\n"
+        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.kill()
+
+
+@pytest.fixture
+def bucket(endpoint, shards, tmp_path, monkeypatch):
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    if not files.exists("photos"):
+        files.mkdir("photos")
+        files.put(str(shards / "train"), "photos/pets/train", recursive=True)
+    return "s3://photos/pets"
+
+
+def test_batches_from_a_bucket_are_those_from_disk(bucket, shards):
+    there, here = ShardDataset(f"{bucket}/train"), ShardDataset(shards / "train")
+    assert_equal(merged(there, 2, 1), merged(here, 2, 0))
+    end_workers()
+
+
+def test_faults_of_a_bucket_are_one_line_with_the_cure(bucket, tmp_path, monkeypatch):
+    for place in (f"{bucket}/test", "s3://nothing/train"):
+        with pytest.raises(DataError, match=r"manifest.json: there is no such file \(404\)"):
+            ShardDataset(place)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(RebiasError, match=r"train/manifest.json: .*, 2 times; the run can be"):
+        ShardDataset(f"{bucket}/train")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigError) as caught:
+        ShardDataset(f"{bucket}/train")
+    assert re.search("access is denied .*set AWS_ACCESS_KEY_ID.*FSSPEC_S3_ANON", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "https"])
+def test_a_missing_package_is_named_with_its_extra(scheme, tmp_path, monkeypatch):
+    for name in ("s3fs", "gcsfs", "aiohttp"):
+        monkeypatch.setitem(sys.modules, name, None)
+    known = sys.modules["fsspec.registry"]._registry  # those that were imported
+    for name in ("s3", "gs", "https"):
+        monkeypatch.delitem(known, name, raising=False)
+    store = remote.Store(f"{scheme}://photos/train")
+    extra = {"s3": "s3", "gs": "gcs", "https": "http"}[scheme]
+    with pytest.raises(ConfigError, match=rf"pip install 'rebias-dist\[{extra}\]'"):
+        store.fetch("manifest.json", tmp_path / "manifest.json", threading.Event(), most=1)
