@@ -228,8 +228,7 @@ def _ranks(machine: Machine) -> int:
 def _rank(
     rank: int, world: int, store: str, kind: str, n: int, side: int
 ) -> tuple[float, str, bool]:
-    """Return the difference from one process, a hash of the weights, and whether a bad step left
-    them as they were."""
+    """Return the difference from one process, the weights' sums, whether a bad step is skipped."""
     torch.set_num_threads(1)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
@@ -292,7 +291,8 @@ def signals(machine: Machine) -> None:
                 started.send_signal(number)
             else:
                 trainers[-1].send_signal(number)
-            started.communicate(timeout=120)
+            said, _ = started.communicate(timeout=120)
+            assert "interrupted; saved" in said or not to_all, said[-500:]
             table.add(2, number.name, started.returncode, f"{time.monotonic() - begin:.1f}")
         finally:
             started.kill()

@@ -47,6 +47,7 @@ from rebias_dist.telemetry.meter import Meter
 from rebias_dist.telemetry.writers import Telemetry
 
 CLASSES, RADII = 9, Radii(10.0, (10.0,))
+ADAMP = OptimizerConfig()
 CPU = Precision("float32", torch.device("cpu"))
 Pair = tuple[tuple[str, dict], tuple[str, dict]]
 CONVNETS: Pair = (("simple_convnet", {"kernel_size": 7}), ("simple_convnet", {"kernel_size": 1}))
@@ -61,7 +62,7 @@ def build_game(
     layout: torch.memory_format = torch.channels_last,
     compile: bool = False,
     precision: Precision = CPU,
-    optimizer: OptimizerConfig = OptimizerConfig(),
+    optimizer: OptimizerConfig = ADAMP,
     skips: int = 0,
 ) -> Minimax:
     """Return a game of two fresh networks."""
