@@ -19,12 +19,13 @@ from typing import Any
 from benchmarks.compare import IncomparableError, compare
 
 _NOT_BENCHMARKS = ("__init__", "__main__", "harness", "compare", "plot", "first_step")
+_NEEDS_GPU = ("gpu", "gpu_parts")  # python -m benchmarks.gpu
 
 
 def names() -> list[str]:
     """Return the names of the benchmarks; each is one file and answers one question."""
     found = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return sorted(name for name in found if name not in _NOT_BENCHMARKS)
+    return sorted(name for name in found if name not in _NOT_BENCHMARKS + _NEEDS_GPU)
 
 
 def run_all(chosen: list[str], options: list[str]) -> int:

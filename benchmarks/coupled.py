@@ -137,7 +137,8 @@ def by_the_method(
     """Return the value of the coupled terms and its gradient by f's features, as in a step."""
     method = build(options_class(name)(name=name))
     sigma = (2 * x.shape[1]) ** 0.5
-    batch = Batch(labels, bias, torch.arange(len(x)), views=views, radii=Radii(sigma, (sigma,)))
+    ids, radii = torch.arange(len(x), device=x.device), Radii(sigma, (sigma,))
+    batch = Batch(labels, bias, ids, views=views, radii=radii)
     gs = [gather_features(h)] if method.facts.has_g else []
     terms = method.f_coupled(gather_features(x), gs, batch)
     value = torch.stack([term.weight * term.value for term in terms]).sum()

@@ -47,6 +47,8 @@ from rebias_dist.telemetry.meter import Meter
 from rebias_dist.telemetry.writers import Telemetry
 
 CLASSES, RADII = 9, Radii(10.0, (10.0,))
+ADAMP = OptimizerConfig()
+CPU = Precision("float32", torch.device("cpu"))
 Pair = tuple[tuple[str, dict], tuple[str, dict]]
 CONVNETS: Pair = (("simple_convnet", {"kernel_size": 7}), ("simple_convnet", {"kernel_size": 1}))
 EQUAL: Pair = (("simple_convnet", {"kernel_size": 3}), ("simple_convnet", {"kernel_size": 3}))
@@ -59,21 +61,33 @@ def build_game(
     parts: int,
     layout: torch.memory_format = torch.channels_last,
     compile: bool = False,
+    precision: Precision = CPU,
+    optimizer: OptimizerConfig = ADAMP,
+    skips: int = 0,
 ) -> Minimax:
     """Return a game of two fresh networks."""
-    precision = Precision("float32", torch.device("cpu"))
     players = []
     for name, (network, options) in zip(("f", "g0"), pair, strict=True):
         torch.manual_seed(0)
         built = models.build(network, num_classes=CLASSES, **options).to(memory_format=layout)
+        built = built.to(precision.device, precision.parameters)
         players.append(
-            Player(name, built, optimizer=OptimizerConfig(), precision=precision, compile=compile)
+            Player(
+                name,
+                built,
+                optimizer=optimizer,
+                precision=precision,
+                compile=compile,
+                skips=skips,
+            )
         )
     return Minimax(
         methods.build(MethodConfig()),
         players[0],
         players[1:],
-        normalise=lambda images: images.contiguous(memory_format=layout).float() / 255,
+        normalise=lambda images: (
+            images.contiguous(memory_format=layout).to(precision.parameters) / 255
+        ),
         global_batch=samples,
         micro_batches=parts,
         seed=0,

@@ -35,7 +35,7 @@ from rebias_dist.ranks.waits import told
 from rebias_dist.runs import results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
-from rebias_dist.step.precision import make_deterministic, set_products
+from rebias_dist.step.precision import choose_algorithms, set_products
 from rebias_dist.telemetry import dashboard
 from rebias_dist.telemetry.trackers import check_trackers
 
@@ -63,8 +63,9 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
     plan.check_world(config, placement.world_size)
     settings = flat(config.model_dump())
     set_products(config.precision)
-    if config.deterministic:
-        make_deterministic()  # before session() makes the process group, which depends on it
+    choose_algorithms(
+        config.deterministic
+    )  # session() makes the process group, which depends on it
     with session(placement, config.device, config.faults.start_minutes, settings) as ranks:
         name = ranks.consensus.broadcast(config.name or fresh_name(config))
         data = assemble.as_recorded(config.data)

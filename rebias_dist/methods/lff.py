@@ -122,7 +122,9 @@ def update_table(table: Table, ids: Tensor, losses: Tensor, *, alpha: float = 0.
         alpha: weight of the old value.
     """
     losses = losses.detach().to(table.losses.dtype)
-    visits = torch.bincount(ids, minlength=len(table.losses))
+    # Not bincount, for which the host waits to learn the largest id.
+    visits = torch.zeros_like(table.losses, dtype=torch.int64)
+    visits = visits.index_add(0, ids, torch.ones_like(ids))
     new = torch.zeros_like(table.losses).index_add(0, ids, losses) / visits.clamp(min=1)
     smoothed = torch.where(table.seen, alpha * table.losses + (1 - alpha) * new, new)
     visited = visits > 0

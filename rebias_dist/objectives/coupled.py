@@ -145,7 +145,7 @@ def coupled_by_rows(
             # Raised below: the other ranks would wait in their all-reduce for ever.
             failure = error
     if len(batch.counts) > 1:
-        failed = value.new_tensor(float(failure is not None))
+        failed = torch.full_like(value, failure is not None)  # no copy to the device
         both = torch.stack([value, failed])
         with phase("communication"):
             dist.all_reduce(both, group=batch.group)

@@ -161,7 +161,7 @@ class _Workspace:
         self._roots = widths.sqrt(), (widths * self._lengths).sqrt()
         """Roots of the widths and of the sizes of the matrices."""
         self._owner = torch.arange(len(matrices), device=self.device)
-        self._owner = self._owner.repeat_interleave(self._lengths)
+        self._owner = self._owner.repeat_interleave(self._lengths, output_size=sum(lengths))
         """The number of the matrix to which each channel belongs."""
 
     def fetch(self) -> None:

@@ -53,15 +53,18 @@ def set_products(precision: str) -> None:
     torch.backends.cudnn.fp32_precision = "tf32" if tf32 else "ieee"
 
 
-def make_deterministic() -> None:
-    """Restrict torch, cuDNN and cuBLAS to deterministic algorithms.
+def choose_algorithms(deterministic: bool) -> None:
+    """Restrict torch, cuDNN and cuBLAS to deterministic algorithms, or let cuDNN time its own.
 
-    Call it before there is a process group: in this mode the constructor of ProcessGroupNCCL
+    Call it before there is a process group: in the first case the constructor of ProcessGroupNCCL
     forbids NCCL to use NVLS.
     """
+    # All batches of a run have one shape, so cuDNN times its algorithms once.
+    torch.backends.cudnn.benchmark = not deterministic
+    if not deterministic:
+        return
     # cuBLAS reads this variable when it creates its handle, which happens later.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
     # It would fill every new tensor on the device. No program here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

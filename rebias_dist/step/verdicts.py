@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -38,8 +39,8 @@ class Verdicts:
         if not updates:
             return
         norms = to_host(torch.stack([norm for _, norm, _ in updates]))
-        for (player, _, metrics), finite in zip(updates, norms.isfinite().tolist(), strict=True):
-            if not finite:
+        for (player, _, metrics), norm in zip(updates, norms.tolist(), strict=True):
+            if not math.isfinite(norm):
                 raise explained(player.not_finite(), player.name, metrics, features)
 
 

@@ -16,7 +16,7 @@ IMAGENETS = [name for name in SHIPPED if name.startswith("imagenet")]
 NAMES = {
     "imagenet9": {
         *("rebias", "vanilla", "biased", "rubi", "learned_mixin", "stylised"),
-        *("lff", "softcon", "flac", "rebias_n256", "rebias_n512"),
+        *("lff", "softcon", "flac", "rebias_n256", "rebias_n512", "rebias_gpu"),
     },
     "biased_mnist": {*METHODS, "demo"},
     "imagenet1k": {"rebias", "rebias_n1024"},

@@ -53,14 +53,26 @@ def attempts(run: Path) -> list[str]:
     return [a["outcome"] for a in json.loads((run / "attempts.json").read_text())["attempts"]]
 
 
-def test_stop_names_step_and_rank(small_run, monkeypatch, tmp_path):
+@pytest.fixture(params=[False, True], ids=["at each update", "at the end of the step"])
+def judged(request, monkeypatch) -> None:
+    """When the verdict on a gradient is read: as on a CPU, and as on a GPU."""
+    begin = Player.__init__
+
+    def begun(player, *arguments, **options):
+        begin(player, *arguments, **options)
+        player.judged_later = request.param
+
+    monkeypatch.setattr(Player, "__init__", begun)
+
+
+def test_stop_names_step_and_rank(small_run, judged, monkeypatch, tmp_path):
     Poison(monkeypatch, {4: 1})
     with pytest.raises(NonFiniteError, match=r"^step 4: the gradient of f .*from rank 0 \(f/ce\)"):
         main(validate({**settings(small_run), "name": "a"}))
     assert attempts(tmp_path / "runs/a") == ["gave up"]
 
 
-def test_rollback_cures_what_happens_once_without_a_trace(small_run, monkeypatch, tmp_path):
+def test_rollback_cures_what_happens_once_without_a_trace(small_run, judged, monkeypatch, tmp_path):
     main(validate({**settings(small_run), "name": "whole"}))
     values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 4}}
     values["faults"] = {"non_finite": "rollback"}
@@ -73,7 +85,9 @@ def test_rollback_cures_what_happens_once_without_a_trace(small_run, monkeypatch
     assert attempts(tmp_path / "runs/a") == ["rolled back", "rolled back", "finished"]
 
 
-def test_rollback_leaves_out_a_step_that_fails_again_and_gives_up(small_run, monkeypatch, tmp_path):
+def test_rollback_leaves_out_a_step_that_fails_again_and_gives_up(
+    small_run, judged, monkeypatch, tmp_path
+):
     values = {**settings(small_run), "checkpoint": {"every_steps": 4}}
     values["faults"] = {"non_finite": "rollback", "non_finite_limit": 3}
     poison = Poison(monkeypatch, {6: 100})

@@ -1,0 +1,1 @@
+"""Properties of training on a GPU; skipped where there is none."""
