@@ -1,4 +1,4 @@
-# Everything runs from a fresh checkout on a machine that has python3 (3.11 or newer) with venv
+# Everything runs from a fresh checkout on a machine that has python3 (3.10 or newer) with venv
 # and pip. The first target that needs it creates .venv; later ones reinstall only when setup.cfg
 # or pyproject.toml changed.
 
@@ -9,15 +9,15 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: browser help demo results test test-slow coverage lint docs soak bench simd no-simd clean
+.PHONY: browser help demo results test test-oldest test-slow coverage lint docs soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # The marker is written last, so an interrupted creation is repeated.
 .venv/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "$(PYTHON) is older than Python 3.11; use make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "$(PYTHON) is older than Python 3.10; use make PYTHON=python3.10" >&2; exit 2; }
 	@echo "creating .venv"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@touch $@
@@ -48,6 +48,17 @@ browser:
 
 test: .venv/.installed-dev browser  ## the ordinary tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+
+# The oldest torch comes with CUDA: several GB.
+.venv-oldest/.installed: setup.cfg pyproject.toml tests/oldest.txt
+	@echo "installing the oldest versions into .venv-oldest"
+	@$(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install -qq --disable-pip-version-check \
+	    --constraint tests/oldest.txt --editable '.[dev]'
+	@touch $@
+
+test-oldest: .venv-oldest/.installed  ## the ordinary tests with the oldest versions of the packages
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: .venv/.installed-dev  ## the long tests alone
 	$(BIN)/python -m pytest -m slow
@@ -92,7 +103,7 @@ simd: .venv/.installed  ## build pillow-simd for AVX2 and put it in Pillow's pla
 
 no-simd: .venv/.installed  ## put Pillow back in the place of pillow-simd
 	$(BIN)/python -m pip uninstall -q -y pillow pillow-simd
-	$(PIP) --no-deps 'pillow >= 13.0'
+	$(PIP) --no-deps --upgrade pillow
 
 clean:  ## remove what can be made again; .venv and runs stay
 	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

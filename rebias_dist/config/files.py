@@ -138,9 +138,11 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field's type is or lists, or None for a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    arguments = typing.get_args(annotation)
+    # Python 3.10 takes list[int] for a type.
+    if not arguments and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    inner = (section_of(argument) for argument in typing.get_args(annotation))
+    inner = (section_of(argument) for argument in arguments)
     return next((section for section in inner if section is not None), None)
 
 

@@ -21,6 +21,7 @@ from rebias_dist.ranks.faults import reason
 from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
 from rebias_dist.ranks.waits import told
+from rebias_dist.versions import set_timeout
 
 # How long to wait for a peer that does not answer; torch's default is 30 minutes.
 _MINUTES = 10.0
@@ -184,7 +185,7 @@ def set_time_out(consensus: Consensus, minutes: float) -> None:
     """Set how long the ranks wait for each other from now on, in minutes."""
     if consensus.world_size > 1:
         for group in {dist.group.WORLD, consensus.group, consensus.signs_of_life} - {None}:
-            dist.set_timeout(timedelta(minutes=minutes), group)
+            set_timeout(timedelta(minutes=minutes), group)
 
 
 def _beside_nccl(patience: timedelta) -> Consensus:

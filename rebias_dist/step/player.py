@@ -23,6 +23,7 @@ from rebias_dist.step.adamp import AdamP
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.compilation import compiled
 from rebias_dist.step.precision import Precision
+from rebias_dist.versions import BUFFERS_STAY
 
 
 class Player:
@@ -264,7 +265,7 @@ def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Modu
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         # step/batchnorm.py keeps the buffers alike on all ranks.
-        forward_sync_buffers=False,
+        **BUFFERS_STAY,
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,  # saves a copy of the gradients and its memory
     )

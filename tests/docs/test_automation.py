@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from tests import ROOT
 
@@ -41,6 +42,17 @@ def test_all_supported_versions_of_python_are_tested():
     lines = setup()["metadata"]["classifiers"].splitlines()
     assert tested == [line.rpartition(" ")[2] for line in lines if line.startswith(prefix)]
     assert setup()["options"]["python_requires"] == f">={tested[0]}"
+
+
+def test_the_oldest_versions_are_the_bounds():
+    options = setup()
+    lines = options["options"]["install_requires"] + options["options.extras_require"]["gather"]
+    bounds = dict(line.split(" >= ") for line in lines.strip().splitlines())
+    text = (ROOT / "tests/oldest.txt").read_text()
+    oldest = dict(re.findall(r"^([a-z0-9-]+) == (\S+)$", text, re.MULTILINE))
+    assert {name: Version(bound) for name, bound in bounds.items()} == {
+        name: Version(version) for name, version in oldest.items()
+    }
 
 
 def test_pre_commit_runs_what_make_lint_runs():
