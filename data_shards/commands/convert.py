@@ -11,6 +11,7 @@ from data_shards.sources.presets import PRESETS
 
 EXAMPLE = """
 python -m data_shards convert imagenet9 --source ILSVRC2012 --output shards/imagenet9
+python -m data_shards convert table birds.csv --attributes place --output shards/birds
 python -m data_shards convert biased-mnist --output data/biased_mnist --rho 0.99
 """
 

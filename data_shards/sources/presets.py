@@ -330,7 +330,12 @@ def _from_tables(
         table, place = known[name]
         image = _image_column(preset, table)
         columns.append({row[image]: row[place] for row in table.cells})
-    by_name = {path.rpartition("/")[2]: path for path in images.files}
+    by_name: dict[str, str] = {}
+    for path in images.files:
+        name = path.rpartition("/")[2]
+        if by_name.setdefault(name, path) != path and name in columns[0] and not preset.path:
+            twice = " and ".join(sorted((path, by_name[name])))
+            raise UsageError(f"{source}: holds {twice}; remove the folder that is not meant")
     first = tables[0]
     below = first.path.parent.relative_to(source)
     place = _image_column(preset, first)

@@ -249,6 +249,9 @@ def test_a_part_of_a_data_set_is_taken(tmp_path):
     listings = preset_listings(PRESETS["celeba"], tmp_path)
     assert read(listings) == truth
     assert "3 rows have no file and are left out" in listings[0].warnings
+    write_images(tmp_path, ["Img/img_celeba/000001.jpg"])
+    with pytest.raises(UsageError, match="; remove the folder that is not meant"):
+        preset_listings(PRESETS["celeba"], tmp_path)
 
 
 def test_versions_side_by_side_are_told_apart(tmp_path):
