@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from rebias_dist.config.files import validate
 from rebias_dist.data import ShardDataset, plan_biased_mnist
 from rebias_dist.data.bias import Values, majority_rule
 from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.methods.bias_balance import prior_of
+from rebias_dist.runs.preparation import training_set
 from rebias_dist.runs.snapshot import Snapshot
 from tests.data.attribute_splits import write_attributes
 from tests.evaluation.photographs import write as write_numbered
@@ -214,3 +217,12 @@ def test_a_resumed_run_must_keep_its_rule(root, tmp_path):
     assert majority.changes(majority.state()) == {}
     older = {key: value for key, value in majority.state().items() if key != "bias"}
     assert stated.changes(older) == {}
+
+
+def test_a_value_that_only_other_splits_have_keeps_no_method_from_training(tmp_path):
+    values = {"place": ["land", "water", "water", "land"]}
+    names = {"place": ("land", "sea", "water")}
+    train = ShardDataset(write_attributes(tmp_path, "train", [0, 0, 1, 1], values, names=names))
+    known = training_set(train.labels, train.bias, 2, (3, 8, 8), torch.device("cpu"))
+    expected = np.log([[0.5, 0.5], [1, 1], [0.5, 0.5]])
+    np.testing.assert_allclose(prior_of(known), expected, atol=1e-8)
