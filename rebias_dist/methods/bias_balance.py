@@ -29,9 +29,16 @@ class BiasBalance(Method):
 
 
 def prior_of(training: TrainingSet) -> Tensor:
-    """Return ``log(p(y|b) + 1e-9)`` of a training set, ``(biases, classes)`` float64."""
+    """Return ``log(p(y|b) + 1e-9)`` of a training set, ``(biases, classes)`` float64.
+
+    A bias value that only other splits have is in no batch; its row is 0.
+    """
     biases = int(training.bias.max()) + 1
-    return log_prior(count_pairs(training.labels, training.bias, training.classes, biases))
+    counts = count_pairs(training.labels, training.bias, training.classes, biases)
+    there = counts.any(1)
+    prior = torch.zeros_like(counts)
+    prior[there] = log_prior(counts[there])
+    return prior
 
 
 def count_pairs(labels: Tensor, bias: Tensor, classes: int, biases: int) -> Tensor:

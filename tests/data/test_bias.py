@@ -4,15 +4,20 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rebias_dist import methods
 from rebias_dist.assemble import open_data
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import validate
 from rebias_dist.data import ShardDataset, plan_biased_mnist
 from rebias_dist.data.bias import Values, majority_rule
 from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.methods.bias_balance import prior_of
+from rebias_dist.runs.preparation import training_set
+from rebias_dist.runs.snapshot import Snapshot
 from tests.data.attribute_splits import write_attributes
 from tests.evaluation.photographs import write as write_numbered
 
@@ -197,3 +202,27 @@ def test_a_bias_number_beyond_any_table_is_one_line(tmp_path):
     dataset.bias = np.full(3, 2**31 - 1, dtype=np.int32)
     with pytest.raises(DataError, match="has the bias 2147483647; the largest that a run takes is"):
         _ = dataset.values
+
+
+def test_a_resumed_run_must_keep_its_rule(root, tmp_path):
+    config = validate({"data": {"dataset": "birds", "root": str(root), "test_splits": ["test"]}})
+    method = methods.build(config.method)
+    table = tmp_path / "rule.csv"
+    table.write_text("class,value\nlandbird,land\nwaterbird,sea\n")
+    majority, stated = (
+        Snapshot({}, data, (3, 8, 8), config, 1, method)
+        for data in (opened(root), opened(root, aligned=str(table)))
+    )
+    assert list(stated.changes(majority.state())) == ["data.aligned"]
+    assert majority.changes(majority.state()) == {}
+    older = {key: value for key, value in majority.state().items() if key != "bias"}
+    assert stated.changes(older) == {}
+
+
+def test_a_value_that_only_other_splits_have_keeps_no_method_from_training(tmp_path):
+    values = {"place": ["land", "water", "water", "land"]}
+    names = {"place": ("land", "sea", "water")}
+    train = ShardDataset(write_attributes(tmp_path, "train", [0, 0, 1, 1], values, names=names))
+    known = training_set(train.labels, train.bias, 2, (3, 8, 8), torch.device("cpu"))
+    expected = np.log([[0.5, 0.5], [1, 1], [0.5, 0.5]])
+    np.testing.assert_allclose(prior_of(known), expected, atol=1e-8)
