@@ -14,7 +14,7 @@ from rebias_dist.ranks.waits import told
 
 Plain = str | int | float | bool
 
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 """How long the end of a run waits for a tracker."""
 _WAITING = 1000  # records that may wait for a tracker
 
@@ -58,7 +58,7 @@ class Apart:
         cure: how to get what is missing, for warnings.
         opened: opens the tracker; called in the thread.
         waiting: records that may wait for the tracker.
-        patience: seconds that ``close`` waits for the tracker.
+        patience: seconds that ``wait`` waits for the tracker.
     """
 
     def __init__(
@@ -93,10 +93,13 @@ class Apart:
             )
         self._left_out += 1
 
-    def close(self, status: str | None) -> None:
-        """Wait until the tracker has all records, but no longer than ``patience``."""
+    def end(self, status: str | None) -> None:
+        """Let the tracker end its records once it has all of them; see :meth:`Tracker.close`."""
         self.put(lambda tracker: tracker.close(status), important=True)
         self._queue.put(None)
+
+    def wait(self) -> None:
+        """Wait until the tracker has ended, but no longer than ``patience``."""
         with told(f"waiting for {self._name}"):
             self._thread.join(self._patience)
         if self._thread.is_alive():

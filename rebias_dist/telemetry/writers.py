@@ -267,7 +267,9 @@ class Telemetry:
                 with contextlib.suppress(OSError):  # after a fault, which is reported already
                     own.close(self._status)
             for apart in self._apart:
-                apart.close(self._status)
+                apart.end(self._status)
+            for apart in self._apart:
+                apart.wait()
         self._detach_log()
 
     def _images_per_s(self) -> float | None:

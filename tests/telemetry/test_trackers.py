@@ -52,6 +52,9 @@ def folder(few_digits, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder) -> Path:
     """A run in two parts: four steps, and the rest."""
+    (folder / "runs").mkdir()
+    # On a busy machine it may take longer to make the database than a run waits at its end.
+    MlflowClient(f"sqlite:///{folder / 'runs/mlflow.db'}").search_experiments()
     words = ("--config", "small.yaml", "--name", "a")
     for part in (("--max-steps", "4", "--evaluate.final", "none"), ()):
         done = train(folder, *words, *part, WANDB_MODE="offline")
