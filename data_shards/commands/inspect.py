@@ -1,7 +1,8 @@
 """Show the content of shards: counts per class, sizes, formats, left-out images, a contact sheet.
 
-DIR is a split (the folder of a manifest.json) or a folder of splits, not an address. inspect reads the facts that
-are stored with the images, not the images; verify checks their bytes and hashes.
+DIR is a split (the folder of a manifest.json) or a folder of splits, not an address. inspect
+reads the facts that are stored with the images, not the images; verify checks their bytes and
+hashes.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Find everything that changed in shards since they were written, and name the part.
 
-DIR is a split (the folder of a manifest.json) or a folder of splits, not an address. A folder with shards or an
-index, but no manifest, counts as a split that lost its manifest. Every byte is read: a flipped bit,
-a missing, short, repeated or foreign member or shard, an altered index or manifest gives a finding
-with its path. An attacker who recomputes all hashes is not detected. To
-notice it, compare the printed digest with one that you know, such as that in a run's record.
+DIR is a split (the folder of a manifest.json) or a folder of splits, not an address. A folder with
+shards or an index, but no manifest, counts as a split that lost its manifest. Every byte is read: a
+flipped bit, a missing, short, repeated or foreign member or shard, an altered index or manifest
+gives a finding with its path. An attacker who recomputes all hashes is not detected. To notice it,
+compare the printed digest with one that you know, such as that in a run's record.
 """
 
 import argparse
