@@ -17,7 +17,7 @@ from data_shards.format.manifest import Normalize
 from rebias_dist import methods
 from rebias_dist.config import plan
 from rebias_dist.config.bias import BiasRule
-from rebias_dist.config.data import MADE_FROM, DataConfig, resolved
+from rebias_dist.config.data import MADE_FROM, DataConfig, is_address, resolved
 from rebias_dist.config.plan import Plan
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset, TrainLoader, prepare_biased_mnist
@@ -110,7 +110,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
     with consensus.on_rank_zero() as leader, told_of:
         if leader:
             is_new = not folder.config_file.exists()
-            root = data_root(config)
+            root = str(data_root(config))
             open_data(config, root).check()
     root, is_new = consensus.broadcast([root, is_new])
     with consensus.together():
@@ -166,10 +166,15 @@ def open_records(
     return recorder, Keeper(config.checkpoint, at, saver, recorder.telemetry, ranks)
 
 
-def data_root(config: Config) -> str:
-    """Return where the shards lie; the embedded data set is made on the first call."""
+def data_root(config: Config) -> Path | str:
+    """Return the folder or the address of the shards.
+
+    The embedded data set is made on the first call.
+    """
     data = config.data
-    return str(prepare_biased_mnist(**made_from(data))) if data.root is None else data.root
+    if data.root is None:
+        return prepare_biased_mnist(**made_from(data))
+    return data.root if is_address(data.root) else Path(data.root)
 
 
 def made_from(data: DataConfig) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def as_recorded(data: DataConfig) -> DataConfig:
     )
 
 
-def open_data(config: Config, root: str, rule: BiasRule | None = None) -> Data:
+def open_data(config: Config, root: str | Path, rule: BiasRule | None = None) -> Data:
     """Open all splits of a configuration, see :func:`.open_splits`."""
     return open_splits(config.data, root, rule)
 

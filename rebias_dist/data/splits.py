@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.data import DataConfig
@@ -69,7 +70,7 @@ class Data:
                 split.check_files()
 
 
-def open_splits(config: DataConfig, root: str, rule: BiasRule | None = None) -> Data:
+def open_splits(config: DataConfig, root: str | Path, rule: BiasRule | None = None) -> Data:
     """Open all splits of a configuration; they must agree on their classes.
 
     Args:
