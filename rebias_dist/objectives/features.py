@@ -53,7 +53,10 @@ def _start_all_gather(
         return tensor.unsqueeze(0), None
     stacked = tensor.new_empty((world, *tensor.shape))
     with phase("communication"):
-        work = dist.all_gather_into_tensor(stacked, tensor, group=group, async_op=async_op)
+        if tensor.is_cuda:  # NCCL would copy from a list; gloo takes nothing else asynchronously
+            work = dist.all_gather_into_tensor(stacked, tensor, group=group, async_op=async_op)
+        else:
+            work = dist.all_gather(list(stacked.unbind()), tensor, group=group, async_op=async_op)
     return stacked, work
 
 
