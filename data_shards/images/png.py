@@ -26,7 +26,7 @@ _ADAM7 = (
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 # Pillow's words for compressed text or a profile that would unpack to too much.
-_BOMB = re.compile("too large|[Tt]oo much memory")
+_BOMB = re.compile("too large|too much memory", re.IGNORECASE)
 
 
 class Chunk(NamedTuple):

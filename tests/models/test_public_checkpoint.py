@@ -81,7 +81,7 @@ def test_everything_is_read(tmp_path: Path, zipped: bool, numpy_1: bool) -> None
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     if numpy_1:  # by its old name, written over the new one: this format has no checksums
         data = path.read_bytes()
-        assert b"numpy._core.multiarray" in data
+        assert b"numpy._core.multiarray" in data or np.__version__ < "2"
         path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
 
     checkpoint = load_public_checkpoint(path)
