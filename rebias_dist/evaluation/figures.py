@@ -80,27 +80,19 @@ def network_figures(
         confidence: float64 [n], probability of the prediction.
         with_intervals: compute the intervals.
     """
-    labels, bias, classes = truth.labels, truth.bias, truth.classes
+    labels, classes = truth.labels, truth.classes
     right = predicted == labels
     n, correct = len(labels), int(right.sum())
     accuracy = correct / n
     confusion = _table(labels, predicted, (classes, classes))
-    known = bias >= 0
-    biases = max(int(bias.max(initial=-1)) + 1, truth.values)
-    count = _table(labels[known], bias[known], (classes, biases))
-    bias_correct = _table(labels[known & right], bias[known & right], (classes, biases))
-    own = truth.aligned[labels]
-    aligned = known & (bias == own)
-    conflicting = known & (own >= 0) & ~aligned
-    follows = conflicting & (truth.aligned[predicted] == bias)
-    worst = worst_group(bias_correct, count)
-    if worst is not None:
-        worst["interval"] = interval(worst["accuracy"], worst["samples"])
     of_class = np.bincount(labels, minlength=classes)
     by_class = [_ratio(confusion[c, c], of_class[c]) for c in range(classes)]
     clusterings = [
         _clustering(*cell_counts(labels, right, clusters)) for clusters in truth.clusterings
     ]
+    own = truth.aligned[labels]
+    aligned = (truth.bias >= 0) & (truth.bias == own)
+    conflicting = (truth.bias >= 0) & (own >= 0) & ~aligned
     found = {
         "accuracy": accuracy,
         "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
@@ -108,14 +100,7 @@ def network_figures(
         "confusion": confusion.tolist(),
         "by_class": by_class,
         "worst_class": _worst_class(by_class),
-        "bias_correct": bias_correct.tolist(),
-        "bias_count": count.tolist(),
-        "aligned": _ratio((right & aligned).sum(), aligned.sum()),
-        "conflicting": _ratio((right & conflicting).sum(), conflicting.sum()),
-        "follows_bias": _ratio(follows.sum(), conflicting.sum()),
-        "aligned_samples": int(aligned.sum()),
-        "conflicting_samples": int(conflicting.sum()),
-        "worst_group": worst,
+        **_by_bias(truth, predicted, aligned, conflicting),
         "unbiased": _mean([clustering["accuracy"] for clustering in clusterings]),
         "clusterings": clusterings,
         "calibration": calibration(confidence, right),
@@ -125,6 +110,34 @@ def network_figures(
             labels, right, conflicting, truth.clusterings, classes, aligned
         )
     return found
+
+
+def _by_bias(
+    truth: Truth,
+    predicted: NDArray[np.int64],
+    aligned: NDArray[np.bool_],
+    conflicting: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Return the figures that the bias labels decide, as :func:`network_figures` has them."""
+    labels, bias, right = truth.labels, truth.bias, predicted == truth.labels
+    known = bias >= 0
+    shape = (truth.classes, max(int(bias.max(initial=-1)) + 1, truth.values))
+    count = _table(labels[known], bias[known], shape)
+    correct = _table(labels[known & right], bias[known & right], shape)
+    worst = worst_group(correct, count)
+    if worst is not None:
+        worst["interval"] = interval(worst["accuracy"], worst["samples"])
+    follows = conflicting & (truth.aligned[predicted] == bias)
+    return {
+        "bias_correct": correct.tolist(),
+        "bias_count": count.tolist(),
+        "aligned": _ratio((right & aligned).sum(), aligned.sum()),
+        "conflicting": _ratio((right & conflicting).sum(), conflicting.sum()),
+        "follows_bias": _ratio(follows.sum(), conflicting.sum()),
+        "aligned_samples": int(aligned.sum()),
+        "conflicting_samples": int(conflicting.sum()),
+        "worst_group": worst,
+    }
 
 
 def _table(

@@ -20,8 +20,8 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.faults import reason
 from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
+from rebias_dist.ranks.versions import set_timeout
 from rebias_dist.ranks.waits import told
-from rebias_dist.versions import set_timeout
 
 # How long to wait for a peer that does not answer; torch's default is 30 minutes.
 _MINUTES = 10.0

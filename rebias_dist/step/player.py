@@ -19,11 +19,11 @@ from rebias_dist.methods.base import Output
 from rebias_dist.models import load_state
 from rebias_dist.phases import phase, switch
 from rebias_dist.ranks.device_wait import to_host
+from rebias_dist.ranks.versions import BUFFERS_STAY
 from rebias_dist.step.adamp import AdamP
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.compilation import compiled
 from rebias_dist.step.precision import Precision
-from rebias_dist.versions import BUFFERS_STAY
 
 
 class Player:
