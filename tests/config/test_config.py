@@ -328,7 +328,7 @@ def test_the_list_of_configurations_is_complete():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_method_has_the_configuration_of_its_name(name):
-    method = re.sub(r"_n\d+$", "", name.rpartition("/")[2])
+    method = re.sub(r"_(n\d+|gpu)$", "", name.rpartition("/")[2])
     method = method.replace("demo", "rebias").replace("stylised", "vanilla")
     assert validate(read_config_file(name)).method.name == method
 

@@ -21,7 +21,7 @@ NAMES = {
     "biased_mnist": {*METHODS, "demo"},
     "imagenet1k": {"rebias", "rebias_n1024"},
 }
-LARGER = [name for name in SHIPPED if "_n" in name]
+LARGER = [name for name in SHIPPED if "_n" in name or name.endswith("_gpu")]
 
 
 def test_all_are_there():
@@ -38,13 +38,15 @@ def test_there_is_a_configuration_for_8_16_and_32_ranks():
         most.setdefault(name.split("/")[0], set()).add(config.global_batch // config.b)
     assert most == {"imagenet9": {8, 16, 32}, "imagenet1k": {8, 32}, "biased_mnist": {8}}
     for name in LARGER:
-        base = read_config_file(name.partition("_n")[0])
+        base = read_config_file(name.partition("_n")[0].removesuffix("_gpu"))
         larger = read_config_file(name)
         times = larger["global_batch"] / base["global_batch"]
         rate = base["optimizer"]["lr"]
         rate *= times**0.5 if base["optimizer"]["name"] == "adamp" else times
         assert larger["optimizer"]["lr"] == pytest.approx(rate, rel=0.02)
-        changed = {"global_batch": base["global_batch"], "optimizer": base["optimizer"]}
+        changed = {key: base[key] for key in ("global_batch", "optimizer")}
+        if name.endswith("_gpu"):
+            changed["micro_batch"] = base["micro_batch"]
         assert {**larger, **changed} == base
         opening = config_comment(name)
         for part in ("Command:", "Cost:", "Expect:", "Protocol:"):
