@@ -334,7 +334,9 @@ def tasks(job: int, ranks: list[int], world: int) -> list[dict[str, str]]:
 
 
 def test_tasks_of_srun_join():
-    assert started(tasks(1, [1, 0], 2), [{"lr": "1"}] * 2) == ["[0, 1]"] * 2
+    said = started(tasks(1, [1, 0], 2), [{"lr": "1"}] * 2)
+    # The gloo of torch 2.9 prints that the ranks are connected.
+    assert [text.splitlines()[-1] for text in said] == ["[0, 1]"] * 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
