@@ -105,6 +105,9 @@ def reader(few_digits, tmp_path_factory):
         for split in splits:
             labels = [0, 1] * 32
             write(folder / "shards" / data, split, labels, classes=("cat", "dog"), dataset="pets")
+    for split in ("train", "selection", "val"):
+        birds = {"classes": ("landbird", "waterbird"), "dataset": "birds"}
+        write(folder / "shards/birds", split, [0, 1] * 128, side=40, all_biased=True, **birds)
     (folder / "pets.yaml").write_text(yaml_blocks(own / "own-images.md")[0])
     (folder / "my.yaml").symlink_to(ROOT / "configs/imagenet9/rebias.yaml")
     (folder / "radius.yaml").write_text(yaml_blocks(own / "sweeps.md")[0])

@@ -20,13 +20,14 @@ def write(
     dataset: str = "insects",
     with_clusters: bool = False,
     side: int = 12,
+    all_biased: bool = False,
 ) -> Path:
-    """Write a split; every third image lacks a bias, and every seventh a cluster."""
+    """Write a split. Every 7th image lacks a cluster, every 3rd a bias unless all have one."""
     plan = Plan(dataset, split, tuple(classes), {}, HALF, samples_per_shard=10)
     with split_writer(output, plan) as writer:
         for i, label in enumerate(labels):
             image = noise(i, (side, side))
-            bias = NO_BIAS if i % 3 == 2 else (label + i % 2) % 3
+            bias = (label + i % 2) % 3 if all_biased or i % 3 != 2 else NO_BIAS
             content = encoded(image, "PNG")
             writer.write(f"k{i}", content, label, source=f"s{i}", size=image.size, bias=bias)
     folder = output / split
