@@ -118,12 +118,13 @@ def attentive(consensus: Consensus, stop: Callable[[], bool]) -> Iterator[None]:
 
     Args:
         consensus: the ranks; they are watched if it has a group for signs of life.
-        stop: whether this process was asked to stop.
+        stop: whether this process was asked to stop; it bounds the waits only beside other ranks.
     """
     global _watch
     group = consensus.signs_of_life
     peers = None if group is None else Peers(group)
-    before, _watch = _watch, Watch(stop, peers)
+    # Without peers the GPU finishes for certain, so a long step is waited for and then saved.
+    before, _watch = _watch, Watch() if peers is None else Watch(stop, peers)
     try:
         yield
     except RebiasError:  # alike on all ranks; after any other exception the others may not leave

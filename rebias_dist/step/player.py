@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
 from rebias_dist.errors import ConfigError, NonFiniteError
@@ -74,10 +75,10 @@ class Player:
         self.scaler = precision.scaler()
         self.statistics = RunningStatistics(network)
         self.average: AveragedModel | None = None
-        """The moving average of the weights and buffers after each update, from the first on."""
+        """The moving average of the weights after each update, from the first on."""
+        self._decay = own.ema
         if own.ema is not None:
-            mean = get_ema_multi_avg_fn(own.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+            self.average = AveragedModel(network)
         self.fixed = False
         self.skipped = 0
         """Updates that were skipped in a row."""
@@ -159,16 +160,36 @@ class Player:
         if finite:
             # Not through the scaler, which would ask the device once more.
             self.optimizer.step()
+        elif scaling:
+            self.scaler.step(self.optimizer)  # it steps if only the norm overflows
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # Only now: changing a buffer between forward and backward breaks the graph.
         if finite:
             self.statistics.commit(micro_batches)
-            if self.average is not None:
-                self.average.update_parameters(self.network)
+            self._follow()
         else:
             self.statistics.discard()
         return norm
+
+    def _follow(self) -> None:
+        """Move the average of the weights and of BatchNorm's statistics; copy all other buffers.
+
+        ``AveragedModel.update_parameters`` would average those too: rounding then changes a table
+        of indices, and the -inf of a mask becomes NaN. It also waits for a GPU at each update.
+        """
+        if self.average is None:
+            return
+        assert self._decay is not None
+        (moving, others), (weights, buffers) = map(_parts, (self.average.module, self.network))
+        with torch.no_grad():
+            if self.average.n_averaged == 0:
+                torch._foreach_copy_(moving, weights)
+            else:
+                torch._foreach_lerp_(moving, weights, 1 - self._decay)
+            if others:
+                torch._foreach_copy_(others, buffers)
+            self.average.n_averaged += 1
 
     def not_finite(self) -> NonFiniteError:
         """Return the error of a gradient that is not finite."""
@@ -269,6 +290,17 @@ def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Modu
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,  # saves a copy of the gradients and its memory
     )
+
+
+def _parts(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters with BatchNorm's means and variances, and all other buffers."""
+    found: list[Tensor] = list(network.parameters())
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            assert layer.running_var is not None
+            found += [layer.running_mean, layer.running_var]
+    known = {id(tensor) for tensor in found}
+    return found, [buffer for buffer in network.buffers() if id(buffer) not in known]
 
 
 def _groups(

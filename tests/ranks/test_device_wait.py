@@ -124,6 +124,12 @@ def test_a_request_to_stop_is_heard_and_the_step_gets_time_to_end():
         Watch(lambda: bool(stop), grace=1000).wait(After(20))
 
 
+def test_alone_a_step_ends_however_long_it_takes():
+    with attentive(Consensus(), lambda: True):
+        device_wait._watch._grace = 0
+        device_wait._watch.wait(After(20))
+
+
 def test_the_fault_of_a_gpu_that_does_not_finish_is_one_line(capsys):
     with pytest.raises(TimeoutError) as raised:
         Watch(lambda: True, grace=0).wait(Never())

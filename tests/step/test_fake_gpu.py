@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_shards.format.manifest import Normalize
 from rebias_dist import methods, models
-from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.methods.base import Method, TrainingSet
@@ -109,7 +109,9 @@ def prepare(method: Method, networks: dict[str, torch.nn.Module]) -> None:
                 setattr(method, name, on_gpu)
 
 
-def game_of(name: str, *, parts=1, precision="float32", optimizer="adamp", skips=0) -> Minimax:
+def game_of(
+    name: str, *, parts=1, precision="float32", optimizer="adamp", skips=0, ema=None
+) -> Minimax:
     """Return a game on the fake GPU."""
     chosen, facts = Precision(precision, GPU), METHODS[name]
     method = methods.build(options_class(name)(name=name))
@@ -132,6 +134,7 @@ def game_of(name: str, *, parts=1, precision="float32", optimizer="adamp", skips
             optimizer=OptimizerConfig(name=optimizer, lr=0.1, weight_decay=1e-4),
             precision=chosen,
             skips=skips,
+            own=NetworkConfig(ema=ema) if network == "f" else None,
         )
         for network, module in networks.items()
     }
@@ -196,6 +199,22 @@ def test_every_precision_and_optimizer(precision, optimizer, reads):
 
 def test_one_read_an_update_where_updates_may_be_skipped(reads):
     assert steps(game_of("rebias", skips=3), reads) == ([()] * 2, [])
+
+
+class _Average:
+    """AveragedModel for networks of :func:`game_of`, as fake tensors cannot be copied deeply."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        with torch.device(GPU):
+            self.module = models.build(
+                "simple_convnet", num_classes=CLASSES, width=0.25, kernel_size=3
+            )
+        self.n_averaged = 0
+
+
+def test_the_average_of_the_weights_waits_for_nothing(reads, monkeypatch):
+    monkeypatch.setattr(player, "AveragedModel", _Average)
+    assert steps(game_of("rebias", ema=0.9), reads) == ([(2,)], [])
 
 
 def test_one_copy_for_all_metrics(reads):

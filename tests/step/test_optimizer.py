@@ -231,3 +231,36 @@ def test_the_average_is_of_the_weights_and_buffers_after_each_update():
     assert again.average is not None
     for name, value in player.average.state_dict().items():
         assert torch.equal(value, again.average.state_dict()[name]), name
+
+
+def test_buffers_other_than_batchnorms_are_copied_to_the_average():
+    player = _two(NetworkConfig())
+    player.network.register_buffer("table", torch.arange(300), persistent=False)
+    player.network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    precision = Precision("float32", torch.device("cpu"))
+    own = NetworkConfig(ema=0.9)
+    player = Player("f", player.network, optimizer=OptimizerConfig(), precision=precision, own=own)
+    for _ in range(5):
+        _step(player)
+    assert player.average is not None
+    found = dict(player.average.module.named_buffers())
+    for name in ("table", "mask", "norm.num_batches_tracked"):
+        assert torch.equal(found[name], player.network.get_buffer(name)), name
+
+
+def test_in_fp16_finite_gradients_make_a_step_though_their_norm_overflows():
+    network = _Two()
+    player = Player(
+        "f",
+        network,
+        optimizer=OptimizerConfig(name="sgd", lr=1e-30, momentum=0.0),
+        precision=Precision("fp16", torch.device("cpu")),
+    )
+    before = _state(player)
+    player.scaler.scale(torch.zeros(()))  # makes the scale
+    for parameter in player.parameters:
+        parameter.grad = torch.full_like(parameter, 1e30 * player.scaler.get_scale())
+    norm = player.take_step(1)
+    assert norm.isinf()
+    assert not torch.equal(network.last.weight, before["last.weight"])
+    assert torch.equal(network.norm.running_mean, before["norm.running_mean"])
