@@ -79,7 +79,8 @@ class Cache:
             lock(descriptor, wait=True, shared=True)  # others lock it exclusively for an instant
             if _is(path, descriptor):
                 if os.fstat(descriptor).st_size == shard.bytes:
-                    os.utime(descriptor)
+                    with suppress(PermissionError):  # another user's, in a cache that is shared
+                        os.utime(descriptor)
                     return descriptor
                 path.unlink(missing_ok=True)  # a crash of the machine has cut it
             self.let_go(descriptor)

@@ -90,7 +90,8 @@ def check_features(
             raise ConfigError(
                 f"{key}: {own.name} fails on images {list(shape)}: {reason}"
             ) from error
-        if features.shape[1] > WIDEST:
+        # simple_convnet has its map before the pooling only by a choice that names it.
+        if features.shape[1] > WIDEST and own.feature != "pre":
             raise ConfigError(
                 f"{key}.feature: the features of {own.name} are {features.shape[1]:,} wide, and "
                 f"at most {WIDEST:,} are taken; name a layer behind a pooling"

@@ -16,6 +16,8 @@ Plain = str | int | float | bool
 
 END_SECONDS = 60.0
 """How long the end of a run waits for a tracker."""
+HURRY_SECONDS = 10.0
+"""How long a run that was told to stop, or that failed, waits for a tracker."""
 _WAITING = 1000  # records that may wait for a tracker
 
 _log = logging.getLogger("rebias_dist")
@@ -98,12 +100,13 @@ class Apart:
         self.put(lambda tracker: tracker.close(status), important=True)
         self._queue.put(None)
 
-    def wait(self) -> None:
-        """Wait until the tracker has ended, but no longer than ``patience``."""
+    def wait(self, *, hurry: bool) -> None:
+        """Wait until the tracker has ended, but no longer than ``patience``; in a hurry less."""
+        seconds = min(self._patience, HURRY_SECONDS) if hurry else self._patience
         with told(f"waiting for {self._name}"):
-            self._thread.join(self._patience)
+            self._thread.join(seconds)
         if self._thread.is_alive():
-            self._give_up(f"did not end within {self._patience:g} seconds")
+            self._give_up(f"did not end within {seconds:g} seconds")
         elif self._left_out:
             _log.warning("%s: %d records were left out in all", self._name, self._left_out)
 

@@ -269,7 +269,8 @@ class Telemetry:
             for apart in self._apart:
                 apart.end(self._status)
             for apart in self._apart:
-                apart.wait()
+                # torchrun kills a run that was told to stop after 30 seconds.
+                apart.wait(hurry=self._status != "finished")
         self._detach_log()
 
     def _images_per_s(self) -> float | None:
