@@ -26,7 +26,7 @@ from rebias_dist.evaluation import groups, tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
-from rebias_dist.evaluation.splits import check_select, evaluate_splits
+from rebias_dist.evaluation.splits import check_select, evaluate_splits, too_small
 from rebias_dist.ranks.equal_weights import check_equal_weights
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
@@ -164,8 +164,8 @@ class Trainer:
         outline = assemble.outline(parts.data, parts.shape)
         facts = assemble.facts(config, outline, parts.networks, parts.method, self.ranks.device)
         facts["started by"] = self.ranks.started_by
-        doubt = parts.data.rule.doubt
-        for line in [*self.found.warnings(), *([doubt] if doubt else [])]:
+        doubts = [parts.data.rule.doubt, too_small(config, parts.data)]
+        for line in [*self.found.warnings(), *filter(None, doubts)]:
             log.warning("%s", line)
         for line in plan.describe(config, parts.layout, facts):
             log.info("%s", line)

@@ -26,6 +26,7 @@ from data_shards.sources.words import hint, numbered, split_names
 
 _ORDER: Final = (TRAIN, SELECTION, VAL, TEST)
 _SHOWN: Final = 5
+_VALIDATION: Final = ("val", "valid", "validation", "dev")
 _NEAR: Final = 5000  # names of a folder that are compared with one that is missing
 
 
@@ -330,6 +331,13 @@ def _with_warnings(listings: Sequence[Listing], missing: int) -> list[Listing]:
     told: list[list[str]] = [[] for _ in listings]
     if missing:
         told[0].append(f"{missing:,} rows have no file and are left out")
+    names = [listing.split for listing in listings]
+    for name, lines in zip(names, told, strict=True):
+        if name in _VALIDATION and "train" in names and "selection" not in names:
+            lines.append(
+                "training takes this for a test split; name it selection with --splits if it is "
+                "to choose the best checkpoint"
+            )
     seen: dict[str, set[int]] = {}
     for listing, lines in zip(listings, told, strict=True):
         per_class = Counter(item.label for item in listing.items)

@@ -16,7 +16,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data import open_place, plan_biased_mnist
 from rebias_dist.data.bias import Values, find_rule
 from rebias_dist.errors import ConfigError
-from rebias_dist.evaluation.splits import check_select
+from rebias_dist.evaluation.splits import check_select, too_small
 from rebias_dist.ranks.process_group import resolve_placement
 from rebias_dist.runs.networks import build_networks, check_features
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
@@ -59,6 +59,8 @@ def _outline(config: Config) -> Outline:
             return _not_made(config, folder, parts)
     data = assemble.open_data(config, assemble.data_root(config))
     check_select(config, data)
+    if doubt := too_small(config, data):
+        print(f"warning: {doubt}")
     return assemble.outline(data, assemble.sample_shape(config, data))
 
 

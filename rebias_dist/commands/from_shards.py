@@ -13,10 +13,13 @@ from data_shards.errors import DataShardsError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, load_manifest, load_split
 from data_shards.litter import children
 from data_shards.system.files import open_regular
+from rebias_dist.config.data import is_address
+from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
 
 _LOOKED_AT = 100  # training images whose size is read
 _SMALL = 32  # pixels; simple_convnet is for images up to this side
+_BATCH = int(Config.model_fields["global_batch"].default)
 _SHOWN = 10  # names of classes and values in a line
 
 
@@ -24,7 +27,8 @@ def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
     """Return the values of a configuration that fits the shards in a folder, and lines about it.
 
     Whatever the shards do not say has its default. Images of different sizes are cropped, and
-    images larger than 32 pixels are for ResNet-18 against BagNet-18.
+    images larger than 32 pixels are for ResNet-18 against BagNet-18. With fewer training images
+    than the default global batch has, the global batch is smaller.
 
     Args:
         root: with a folder for each split: ``train``, perhaps ``selection``, and tests.
@@ -33,9 +37,14 @@ def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
         The values and the lines; None for Biased-MNIST, for which the default configuration is.
 
     Raises:
-        ConfigError: there is no split ``train``, or no test split.
+        ConfigError: there is no split ``train``, or no test split; or the root is an address.
         DataError: the training split is damaged.
     """
+    if is_address(root):
+        raise ConfigError(
+            f"data.root: {root} is an address, whose splits cannot be listed; add --config NAME_OR_"
+            "FILE, and unless that says them --data.dataset NAME and --data.test_splits '[test]'"
+        )
     splits = [path.parent.name for path in children(Path(root), f"*/{MANIFEST_NAME}")]
     if "train" not in splits:
         there = f"only {', '.join(splits)}" if splits else "no shards"
@@ -62,7 +71,15 @@ def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
         data["augmentation"] = "crop_flip"
     if max(map(max, sizes)) > _SMALL or len(sizes) > 1:
         values |= {"f": {"name": "resnet18"}, "g": [{"name": "bagnet18"}]}
-    return values, _lines(root, manifest, tests, held_out, sizes)
+    lines = _lines(root, manifest, tests, held_out, sizes)
+    if manifest.samples < _BATCH:
+        # A multiple of 32, the default micro-batch, where there are as many images.
+        n = values["global_batch"] = manifest.samples // 32 * 32 or manifest.samples
+        lines.append(
+            f"global batch {n}, for there are fewer than {_BATCH} training images, unless "
+            "--global_batch is given"
+        )
+    return values, lines
 
 
 def _lines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
-from rebias_dist.evaluation.groups import groups_of
+from rebias_dist.evaluation.groups import WORST, groups_of
 from rebias_dist.evaluation.predictions import Predictions, predict
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.radii import Radii, radii_of
@@ -153,6 +154,30 @@ def check_select(config: Config, data: Data) -> None:
             f"evaluate.select: {select} cannot choose a checkpoint, for {split} has "
             f"{lacking[select]}; use accuracy, or other selection data"
         )
+
+
+def too_small(config: Config, data: Data) -> str:
+    """Return a warning of groups that are too small to choose the best checkpoint; "" if none is.
+
+    Without it, ``worst_group`` may choose a network that is wrong on all of such a group.
+    """
+    if config.evaluate.select != "worst_group":
+        return ""
+    split = results.choosing_split(config)
+    dataset = data.monitored[split]
+    cells = Counter(zip(dataset.labels.tolist(), dataset.bias.tolist(), strict=True))
+    small = [
+        f"({dataset.manifest.classes[label]}, {dataset.values.names[bias]}) {count}"
+        for (label, bias), count in sorted(cells.items())
+        if bias >= 0 and count < SMALLEST_CELL
+    ]
+    if not small:
+        return ""
+    shown = ", ".join(small[:WORST]) + (f" and {len(small) - WORST} more" * (len(small) > WORST))
+    return (
+        f"evaluate.select: worst_group passes over groups of fewer than {SMALLEST_CELL} images "
+        f"in {split}: {shown}"
+    )
 
 
 def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:

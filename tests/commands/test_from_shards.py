@@ -103,3 +103,19 @@ def test_the_plan_shows_all_that_was_read(tmp_path, capsys):
         "best            chosen on selection by the accuracy",
     ):
         assert text in out
+
+
+def test_a_small_data_set_has_a_global_batch_that_fits(tmp_path):
+    config, notes = parsed(shards(tmp_path, (16, 16)))
+    assert (config.global_batch, config.micro_batch) == (8, 8)
+    assert "global batch 8, for there are fewer than 256 training images" in notes
+    config, _ = parsed(config.data.root, "--global_batch", "4")
+    assert (config.global_batch, config.micro_batch) == (4, 4)
+
+
+def test_an_address_without_a_configuration_is_one_line_that_says_what_to_add(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli(["--data.root", "http://127.0.0.1:9/birds", "--dry-run"])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is an address, whose splits cannot be listed; add --config NAME_OR_FILE" in line

@@ -12,7 +12,7 @@ from rebias_dist.assemble import open_data
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.groups import groups_of, interval, lines, shown_groups, worst_named
-from rebias_dist.evaluation.splits import check_select
+from rebias_dist.evaluation.splits import check_select, too_small
 from rebias_dist.evaluation.text import groups_table
 from rebias_dist.runs.results_schema import Results
 from tests.data.attribute_splits import write_attributes
@@ -123,3 +123,17 @@ def test_selection_data_without_what_the_choice_needs_are_one_line(tmp_path, sel
         f"evaluate.select: {select} cannot choose a checkpoint, for selection has {lacking}; "
         "use accuracy, or other selection data"
     )
+
+
+def test_groups_too_small_to_choose_a_checkpoint_are_named(tmp_path):
+    places = {"place": ["land"] * 12 + ["water"] * 12 + ["land"] * 3}
+    for split in ("train", "selection", "test"):
+        write_attributes(tmp_path, split, [0] * 12 + [1] * 15, places)
+    data = {"dataset": "birds", "root": str(tmp_path), "test_splits": ["test"]}
+    config = validate({"data": data, "evaluate": {"select": "worst_group"}})
+    opened = open_data(config, tmp_path)
+    assert too_small(config, opened) == (
+        "evaluate.select: worst_group passes over groups of fewer than 10 images in selection: "
+        "(waterbird, land) 3"
+    )
+    assert not too_small(validate({"data": data}), opened)

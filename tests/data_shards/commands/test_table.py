@@ -247,6 +247,21 @@ def test_a_table_with_numbers_is_named(tmp_path, capsys):
     assert "these classes have no images: 15" in capsys.readouterr().err
 
 
+def test_validation_data_under_another_name_than_selection_are_a_warning(tmp_path, capsys):
+    table = [("file", "y", "place", "split")]
+    for n in range(12):
+        table.append((f"{n}.jpg", str(n % 2), "land", ("train", "val", "test")[n % 3]))
+    birds.write_images(tmp_path / "pool", [row[0] for row in table[1:]])
+    path = birds.write_table(tmp_path / "tables" / "t.csv", table)
+    more = ["--images", str(tmp_path / "pool")]
+    said = "warning: val: training takes this for a test split; name it selection with --splits"
+    assert cli(command(path, tmp_path / "plain", *more)) == 0
+    assert said in capsys.readouterr().err
+    more += ["--splits", "train=train,val=selection,test=test"]
+    assert cli(command(path, tmp_path / "named", *more)) == 0
+    assert "test split" not in capsys.readouterr().err
+
+
 def test_folders_are_classes_where_no_column_is(tmp_path):
     table = [("img", "background"), *((row[0], row[2]) for row in birds.rows(8))]
     birds.write_images(tmp_path, [row[0] for row in table[1:]])
