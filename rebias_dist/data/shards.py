@@ -280,7 +280,7 @@ def open_place(
     cache_gb: float = CACHE_GB,
 ) -> ShardDataset:
     """Open the split in a folder or at an address, as :func:`open_split`."""
-    root, _, split = (place if is_address(place) else str(Path(place).absolute())).rpartition("/")
+    root, _, split = (place if "/" in place else f"./{place}").rpartition("/")
     return open_split(
         root,
         split,

@@ -24,6 +24,7 @@ SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
 # ---------------------------------------------------------------- protocols
 
 _OF_TWO_LOADERS = ("epochs", "global_batch", "scheduler.step_size")
+_LARGE = re.compile("(_n[0-9]+|_gpu)$")
 _NAMED = {
     "imagenet9/rebias": ["method.swap_inner_bandwidth"],
     "imagenet9/lff": ["optimizer.name"],
@@ -54,14 +55,14 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         return
     assert found is not None
     keys = {one.key for one in found}
-    named = {"data.selection", "micro_batch", *_NAMED.get(re.sub("_n[0-9]+$", "", name), ())}
+    named = {"data.selection", "micro_batch", *_NAMED.get(_LARGE.sub("", name), ())}
     if name.rpartition("/")[2] in ("jtt", "spectral_decoupling", "group_dro"):
         assert keys == {"method.name"}
         return
     if config.data.dataset == "imagenet9":
         named.add("precision")
         assert "bf16" in config_comment(name).partition("Precision:")[2]
-    if "_n" in name:  # a larger batch for more ranks
+    if _LARGE.search(name):  # a larger batch for more ranks, or for GPUs
         named |= {"global_batch", "optimizer.lr"}
         assert "not the published protocol" in config_comment(name)
     assert keys - {"data.source"} == named
@@ -184,7 +185,7 @@ def test_published_figures_have_sources_and_agree_with_the_shipped_configuration
     figures = list(published().itertuples())
     assert all(p.source and 0 < p.percent < 100 for p in figures)
     for name in SHIPPED:
-        if not name.startswith("imagenet9/") or "_n" in name:
+        if not name.startswith("imagenet9/") or _LARGE.search(name):
             continue
         label = {"biased": "Biased BagNet-18", "stylised": "Stylised ImageNet"}
         stem = name.partition("/")[2]
