@@ -157,7 +157,7 @@ def rho_picture(runs: Comparison, *, theirs: bool = True) -> Drawing:
         panel.set_visible(False)
     for panel in panels[: len(methods) + 1]:
         panel.set_xticks(range(len(ticks)), [f"{rho:g}" for rho in ticks], rotation=45)
-        panel.set_xlim(-0.5, len(ticks) - 0.5)
+        panel.set_xlim(-0.5, max(len(ticks), 1) - 0.5)
         panel.set_xlabel("ρ of the training set")
         svg.percent_axis(panel)
     for panel in panels[::columns]:

@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_shards.format.manifest import Normalize
 from rebias_dist import methods
 from rebias_dist.assemble import open_data
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import validate
 from rebias_dist.data import ShardDataset, plan_biased_mnist
 from rebias_dist.data.bias import Values, majority_rule
+from rebias_dist.data.normalisation import Normalise
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.bias_balance import prior_of
 from rebias_dist.runs.preparation import training_set
@@ -209,8 +211,9 @@ def test_a_resumed_run_must_keep_its_rule(root, tmp_path):
     method = methods.build(config.method)
     table = tmp_path / "rule.csv"
     table.write_text("class,value\nlandbird,land\nwaterbird,sea\n")
+    normalise = Normalise(Normalize(mean=(0.5,) * 3, std=(0.5,) * 3), torch.device("cpu"))
     majority, stated = (
-        Snapshot({}, data, (3, 8, 8), config, 1, method)
+        Snapshot({}, data, (3, 8, 8), config, 1, method, normalise)
         for data in (opened(root), opened(root, aligned=str(table)))
     )
     assert list(stated.changes(majority.state())) == ["data.aligned"]

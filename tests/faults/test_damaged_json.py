@@ -21,7 +21,7 @@ from rebias_dist.reporting.runs import read_run
 from rebias_dist.reporting.training_data import made_with
 from rebias_dist.runs import checkpoint, results
 from rebias_dist.runs.attempts import Attempts
-from rebias_dist.telemetry.writers import _drop_lost_steps
+from rebias_dist.telemetry.json_lines import JsonLines
 from tests import ROOT
 
 DAMAGED = [
@@ -98,7 +98,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         allowing(DataError, lambda path: checkpoint.choose(path.parents[1], "best")),
     ),
     "metrics": ("metrics.jsonl", lambda path: read_curves(path.parent, lambda tag: True)),
-    "metrics of a resumed run": ("metrics.jsonl", lambda path: _drop_lost_steps(path, 3)),
+    "metrics of a resumed run": ("metrics.jsonl", lambda path: JsonLines(path, 3).close(None)),
     "metrics of a listed run": ("metrics.jsonl", lambda path: look_at([path.parent])),
     "command line": ("launcher/record.json", lambda path: read_command_line(path.parents[1])),
     "commits": ("commits.json", _commits),

@@ -176,8 +176,8 @@ def test_the_line_of_the_demo_fits_its_terminal(tmp_path, columns):
     for line in lines:
         print(line)
         assert len(line.rstrip()) <= columns
-        # The bar is one, and the last part is whole.
-        assert re.match(r" *\d+%\|[^|]{10,}\| \d+/448, ", line)
+        # The bar is one, and the last part is whole. Its speed is longer than that of real runs.
+        assert re.match(r" *\d+%\|[^|]{7,}\| \d+/448, ", line)
         assert re.search(r"loss f 2\.7453 g0 2\.3786, .*ETA (\?|\d+:\d\d:\d\d)", line)
         assert re.search(r"(ETA (\?|\d+:\d\d:\d\d)|\d %|MiB)$", line.rstrip())
     assert ("data wait 2 %" in lines[-1]) == (columns == 140)

@@ -376,7 +376,7 @@ def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
     assert (process.returncode, err) == (0, ""), out
     assert status(tmp_path / "runs/s-vanilla") == ("finished", 3)
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert row_count(capsys.readouterr().out, "vanilla") == 4  # best and last, f and g0
+    assert row_count(capsys.readouterr().out, "vanilla") == 2  # best and last of f
     assert (tmp_path / "out/results.png").stat().st_size > 0
 
 
