@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Index the tars and report the split."""
     from tqdm import tqdm
 
-    from data_shards.commands.reports import report_overlaps, report_split
+    from data_shards.commands.reports import report_overlaps, report_split, report_training
     from data_shards.convert.foreign import Reading
     from data_shards.convert.index import Indexing, index_tars
     from data_shards.convert.publish import Limit
@@ -123,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
         state["images_per_second"] = round(manifest.samples / seconds, 1)
     code = report_split(folder.parent, manifest, limit, state, as_json=arguments.json)
     report_overlaps(folder.parent, workers, as_json=arguments.json)
+    if manifest.split == "train" and not arguments.json:
+        report_training(folder.parent, [attribute.name for attribute in manifest.attributes])
     return code
 
 

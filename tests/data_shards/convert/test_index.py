@@ -116,7 +116,9 @@ def test_shards_of_stock_webdataset_are_indexed_and_trained_from(tmp_path, class
     before = tree(folder)
     pattern = str(folder / "train-{000000..000002}.tar")
     assert index(pattern, "--attributes", "place", classes=classes, workers=2) == 0
-    assert "indexed, 80 images in 3 shards" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "indexed, 80 images in 3 shards" in said
+    assert f"train on it: rebias-train --data.root {tmp_path}" in said
     assert {name: content for name, content in tree(folder).items() if name in before} == before
     manifest, rows = load_split(folder)
     dataset = ShardDataset(folder)
