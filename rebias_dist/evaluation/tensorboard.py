@@ -110,21 +110,24 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
         content: of results.json.
         epoch: the last epoch.
     """
-    metrics = {
-        f"{results.choice_name(content, choice)}_{split}_{network}_{name}": value
-        for choice, found in content["checkpoints"].items()
-        for split, of_split in found["splits"].items()
+    found = [
+        (f"{results.choice_name(content, choice)}_{split}_{network}_{name}", name, value)
+        for choice, of_choice in content["checkpoints"].items()
+        for split, of_split in of_choice["splits"].items()
         for network, figures in of_split["networks"].items()
         for name, value in _named(figures).items()
-    }
+    ]
+    # TensorBoard's table opens with the first few metrics: those over all images.
+    found.sort(key=lambda one: one[1] != "accuracy")
+    metrics = {tag: value for tag, _, value in found}
     last = content["checkpoints"]["last"]
     if config.data.selection != "none":  # otherwise the last evaluation recorded them already
         show(telemetry, last["step"], epoch, last["splits"])
     if telemetry.leader:
-        for split, found in last["splits"].items():
-            for network, figures in found["networks"].items():
+        for split, of_split in last["splits"].items():
+            for network, figures in of_split["networks"].items():
                 tag = f"{split}/{network}"
-                names = content["classes"], found["values"]
+                names = content["classes"], of_split["values"]
                 attribute = content["bias"]["attribute"] or "colour"
                 _show_matrices(telemetry, last["step"], tag, figures, *names, attribute)
     telemetry.final(settings_of(config), metrics)

@@ -65,6 +65,7 @@ def slow(small_run) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_pod_that_must_go_lets_the_whole_run_save_and_a_new_start_ends_it(tmp_path, slow):
     folder = tmp_path / "runs/two"
     first = pods(tmp_path, slow)

@@ -258,6 +258,7 @@ def test_a_full_disk_is_named(small_run, small_disk, tmp_path, how):
     assert (ended.code, ended.left) == (75, []), ended.out
 
 
+@pytest.mark.slow
 def test_two_runs_at_a_time(short, tmp_path):
     runs = [started("local", short, "--ranks", "2", "--name", name, cwd=tmp_path) for name in "ab"]
     ended = [run.end() for run in runs]
