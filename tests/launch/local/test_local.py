@@ -171,6 +171,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(long, tmp_path):
     assert len(ranks(again)) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_kills_at_once_and_one_rank_alone_is_no_reason_to_leave(long, tmp_path):
     folder = tmp_path / "runs/a"
     run = started("local", long, "--ranks", "2", "--name", "a", cwd=tmp_path)
@@ -269,6 +270,7 @@ def test_two_runs_at_a_time(short, tmp_path):
     assert "finished already" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_refused_launch_does_not_change_how_a_run_by_hand_is_resumed(small_run, tmp_path):
     values = {**small_run, "max_steps": 2}
     command = [sys.executable, "-m", "rebias_dist.train", "--config"]
