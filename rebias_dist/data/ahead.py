@@ -10,6 +10,8 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Generic, TypeVar
 
 from data_shards.format.manifest import Shard
@@ -27,55 +29,31 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _Task(Generic[T]):
-    """A call in a thread, which sets ``ended``."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self._call = call
-        self._result: list[T] = []
-        self._error: BaseException | None = None
-        self._unwanted: Callable[[T], object] | None = None
-        self._lock = threading.Lock()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        try:
-            value = self._call()
-        except BaseException as error:
-            self._error = error
-        else:
-            with self._lock:
-                if self._unwanted is None:
-                    self._result.append(value)
-                else:
-                    self._unwanted(value)
-        finally:
-            self.ended.set()
-
-    def result(self) -> T:
-        """Return what the call returned; raise what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
-
-    def drop(self, close: Callable[[T], object]) -> None:
-        """Close the result, now or when it comes."""
-        with self._lock:
-            self._unwanted = close
-            for value in self._result:
-                close(value)
+def _answer(future: Future[T], call: Callable[[], T]) -> None:
+    """Give a future the result of a call, or its error."""
+    try:
+        value = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
 
 
-def waited_for(task: _Task[T]) -> T:
-    """Return the result of a task in another thread.
+def _let_go(fetched: Future[int]) -> None:
+    if fetched.exception() is None:
+        Cache.let_go(fetched.result())
+
+
+def waited_for(future: Future[T]) -> T:
+    """Return the result of a call in another thread.
 
     Raises InterruptedRun or RebiasError as :class:`~rebias_dist.data.workers.Patience`.
     """
     patience = Patience()
-    while not task.ended.wait(LOOK):
+    while not wait([future], LOOK).done:
         patience.check("the server is too slow or does not answer")
     try:
-        return task.result()
+        return future.result()
     except OSError as error:
         raise RebiasError(f"{error.filename or 'shards'}: {error.strerror or error}") from None
 
@@ -83,13 +61,13 @@ def waited_for(task: _Task[T]) -> T:
 def in_a_thread(call: Callable[[threading.Event], T]) -> T:
     """Return ``call(stopped)`` from a thread; ``stopped`` is set if this process gives up waiting.
 
-    The thread may hang in a request for a while; then it does not keep the process from ending.
+    The thread may hang in a request for a while. So it is a daemon, which does not keep the process
+    from ending; those of an executor would.
     """
-    stopped = threading.Event()
-    task = _Task(lambda: call(stopped))
-    threading.Thread(target=task.run, daemon=True).start()
+    stopped, future = threading.Event(), Future[T]()
+    threading.Thread(target=_answer, args=(future, lambda: call(stopped)), daemon=True).start()
     try:
-        return waited_for(task)
+        return waited_for(future)
     finally:
         stopped.set()
 
@@ -122,8 +100,8 @@ class Ahead(Generic[R]):
         self._coming: deque[tuple[R, Sequence[int]]] = deque()
         self._sent: deque[Sequence[int]] = deque()
         self._uses: Counter[int] = Counter()  # coming and sent requests of each shard
-        self._tasks: dict[int, _Task[int]] = {}
-        self._queue: queue.SimpleQueue[_Task[int] | None] = queue.SimpleQueue()
+        self._fetched: dict[int, Future[int]] = {}  # descriptors of coming and sent shards
+        self._queue: queue.SimpleQueue[tuple[Future[int], Shard] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._threads = 0
 
@@ -147,7 +125,7 @@ class Ahead(Generic[R]):
             for number in needed:
                 self._begin(number, at_once=True)
             for number in needed:
-                waited_for(self._tasks[number])
+                waited_for(self._fetched[number])
             self._sent.append(needed)
             yield request
 
@@ -157,39 +135,38 @@ class Ahead(Generic[R]):
             self._uses[number] -= 1
             if not self._uses[number]:
                 del self._uses[number]
-                self._tasks.pop(number).drop(Cache.let_go)
+                self._fetched.pop(number).add_done_callback(_let_go)
 
     def close(self) -> None:
         """Give up all fetches, and let all shards go."""
         self._stopped.set()
         for _ in range(self._threads):
             self._queue.put(None)
-        for task in self._tasks.values():
-            task.drop(Cache.let_go)
-        self._tasks.clear()
+        for fetched in self._fetched.values():
+            fetched.add_done_callback(_let_go)
+        self._fetched.clear()
 
     def _may_look_further(self) -> bool:
         if not self._coming:
             return True
-        fetched_all = len(self._tasks) == len(self._uses)
+        fetched_all = len(self._fetched) == len(self._uses)
         few = len(self._uses) < self._most + len(self._coming[0][1])
         return fetched_all and few and len(self._coming) < _MOST_REQUESTS
 
     def _begin(self, number: int, *, at_once: bool) -> None:
         """Begin to fetch a shard; if it is not needed at once, only if there is room for it."""
-        if number in self._tasks:
+        if number in self._fetched:
             return
-        room = self._cache.limit - sum(self._shards[other].bytes for other in self._tasks)
+        room = self._cache.limit - sum(self._shards[other].bytes for other in self._fetched)
         if not at_once and self._shards[number].bytes > room:
             return
-        shard = self._shards[number]
-        task = _Task(lambda: self._cache.get(shard, self._store, self._stopped))
-        self._tasks[number] = task
-        self._queue.put(task)
-        if self._threads < min(THREADS, len(self._tasks)):
+        self._fetched[number] = Future()
+        self._queue.put((self._fetched[number], self._shards[number]))
+        if self._threads < min(THREADS, len(self._fetched)):
             self._threads += 1
             threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        while (task := self._queue.get()) is not None:
-            task.run()
+        while (wanted := self._queue.get()) is not None:
+            future, shard = wanted
+            _answer(future, partial(self._cache.get, shard, self._store, self._stopped))
