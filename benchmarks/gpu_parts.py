@@ -21,6 +21,7 @@ from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_gam
 from rebias_dist import assemble
 from rebias_dist.config.files import validate
 from rebias_dist.data.batch import MicroBatch
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import RebiasError
 from rebias_dist.objectives import hsic
 from rebias_dist.phases import PHASES, clock_of, timed_by
@@ -230,7 +231,7 @@ def loader(machine: Machine) -> None:
     )
     for workers in (0, 2) if machine.quick else (0, 4, 8):
         config = validate({"global_batch": 64, "micro_batch": 32, "data": {"workers": workers}})
-        data = assemble.open_data(config, assemble.data_root(config))
+        data = open_data(config, assemble.data_root(config))
         source = assemble.build_loader(config, data.train, Consensus(), machine.device)
         batches = source.on_device(machine.device, 0, 0)
 

@@ -24,7 +24,7 @@ from rebias_dist.data import ShardDataset, TrainLoader, prepare_biased_mnist
 from rebias_dist.data.decode import choose_decoder, describe_decoder
 from rebias_dist.data.normalisation import Normalise
 from rebias_dist.data.sampling import draws_of
-from rebias_dist.data.splits import Data, open_splits
+from rebias_dist.data.splits import Data, open_data
 from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import DataError
@@ -193,11 +193,6 @@ def as_recorded(data: DataConfig) -> DataConfig:
             **{k: resolved(p) for k, p in paths.items() if p},
         }
     )
-
-
-def open_data(config: Config, root: str | Path, rule: BiasRule | None = None) -> Data:
-    """Open all splits of a configuration, see :func:`.open_splits`."""
-    return open_splits(config.data, root, rule)
 
 
 def check_networks(

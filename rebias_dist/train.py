@@ -63,9 +63,8 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
     plan.check_world(config, placement.world_size)
     settings = flat(config.model_dump())
     set_products(config.precision)
-    choose_algorithms(
-        config.deterministic
-    )  # session() makes the process group, which depends on it
+    # Before session() makes the process group, which depends on it.
+    choose_algorithms(config.deterministic)
     with session(placement, config.device, config.faults.start_minutes, settings) as ranks:
         name = ranks.consensus.broadcast(config.name or fresh_name(config))
         data = assemble.as_recorded(config.data)

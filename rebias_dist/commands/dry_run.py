@@ -13,8 +13,9 @@ from rebias_dist import assemble, methods
 from rebias_dist.assemble import Outline
 from rebias_dist.config import plan
 from rebias_dist.config.schema import Config
-from rebias_dist.data import open_place, plan_biased_mnist
+from rebias_dist.data import open_split, plan_biased_mnist, root_and_split
 from rebias_dist.data.bias import Values, find_rule
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.splits import check_select, too_small
 from rebias_dist.ranks.process_group import resolve_placement
@@ -57,7 +58,7 @@ def _outline(config: Config) -> Outline:
         folder, parts = plan_biased_mnist(**assemble.made_from(config.data))
         if not folder.is_dir():
             return _not_made(config, folder, parts)
-    data = assemble.open_data(config, assemble.data_root(config))
+    data = open_data(config, assemble.data_root(config))
     check_select(config, data)
     if doubt := too_small(config, data):
         print(f"warning: {doubt}")
@@ -77,7 +78,7 @@ def _not_made(config: Config, folder: Path, parts: Mapping[str, Part]) -> Outlin
     train = parts[config.data.train_split]
     tests = {split: len(parts[split].ids) for split in config.data.test_splits}
     for name, other in config.data.other_tests.items():
-        tests[name] = len(open_place(other, classes=train.plan.classes))
+        tests[name] = len(open_split(*root_and_split(other), classes=train.plan.classes))
     cropped = config.data.augmentation == "crop_flip"
     side = config.data.crop if cropped else config.data.image_size
     shards = sum(math.ceil(len(part.ids) / part.plan.samples_per_shard) for part in parts.values())

@@ -26,6 +26,9 @@ MADE_FROM = ("source", "rho", "confusing_colours", "seed", "image_size")
 """Fields of ``data`` from which the shards of Biased-MNIST are made where there is no root."""
 
 
+CACHE_GB = 50.0
+"""Gigabytes that fetched shards may take by default."""
+
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<host>[^/?#@]+)(?P<path>/[^?#]*)?")
 _SCHEMES = ("s3", "gs", "https", "http")
 
@@ -111,7 +114,7 @@ class DataConfig(BaseModel):
     """Folder with one folder of shards a split; or its address, s3://…, gs://…, https://… or
     http://…, then shards are fetched when they are needed. Unset for biased_mnist: made once, in
     the cache (REBIAS_CACHE), from 'source'."""
-    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    cache_gb: Annotated[float, Field(gt=0)] = CACHE_GB
     """root or other_tests at an address: gigabytes that fetched shards may take in the cache
     (REBIAS_CACHE) of a host. Those in use are always kept."""
     source: str | None = None

@@ -27,7 +27,7 @@ from data_shards.format.manifest import (
 )
 from data_shards.sources.datasets import SUMMARIES
 from data_shards.system.files import open_regular, regular_descriptor, sha256_of
-from rebias_dist.config.data import is_address
+from rebias_dist.config.data import CACHE_GB, is_address
 from rebias_dist.data.ahead import Ahead, in_a_thread
 from rebias_dist.data.bias import Values, bias_labels, numbered
 from rebias_dist.data.cache import GB, Cache
@@ -45,9 +45,6 @@ from rebias_dist.errors import ConfigError, DataError
 # shards would exceed the usual limit of 1,024.
 _OPEN_FILES = 64
 _MOST_VALUES = 100_000  # of a bias; tables of class and bias have a column for each
-CACHE_GB = 50.0
-"""Gigabytes that fetched shards may take by default."""
-
 R = TypeVar("R")
 
 
@@ -270,26 +267,10 @@ class ShardDataset:
         return f"{self.place}/{shard.name}: sample {self.key(i)}"
 
 
-def open_place(
-    place: str,
-    *,
-    dataset: str | None = None,
-    classes: Sequence[str] | None = None,
-    decoder: DecoderName | None = None,
-    bias: str | Values | None = None,
-    cache_gb: float = CACHE_GB,
-) -> ShardDataset:
-    """Open the split in a folder or at an address, as :func:`open_split`."""
+def root_and_split(place: str) -> tuple[str, str]:
+    """Return the folder or the address above that of a split, and the split's name."""
     root, _, split = (place if "/" in place else f"./{place}").rpartition("/")
-    return open_split(
-        root,
-        split,
-        dataset=dataset,
-        classes=classes,
-        decoder=decoder,
-        bias=bias,
-        cache_gb=cache_gb,
-    )
+    return root, split
 
 
 def open_split(

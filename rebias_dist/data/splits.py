@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebias_dist.config.bias import BiasRule
-from rebias_dist.config.data import DataConfig
+from rebias_dist.config.schema import Config
 from rebias_dist.data.bias import Values, find_rule, values_of
 from rebias_dist.data.decode import choose_decoder
-from rebias_dist.data.shards import ShardDataset, open_place
+from rebias_dist.data.shards import ShardDataset, open_split, root_and_split
 from rebias_dist.errors import ConfigError
 
 
@@ -70,11 +70,11 @@ class Data:
                 split.check_files()
 
 
-def open_splits(config: DataConfig, root: str | Path, rule: BiasRule | None = None) -> Data:
+def open_data(config: Config, root: str | Path, rule: BiasRule | None = None) -> Data:
     """Open all splits of a configuration; they must agree on their classes.
 
     Args:
-        config: its section on the data.
+        config: of the run.
         root: folder or address of the splits' folders.
         rule: the rule that a run keeps; None: it is found from the training data.
 
@@ -83,34 +83,38 @@ def open_splits(config: DataConfig, root: str | Path, rule: BiasRule | None = No
             such attribute.
         DataError: a split is damaged.
     """
-    decoder = choose_decoder(config.decoder)
+    wanted = config.data
+    decoder = choose_decoder(wanted.decoder)
     # The first split with bias labels gives the values their ids.
-    bias: str | Values | None = values_of(rule) or config.bias
+    bias: str | Values | None = values_of(rule) or wanted.bias
 
-    def opened(place: str, dataset: str | None, classes: Sequence[str] | None) -> ShardDataset:
+    def opened(
+        folder: str | Path, split: str, dataset: str | None, classes: Sequence[str] | None
+    ) -> ShardDataset:
         nonlocal bias
-        found = open_place(
-            place,
+        found = open_split(
+            folder,
+            split,
             dataset=dataset,
             classes=classes,
             decoder=decoder,
             bias=bias,
-            cache_gb=config.cache_gb,
+            cache_gb=wanted.cache_gb,
         )
         bias = found.values if found.values.names else bias
         return found
 
-    name = config.dataset
-    train = opened(f"{root}/{config.train_split}", name, None)
+    name = wanted.dataset
+    train = opened(root, wanted.train_split, name, None)
     classes = train.manifest.classes
     selection = None
-    if config.selection != "none":
-        selection = opened(f"{root}/selection", name, classes)
-    tests = {split: opened(f"{root}/{split}", name, classes) for split in config.test_splits}
-    for test, place in config.other_tests.items():
-        tests[test] = opened(place, None, classes)
+    if wanted.selection != "none":
+        selection = opened(root, "selection", name, classes)
+    tests = {split: opened(root, split, name, classes) for split in wanted.test_splits}
+    for test, place in wanted.other_tests.items():
+        tests[test] = opened(*root_and_split(place), None, classes)
     if isinstance(bias, str):
         raise ConfigError(f"data.bias: {bias!r}: the shards in {root} have no attributes; unset it")
     if rule is None:
-        rule = find_rule(config.aligned, bias or Values(), classes, train.labels, train.bias)
+        rule = find_rule(wanted.aligned, bias or Values(), classes, train.labels, train.bias)
     return Data(train, selection, tests, rule)

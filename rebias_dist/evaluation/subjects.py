@@ -15,12 +15,13 @@ from data_shards.classes import shipped_class_map
 from data_shards.format.manifest import MANIFEST_NAME, Normalize
 from data_shards.litter import children
 from data_shards.sources.listing import IMAGENET_NORMALIZE
-from rebias_dist.assemble import data_root, open_data
+from rebias_dist.assemble import data_root
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.bias import values_of
 from rebias_dist.data.decode import choose_decoder
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.loaded_run import load_run
 from rebias_dist.methods.radii import Radii

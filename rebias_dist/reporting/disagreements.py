@@ -97,8 +97,10 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
 
     import torch
 
-    from rebias_dist.assemble import build_normalise, data_root, open_data
+    from rebias_dist.assemble import data_root
     from rebias_dist.data import EvalLoader
+    from rebias_dist.data.normalisation import Normalise
+    from rebias_dist.data.splits import open_data
     from rebias_dist.data.transforms import eval_transform
     from rebias_dist.evaluation.loaded_run import load_run
     from rebias_dist.step.precision import Precision
@@ -111,7 +113,8 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
         raise ConfigError(f"the run has no test split {split}")
     data.tests[split].check_files()
     precision = Precision(config.precision, torch.device("cpu"))
-    normalise = build_normalise(data, precision)
+    constants = loaded.constants or data.train.manifest.normalize
+    normalise = Normalise(constants, precision.device, precision.parameters)
     assert loaded.f is not None
     f, g = loaded.f, loaded.g_nets[0]
     transform = eval_transform(config.data)

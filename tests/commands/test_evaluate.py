@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 
-from rebias_dist.assemble import build_normalise, data_root, open_data
+from rebias_dist.assemble import build_normalise, data_root
 from rebias_dist.commands import evaluate
 from rebias_dist.config.files import validate
+from rebias_dist.data.splits import open_data
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_splits
 from rebias_dist.ranks.consensus import Consensus

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist import load
-from rebias_dist.assemble import data_root, open_data
+from rebias_dist.assemble import data_root
 from rebias_dist.commands import export
 from rebias_dist.commands.model_card import model_card
 from rebias_dist.config.files import validate
 from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.evaluation.loaded_run import LoadedRun
 from rebias_dist.methods.base import Method

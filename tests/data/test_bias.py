@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from data_shards.format.manifest import Normalize
 from rebias_dist import methods
-from rebias_dist.assemble import open_data
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.files import validate
 from rebias_dist.data import ShardDataset, plan_biased_mnist
 from rebias_dist.data.bias import Values, majority_rule
 from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.methods.bias_balance import prior_of
 from rebias_dist.runs.preparation import training_set

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from rebias_dist.assemble import open_data
 from rebias_dist.config.files import validate
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.groups import groups_of, interval, lines, shown_groups, worst_named
 from rebias_dist.evaluation.splits import check_select, too_small

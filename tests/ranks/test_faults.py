@@ -10,6 +10,7 @@ from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
 from rebias_dist import assemble
 from rebias_dist.config.files import validate
+from rebias_dist.data.splits import open_data
 from rebias_dist.errors import RankError
 from rebias_dist.ranks import process_group
 from rebias_dist.ranks.consensus import Consensus
@@ -143,7 +144,7 @@ def test_micro_batches_are_pinned_for_a_run_on_a_gpu(small_run, monkeypatch, kin
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(0) or tensor)
     config = validate(small_run)
-    train = assemble.open_data(config, assemble.data_root(config)).train
+    train = open_data(config, assemble.data_root(config)).train
     loader = assemble.build_loader(config, train, Consensus(), torch.device(kind, 0))
     batches = next(loader.epoch(0))
     # Images, labels, bias and ids of each micro-batch.

@@ -13,11 +13,16 @@ import yaml
 
 import rebias_dist
 from data_shards.sources.listing import IMAGENET_NORMALIZE
+from rebias_dist.assemble import data_root
 from rebias_dist.config.files import validate
+from rebias_dist.data import open_split
 from rebias_dist.errors import ConfigError
 from rebias_dist.evaluation.checkpoints import evaluate_all
 from rebias_dist.evaluation.text import text
 from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.reporting.comparison import compare
+from rebias_dist.reporting.disagreements import disagreements
+from rebias_dist.reporting.runs import read_run
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
 from tests import ROOT
@@ -121,7 +126,7 @@ def test_published_weights_come_with_their_normalisation_through_a_stop(
     weights = torch.load(published, weights_only=True)
     published.unlink()
     # A resumed run needs them no more, on another number of ranks neither.
-    train({**values, "max_steps": 4}, "a")
+    train({**values, "max_steps": 4, "evaluate": {"every_epochs": 3}}, "a")
     run = Path(values["runs_dir"]) / "a"
     loaded = rebias_dist.load(run, "last")
     assert loaded.step == 4
@@ -134,6 +139,18 @@ def test_published_weights_come_with_their_normalisation_through_a_stop(
     (line,) = [line for line in log.splitlines() if "stays new" in line]
     assert "fc" in line
     assert "[1000, 512]" in line
+    # A report prepares the images in the same way.
+    (runs,), _ = compare([read_run(run)])
+    seen = disagreements(runs.groups[0], "unbiased")
+    counted = rebias_dist.load(run, runs.groups[0].counting)
+    data = open_split(data_root(counted.config), "unbiased")
+    right = [
+        counted.predict(map(data.image, range(len(data))), network).argmax(1).numpy() == data.labels
+        for network in ("f", "g0")
+    ]
+    assert seen.looked_at == len(data)
+    assert seen.f_alone.count == (right[0] & ~right[1]).sum()
+    assert seen.g_alone.count == (right[1] & ~right[0]).sum()
 
 
 def test_a_run_gives_its_weights_and_its_normalisation(small_run, published):

@@ -9,6 +9,7 @@ import torch
 from rebias_dist import assemble, methods
 from rebias_dist.config import plan
 from rebias_dist.config.files import validate
+from rebias_dist.data.splits import open_data
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.measuring import measure_radii, sampled_steps
@@ -17,7 +18,7 @@ from rebias_dist.step.precision import Precision
 
 def _game(values: dict):
     config = validate(values)
-    data = assemble.open_data(config, assemble.data_root(config))
+    data = open_data(config, assemble.data_root(config))
     precision = Precision(config.precision, torch.device("cpu"))
     method = methods.build(config.method)
     networks = build_networks(config, 10, precision)

@@ -156,8 +156,9 @@ def test_figures_agree_with_a_slow_evaluation(config_file, tmp_path):
     import torch
 
     import rebias_dist
-    from rebias_dist.assemble import data_root, open_data
+    from rebias_dist.assemble import data_root
     from rebias_dist.data.normalisation import Normalise
+    from rebias_dist.data.splits import open_data
 
     assert (
         train("--config", config_file, "--name", "a", "--max-steps", "12", cwd=tmp_path).returncode
