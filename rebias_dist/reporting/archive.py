@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from data_shards.system.files import write_synced
+from data_shards.system.files import read_json, write_synced
 from rebias_dist.config.files import to_yaml
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
@@ -55,7 +55,7 @@ def archive(runs: Sequence[Run], out: Path) -> list[Path]:
 
 def _files(run: Run) -> dict[str, bytes]:
     assert run.config is not None
-    state = json.loads((run.folder / "state.json").read_bytes())
+    state = read_json(run.folder / "state.json")
     kept = {key: state[key] for key in _STATE if key in state}
     figures = results.read(run.folder / "results.json")
     return {
