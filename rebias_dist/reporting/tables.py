@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
-from rebias_dist.evaluation.groups import FEW, WORST, interval, shown_groups
+from rebias_dist.evaluation.groups import FEW, WORST, shown_groups
 from rebias_dist.evaluation.text import choice_text
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.registry import METHODS
@@ -130,9 +130,9 @@ def groups_table(runs: Comparison) -> Table | None:
         for network in group.networks:
             groups = runs.groups_of(group, network)
             shown, _ = shown_groups(groups)
-            many = max(many, len(groups) if len(groups) > FEW else 0)
+            many = max(many, len(groups))
             for one in shown:
-                low, high = interval(one["accuracy"], one["samples"]) or (0.0, 1.0)
+                low, high = one["interval"]
                 rows.append(
                     {
                         _NAME: plain(group.label, 200),
@@ -152,7 +152,7 @@ def groups_table(runs: Comparison) -> Table | None:
         "group."
     ]
     notes += [f"aligned: {plain(text, 1000)}" for text in runs.rules]
-    if many:
+    if many > FEW:
         notes.append(f"Shown are the worst {WORST} of up to {many} groups.")
     return Table(caption, pd.DataFrame(rows), 4, notes) if rows else None
 
