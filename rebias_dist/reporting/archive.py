@@ -35,7 +35,8 @@ def archive(runs: Sequence[Run], out: Path) -> list[Path]:
     """Write the archives of runs with results into folders of ``out``; return the folders.
 
     Only the last part of each path in the configuration is kept, because other machines have other
-    folders.
+    folders. The training shards are not copied, and neither are their options, such as ρ; a report
+    has those of a run with ``data.root`` only where the shards are.
 
     Raises:
         ConfigError: two runs have the same name, an archive is there already, or cannot be written.
