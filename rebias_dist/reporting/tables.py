@@ -189,13 +189,13 @@ _WITHOUT_THEIRS = """Published figures are left out, for these runs are not the 
 experiment; rebias-report --published shows them."""
 
 
-def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
+def published_table(runs: Comparison, *, with_published: bool = True) -> Table | None:
     """Return our accuracies above those published; None for another data set or other splits.
 
-    ``theirs``: have those published; without them the table says how to get them.
+    ``with_published``: have those published; without them the table says how to get them.
     """
     known = published()
-    known = known[(known["dataset"] == runs.dataset) & theirs]
+    known = known[(known["dataset"] == runs.dataset) & with_published]
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
         caption, note = (
             "Biased-MNIST: accuracy on unbiased in percent, by ρ of the training set",
@@ -237,17 +237,17 @@ def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
     # Those of a method stand together, for they differ from source to source.
     labels = list(known["label"].unique())
     known = known.sort_values("label", key=lambda found: found.map(labels.index), kind="stable")
-    rows_of_theirs = [
+    theirs = [
         {"method": mark(str(label), METHODS.get(str(method))), "source": str(source)}
         | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
         for (label, method, source), found in known.groupby(
             ["label", "method", "source"], sort=False
         )
     ]
-    body = pd.DataFrame([*rows, *rows_of_theirs])
-    told = [note, _THEIRS if theirs else _WITHOUT_THEIRS]
+    body = pd.DataFrame([*rows, *theirs])
+    told = [note, _THEIRS if with_published else _WITHOUT_THEIRS]
     notes = [*(line.replace("\n", " ") for line in told), *_legend(body["method"])]
-    return Table(caption, body, 2, notes, len(rows_of_theirs))
+    return Table(caption, body, 2, notes, len(theirs))
 
 
 def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:
