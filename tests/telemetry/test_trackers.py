@@ -58,7 +58,9 @@ def run(folder) -> Path:
     MlflowClient(f"sqlite:///{folder / 'runs/mlflow.db'}").search_experiments()
     words = ("--config", "small.yaml", "--name", "a")
     for part in (("--max-steps", "4", "--evaluate.final", "none"), ()):
-        done = train(folder, *words, *part, WANDB_MODE="offline")
+        # An empty variable is as good as none.
+        variables = {"MLFLOW_TRACKING_URI": ""} if part else {}
+        done = train(folder, *words, *part, WANDB_MODE="offline", **variables)
         assert done.returncode == 0, done.stderr
         # The trackers say nothing of their own.
         own = [line for line in done.stderr.splitlines() if not re.match(r"\d{4}-", line)]
