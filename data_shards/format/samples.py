@@ -21,6 +21,8 @@ from data_shards.system.files import open_regular, parse_json
 _MOST_FACTS = 1_000_000  # bytes of one sample's JSON
 _HEAD = 2**17  # bytes of an image, which nearly always have its size
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+FORMATS = tuple(_EXTENSIONS)
+"""The formats of images in shards, as Pillow names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _facts_of_images(folder: Path, manifest: Manifest, index: NDArray[np.void]) 
                 for some in (min(_HEAD, length), length):
                     content = os.pread(file.fileno(), some, begin)
                     try:
-                        with Image.open(io.BytesIO(content), formats=tuple(_EXTENSIONS)) as image:
+                        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                             size, extension = image.size, _EXTENSIONS[image.format or ""]
                         break
                     except Exception:  # Pillow raises many kinds of errors on hostile bytes

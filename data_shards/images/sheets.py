@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_shards.errors import DataShardsError
+from data_shards.format.samples import FORMATS
 from data_shards.images.colours import to_rgb
 
 _GAP = 4  # pixels between pictures
@@ -74,7 +75,7 @@ def sheet(title: str, strips: Sequence[Strip], columns: int) -> bytes:
 
 def _thumbnail(content: bytes, side: int) -> Image.Image:
     """Return the whole image in RGB, fitted into a square; small ones grow by a whole factor."""
-    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as opened:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         opened.draft("RGB", (2 * side, 2 * side))
         image = to_rgb(opened)
     factor = side // max(image.size)

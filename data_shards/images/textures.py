@@ -27,7 +27,7 @@ from PIL import Image
 
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.format.manifest import Manifest, load_split
-from data_shards.format.samples import read_image
+from data_shards.format.samples import FORMATS, read_image
 from data_shards.images.colours import to_rgb
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from data_shards.system.processes import end_with_parent
@@ -118,7 +118,7 @@ def prepare(content: bytes) -> NDArray[np.float32]:
 
     Short side to 256 (bilinear), 224 × 224 from the centre, ImageNet's mean and deviation.
     """
-    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as opened:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         image = to_rgb(opened)
     short = min(image.size)
     size = tuple(side * RESIZE // short for side in image.size)

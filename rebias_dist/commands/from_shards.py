@@ -11,8 +11,8 @@ from PIL import Image
 
 from data_shards.errors import DataShardsError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, load_manifest, load_split
+from data_shards.format.samples import FORMATS, read_image
 from data_shards.litter import children
-from data_shards.system.files import open_regular
 from rebias_dist.config.data import is_address
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
         data["selection"] = "none"
     if len(sizes) > 1:
         data["augmentation"] = "crop_flip"
-    if max(map(max, sizes)) > _SMALL or len(sizes) > 1:
+    if not _are_small(sizes):
         values |= {"f": {"name": "resnet18"}, "g": [{"name": "bagnet18"}]}
     lines = _lines(root, manifest, tests, held_out, sizes)
     if manifest.samples < _BATCH:
@@ -101,10 +101,14 @@ def _lines(
     shown = " to ".join(f"{w} × {h}" for w, h in dict.fromkeys((sizes[0], sizes[-1])))
     crop = "; they differ, so data.augmentation is crop_flip" if len(sizes) > 1 else ""
     lines.append(f"images of {shown} pixels{crop}")
-    small = len(sizes) == 1 and max(sizes[0]) <= _SMALL
-    names = ("simple_convnet", "simple_convnet") if small else ("resnet18", "bagnet18")
-    lines.append(f"f {names[0]}, g {names[1]} unless --f.name and --g.0.name are given")
+    f, g = ("simple_convnet",) * 2 if _are_small(sizes) else ("resnet18", "bagnet18")
+    lines.append(f"f {f}, g {g} unless --f.name and --g.0.name are given")
     return lines
+
+
+def _are_small(sizes: list[tuple[int, int]]) -> bool:
+    """Return whether the images are for simple_convnet: small, and all of one size."""
+    return len(sizes) == 1 and max(sizes[0]) <= _SMALL
 
 
 def _sizes(folder: Path) -> list[tuple[int, int]]:
@@ -112,14 +116,11 @@ def _sizes(folder: Path) -> list[tuple[int, int]]:
     manifest, index = load_split(folder)
     found = set()
     for i in np.unique(np.linspace(0, len(index) - 1, _LOOKED_AT, dtype=np.int64)):
-        row = index[i]
-        with open_regular(folder / manifest.shards[int(row["shard"])].name) as shard:
-            shard.seek(int(row["offset"]))
-            content = shard.read(int(row["length"]))
         try:
-            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            content = read_image(folder, manifest, index[i])
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 found.add(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except Exception:  # Pillow raises many kinds of errors on hostile bytes
             continue  # training says what to do about damaged images
     if not found:
         raise DataShardsError(f"{folder}: has no readable image; make the shards again")

@@ -48,12 +48,13 @@ _EPILOG = """examples:
 def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
     """Parse the command line of ``rebias-train``; prints and exits for ``--help`` and its like."""
     values, where, default = read_file_of(argv)
-    read = _read_from_shards(argv) if default else None
-    if read is not None:
+    notes: list[str] = []
+    if default and (read := _read_from_shards(argv)) is not None:
         # An option of a method of the user's is a flag only if its name is among the values.
         name = str(values["method"]["name"])
         own = {"method": {"name": name}} if ":" in name else {}
-        values, where, default = {**read[0], **own}, read[2], False
+        of_shards, notes, where = read
+        values, default = {**of_shards, **own}, False
     parser = OneLineParser(
         prog=program,
         usage=f"{program} [--config NAME_OR_FILE] [--FIELD VALUE ...]",
@@ -93,8 +94,7 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         raise ConfigError("--resume must: give the --name of the run")
     overrides = tuple(arguments.resume_override)
     _check_overrides(config, overrides)
-    notes = tuple(read[1]) if read else ()
-    return Request(config, arguments.resume, overrides, arguments.dry_run, default, notes)
+    return Request(config, arguments.resume, overrides, arguments.dry_run, default, tuple(notes))
 
 
 def _read_from_shards(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], str] | None:

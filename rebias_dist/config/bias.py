@@ -49,6 +49,14 @@ class BiasRule(BaseModel):
         ids = [-1 if value is None else place.get(value, len(values)) for value in found]
         return np.array(ids, dtype=np.int64)
 
+    def names(self, count: int) -> list[str]:
+        """Return the names of ``count`` values or more; a value that the rule lacks has its number.
+
+        Args:
+            count: the largest id plus 1.
+        """
+        return [*self.values, *map(str, range(len(self.values), count))]
+
     def text(self) -> str:
         """Return the rule in a line: the attribute and the value of each class."""
         pairs = [f"{name}: {value}" for name, value in self.aligned.items()]

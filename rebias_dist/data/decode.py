@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
 
+from data_shards.format.samples import FORMATS
 from data_shards.images.colours import to_rgb
 from data_shards.images.examine import MOST_PIXELS
 from rebias_dist.errors import ConfigError
@@ -113,7 +114,7 @@ _JPEG: dict[DecoderName, Callable[[bytes], Tensor | None]] = {
 def _by_pillow(content: bytes) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size)
             return np.array(to_rgb(image))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.bootstrap import intervals
-from rebias_dist.evaluation.groups import interval, worst_group
+from rebias_dist.evaluation.groups import worst_group
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL, cell_counts, cell_mean
 
 CALIBRATION_BINS = 15
@@ -124,9 +124,6 @@ def _by_bias(
     shape = (truth.classes, max(int(bias.max(initial=-1)) + 1, truth.values))
     count = _table(labels[known], bias[known], shape)
     correct = _table(labels[known & right], bias[known & right], shape)
-    worst = worst_group(correct, count)
-    if worst is not None:
-        worst["interval"] = interval(worst["accuracy"], worst["samples"])
     follows = conflicting & (truth.aligned[predicted] == bias)
     return {
         "bias_correct": correct.tolist(),
@@ -136,7 +133,7 @@ def _by_bias(
         "follows_bias": _ratio(follows.sum(), conflicting.sum()),
         "aligned_samples": int(aligned.sum()),
         "conflicting_samples": int(conflicting.sum()),
-        "worst_group": worst,
+        "worst_group": worst_group(correct, count),
     }
 
 

@@ -17,32 +17,35 @@ WORST = 5
 
 
 def wilson(share: Any, samples: Any) -> tuple[Any, Any]:
-    """Return Wilson's 95 % interval of a share of samples (JASA 1927), for numbers or arrays."""
+    """Return Wilson's 95 % interval of a share of samples (JASA 1927), for numbers or arrays.
+
+    ``samples`` are 1 or more.
+    """
     z2 = ndtri(0.975) ** 2
     centre = share + z2 / (2 * samples)
     half = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * samples)) / samples)
-    return (centre - half) / (1 + z2 / samples), (centre + half) / (1 + z2 / samples)
+    low, high = (centre - half) / (1 + z2 / samples), (centre + half) / (1 + z2 / samples)
+    # Rounding may leave [0, 1].
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
-def interval(share: float | None, samples: int) -> list[float] | None:
-    """Return Wilson's interval within [0, 1] as a list; None where there is no sample."""
-    if share is None or not samples:
-        return None
-    return [float(bound) for bound in np.clip(wilson(share, samples), 0, 1)]
+def interval(share: float, samples: int) -> list[float]:
+    """Return Wilson's interval as a list."""
+    return [float(bound) for bound in wilson(share, samples)]
 
 
 def worst_group(correct: NDArray[np.int64], count: NDArray[np.int64]) -> dict[str, Any] | None:
     """Return the group with the lowest accuracy among those of ``SMALLEST_CELL`` or more samples.
 
-    Of equal accuracies that of the lowest label and value counts.
+    If several have it, the one with the lowest label, then the lowest value, is returned.
 
     Args:
         correct: right predictions, label × value of the bias.
         count: samples, label × value of the bias.
 
     Returns:
-        ``label``, ``bias`` (the id of the value), ``accuracy`` and ``samples``; None if no group is
-        large enough.
+        ``label``, ``bias`` (the id of the value), ``accuracy``, ``samples`` and Wilson's
+        ``interval``; None if no group is large enough.
     """
     groups = [
         (correct[label, bias] / count[label, bias], int(label), int(bias))
@@ -52,7 +55,26 @@ def worst_group(correct: NDArray[np.int64], count: NDArray[np.int64]) -> dict[st
         return None
     value, label, bias = min(groups)
     samples = int(count[label, bias])
-    return {"label": label, "bias": bias, "accuracy": float(value), "samples": samples}
+    return {
+        "label": label,
+        "bias": bias,
+        "accuracy": float(value),
+        "samples": samples,
+        "interval": interval(float(value), samples),
+    }
+
+
+def group_of(name: str, value: str, correct: int, samples: int) -> dict[str, Any]:
+    """Return a group, as :func:`groups_of` describes it, from its class, value and counts."""
+    accuracy = correct / samples
+    return {
+        "class": name,
+        "value": value,
+        "samples": samples,
+        "correct": correct,
+        "accuracy": accuracy,
+        "interval": interval(accuracy, samples),
+    }
 
 
 def groups_of(
@@ -72,20 +94,13 @@ def groups_of(
     """
     right, total = np.asarray(correct, dtype=np.int64), np.asarray(count, dtype=np.int64)
     return [
-        {
-            "class": classes[label],
-            "value": values[value],
-            "samples": (samples := int(total[label, value])),
-            "correct": (hits := int(right[label, value])),
-            "accuracy": hits / samples,
-            "interval": interval(hits / samples, samples),
-        }
+        group_of(classes[label], values[value], int(right[label, value]), int(total[label, value]))
         for label, value in np.argwhere(total > 0)
     ]
 
 
 def worst_named(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return that one of :func:`groups_of` which :func:`worst_group` is; None if all are small."""
+    """Return the worst of :func:`groups_of`, as :func:`worst_group` does; None if all are small."""
     large = [group for group in groups if group["samples"] >= SMALLEST_CELL]
     return min(large, key=lambda group: group["accuracy"], default=None)
 
@@ -127,5 +142,5 @@ def lines(split: str, figures: Mapping[str, Any]) -> Iterator[str]:
 
 def shown(counted: Mapping[str, Any]) -> str:
     """Return an accuracy with Wilson's interval and the number of samples, as text."""
-    low, high = interval(counted["accuracy"], counted["samples"]) or (0, 1)
+    low, high = interval(counted["accuracy"], counted["samples"])
     return f"{counted['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {counted['samples']:,}"

@@ -83,7 +83,7 @@ class LoadedRun:
         Args:
             images: RGB pixels, uint8, of torch or NumPy: ``[n, 3, height, width]``, or several
                 ``[3, height, width]``, which may differ in size.
-            network: ``f``, ``g0``, ``g1`` … or ``f_ema``
+            network: ``f``, ``g0``, ``g1`` … or ``f_ema``.
 
         Returns:
             float64 ``[n, classes]`` on the CPU, in the order of ``classes``; ``argmax(1)`` gives
@@ -140,8 +140,7 @@ class LoadedRun:
             seen += len(best)
         if not seen == n == len(biases):
             raise ArgumentError(f"there are {seen} images, {n} labels and {len(biases)} biases")
-        names = [*self.rule.values]
-        names += map(str, range(len(names), int(biases.max()) + 1))
+        names = self.rule.names(int(biases.max()) + 1)
         rule = self.rule.ids(self.classes, names)
         no_clusters = np.zeros((0, n), dtype=np.int64)
         known = Truth(truth, biases, no_clusters, len(self.classes), rule, len(names))

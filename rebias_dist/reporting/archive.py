@@ -1,4 +1,4 @@
-"""Keep of a run what a report needs: its configuration, results, state and thinned curves.
+"""Keep what a report needs of a run: its configuration, results, state and thinned curves.
 
 A run's folder has checkpoints and megabytes of metrics; its archive has some kilobytes and is a
 run's folder too, from which a report is made in the same way.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from data_shards.system.files import read_json, write_synced
 from rebias_dist.config.files import to_yaml
@@ -19,7 +21,8 @@ from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.runs import Run
 from rebias_dist.runs import results
 
-_DIGITS = 5
+_Part = TypeVar("_Part", bound=BaseModel)
+_DIGITS = 5  # significant digits of the points of curves
 _STATE = ("name", "method", "world_size", "status", "step", "total_steps", "epoch")
 
 
@@ -31,8 +34,9 @@ def is_drawn(tag: str) -> bool:
 def archive(runs: Sequence[Run], out: Path) -> list[Path]:
     """Write the archives of runs with results into folders of ``out``; return the folders.
 
-    Of paths in the configuration only the last part is kept, for other machines have other
-    folders.
+    Only the last part of each path in the configuration is kept, because other machines have other
+    folders. The training shards are not copied, and neither are their options, such as ρ; a report
+    has those of a run with ``data.root`` only where the shards are.
 
     Raises:
         ConfigError: two runs have the same name, an archive is there already, or cannot be written.
@@ -67,15 +71,23 @@ def _files(run: Run) -> dict[str, bytes]:
 
 
 def _without_folders(config: Config) -> Config:
-    data = config.data
-    short = {
-        name: PurePath(value).name
-        for name, value in (("root", data.root), ("source", data.source))
-        if value is not None
+    tests = {name: PurePath(folder).name for name, folder in config.data.other_tests.items()}
+    changed = {
+        "runs_dir": PurePath(config.runs_dir).name,
+        "data": _short(config.data, "root", "source", "aligned").model_copy(
+            update={"other_tests": tests}
+        ),
+        "f": _short(config.f, "checkpoint", "pretrained"),
+        "g": [_short(g, "checkpoint", "pretrained") for g in config.g],
     }
-    short_tests = {name: PurePath(folder).name for name, folder in data.other_tests.items()}
-    changed = data.model_copy(update={**short, "other_tests": short_tests})
-    return config.model_copy(update={"data": changed})
+    return config.model_copy(update=changed)
+
+
+def _short(part: _Part, *fields: str) -> _Part:
+    """Return a part of a configuration with the last part of each path that is set."""
+    paths = {name: getattr(part, name) for name in fields}
+    short = {name: PurePath(path).name for name, path in paths.items() if isinstance(path, str)}
+    return part.model_copy(update=short)
 
 
 def _metrics(folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
+from rebias_dist.evaluation.groups import group_of
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.registry import METHODS, Facts
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
@@ -133,9 +135,13 @@ class Comparison:
 
     def scores(self, group: Group, network: str) -> list[Score]:
         """Return the scores of a group's runs on the split that tells bias."""
-        frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged_split)]
-        mine = (frame["setting"] == group.label) & (frame["network"] == network)
-        return list(frame.loc[mine, "score"])
+        return list(self._judged(group, network)["score"])
+
+    def _judged(self, group: Group, network: str) -> pd.DataFrame:
+        """Return the rows of a network that count, on the split that tells bias."""
+        mine = (self.frame["setting"] == group.label) & (self.frame["network"] == network)
+        judged = self.frame["split"] == self.judged_split
+        return self.frame[self.frame["counts"] & judged & mine]
 
     @cached_property
     def rules(self) -> list[str]:
@@ -157,17 +163,13 @@ class Comparison:
 
     def groups_of(self, group: Group, network: str) -> list[dict[str, Any]]:
         """Return the groups of class and bias on the split that tells bias, summed over seeds."""
-        frame = self.frame[self.frame["counts"] & (self.frame["split"] == self.judged_split)]
-        mine = (frame["setting"] == group.label) & (frame["network"] == network)
-        summed: dict[tuple[str, str], dict[str, Any]] = {}
-        for one in itertools.chain.from_iterable(frame.loc[mine, "groups"]):
-            found = summed.setdefault((one["class"], one["value"]), {"samples": 0, "correct": 0})
-            found["samples"] += one["samples"]
-            found["correct"] += one["correct"]
-        return [
-            {"class": name, "value": value, **sums, "accuracy": sums["correct"] / sums["samples"]}
-            for (name, value), sums in summed.items()
-        ]
+        correct: Counter[tuple[str, str]] = Counter()
+        samples: Counter[tuple[str, str]] = Counter()
+        for one in itertools.chain.from_iterable(self._judged(group, network)["groups"]):
+            named = (one["class"], one["value"])
+            correct[named] += one["correct"]
+            samples[named] += one["samples"]
+        return [group_of(*named, correct[named], samples[named]) for named in samples]
 
     @cached_property
     def splits(self) -> dict[str, list[int]]:

@@ -19,8 +19,15 @@ from rebias_dist.reporting.training_data import rho_of, seeds_of, settings_of
 from rebias_dist.runs.results_schema import Results, Score
 
 MEASURES = [
-    *("accuracy", "unbiased", "worst_group", "aligned", "conflicting", "follows_bias"),
-    *("worst_class", "ece", "hsic"),
+    "accuracy",
+    "unbiased",
+    "worst_group",
+    "aligned",
+    "conflicting",
+    "follows_bias",
+    "worst_class",
+    "ece",
+    "hsic",
 ]
 KEYS = ["setting", "checkpoint", "split", "network"]
 _INTERNAL = ["series", "shared", "counts", "score"]
@@ -87,7 +94,7 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
                     name: getattr(score, name)
                     for name in ("accuracy", "unbiased", "follows_bias", "worst_class", "ece")
                 }
-                measures |= of_bias(results, score)
+                measures |= _of_bias(results, score)
                 yield {
                     "checkpoint": "oracle" if oracle else name,
                     "chosen_on": results.chosen_on if name == "best" else None,
@@ -105,7 +112,7 @@ def _scores(results: Results) -> Iterator[dict[str, Any]]:
                 }
 
 
-def of_bias(results: Results, score: Score) -> dict[str, Any]:
+def _of_bias(results: Results, score: Score) -> dict[str, Any]:
     """Return the figures of a score by its groups; those of no sample are None."""
     aligned, conflicting = results.sides(score)
     values = [plain(value, 60) for value in results.values(score)]

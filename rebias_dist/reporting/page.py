@@ -71,10 +71,10 @@ def dataset_part(runs: Comparison, stem: str, *, with_published: bool) -> Datase
         protocol = "Nothing differs from the published protocol."
     if departures is not None:
         protocol = "Not the published experiment: see the table of what differs from it."
-    theirs = with_published or departures is None
+    with_published = with_published or departures is None
     listed = [
         tables.results_table(runs),
-        tables.published_table(runs, theirs=theirs),
+        tables.published_table(runs, with_published=with_published),
         tables.corruption_table(runs),
         tables.leads_table(runs),
         tables.measures_table(runs),
@@ -87,14 +87,14 @@ def dataset_part(runs: Comparison, stem: str, *, with_published: bool) -> Datase
         plain(runs.dataset, 60),
         "" if runs.chance is None else f"chance is {100 * runs.chance:.1f} %",
         protocol,
-        list(_pictures(runs, stem, theirs)),
+        list(_pictures(runs, stem, with_published)),
         [table for table in listed if table is not None],
         looked[0].examples if looked else {},
         settings,
     )
 
 
-def _pictures(runs: Comparison, stem: str, theirs: bool) -> Iterator[Picture]:
+def _pictures(runs: Comparison, stem: str, with_published: bool) -> Iterator[Picture]:
     words = plots.words(runs)
     yield Picture.draw(
         stem,
@@ -104,12 +104,14 @@ def _pictures(runs: Comparison, stem: str, theirs: bool) -> Iterator[Picture]:
         partial(plots.splits_picture, runs),
     )
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
+        beside = ", beside published points" if with_published else ""
+        marks = " Hollow marks are published points." if with_published else ""
         yield Picture.draw(
             f"{stem}-rho",
             "Unbiased accuracy over the training correlation ρ, by method"
-            f"{', beside published points' * theirs}; the figures are in the table",
-            f"Unbiased accuracy over ρ ({words}).{' Hollow marks are published points.' * theirs}",
-            partial(plots.rho_picture, runs, theirs=theirs),
+            f"{beside}; the figures are in the table",
+            f"Unbiased accuracy over ρ ({words}).{marks}",
+            partial(plots.rho_picture, runs, with_published=with_published),
         )
 
 

@@ -117,13 +117,13 @@ def _key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **{"linestyle": "none", **style})
 
 
-def rho_picture(runs: Comparison, *, theirs: bool = True) -> Drawing:
+def rho_picture(runs: Comparison, *, with_published: bool = True) -> Drawing:
     """Draw accuracy over ρ: a panel with all methods, and one for each.
 
-    ``theirs``: draw the published points in the panel of their method.
+    ``with_published``: draw the published points in the panel of their method.
     """
     known = published()
-    known = known[(known["dataset"] == "biased_mnist") & theirs]
+    known = known[(known["dataset"] == "biased_mnist") & with_published]
     marks = dict(zip(known["source"].unique(), cycle(_OF_SOURCES), strict=False))
     ticks = sorted({*known["rho"], *(group.rho for group in runs.groups)} - {None})
     series = {group.series: group.config.method.name for group in runs.groups}
@@ -145,9 +145,9 @@ def rho_picture(runs: Comparison, *, theirs: bool = True) -> Drawing:
         keys.append(_key(plain(name), **style))
     panels[0].set_title("all, as measured here")
     hollow = {"linestyle": ":", "linewidth": 0.8, "markersize": 6, "markerfacecolor": "none"}
-    for (method_there, source), found in known.groupby(["method", "source"]):
-        colour = _OF_METHOD.get(str(method_there), _OF_OTHERS)["color"]
-        panel = panels[1 + methods.index(str(method_there))]
+    for (theirs, source), found in known.groupby(["method", "source"]):
+        colour = _OF_METHOD.get(str(theirs), _OF_OTHERS)["color"]
+        panel = panels[1 + methods.index(str(theirs))]
         x, mark = [ticks.index(rho) for rho in found["rho"]], marks[source]
         panel.plot(x, found["percent"], color=colour, marker=mark, **hollow)
     for panel, method in zip(panels[1:], methods, strict=False):

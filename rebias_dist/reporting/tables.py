@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
-from rebias_dist.evaluation.groups import FEW, WORST, interval, shown_groups
+from rebias_dist.evaluation.groups import FEW, WORST, shown_groups
 from rebias_dist.evaluation.text import choice_text
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.registry import METHODS
@@ -130,9 +130,9 @@ def groups_table(runs: Comparison) -> Table | None:
         for network in group.networks:
             groups = runs.groups_of(group, network)
             shown, _ = shown_groups(groups)
-            many = max(many, len(groups) if len(groups) > FEW else 0)
+            many = max(many, len(groups))
             for one in shown:
-                low, high = interval(one["accuracy"], one["samples"]) or (0.0, 1.0)
+                low, high = one["interval"]
                 rows.append(
                     {
                         _NAME: plain(group.label, 200),
@@ -152,7 +152,7 @@ def groups_table(runs: Comparison) -> Table | None:
         "group."
     ]
     notes += [f"aligned: {plain(text, 1000)}" for text in runs.rules]
-    if many:
+    if many > FEW:
         notes.append(f"Shown are the worst {WORST} of up to {many} groups.")
     return Table(caption, pd.DataFrame(rows), 4, notes) if rows else None
 
@@ -189,13 +189,13 @@ _WITHOUT_THEIRS = """Published figures are left out, for these runs are not the 
 experiment; rebias-report --published shows them."""
 
 
-def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
+def published_table(runs: Comparison, *, with_published: bool = True) -> Table | None:
     """Return our accuracies above those published; None for another data set or other splits.
 
-    ``theirs``: have those published; without them the table says how to get them.
+    ``with_published``: have those published; without them the table says how to get them.
     """
     known = published()
-    known = known[(known["dataset"] == runs.dataset) & theirs]
+    known = known[(known["dataset"] == runs.dataset) & with_published]
     if runs.dataset == "biased_mnist" and "unbiased" in runs.splits:
         caption, note = (
             "Biased-MNIST: accuracy on unbiased in percent, by ρ of the training set",
@@ -237,17 +237,17 @@ def published_table(runs: Comparison, *, theirs: bool = True) -> Table | None:
     # Those of a method stand together, for they differ from source to source.
     labels = list(known["label"].unique())
     known = known.sort_values("label", key=lambda found: found.map(labels.index), kind="stable")
-    rows_of_theirs = [
+    theirs = [
         {"method": mark(str(label), METHODS.get(str(method))), "source": str(source)}
         | {title: _percent(found, key, column[-1]) for title, column in columns.items()}
         for (label, method, source), found in known.groupby(
             ["label", "method", "source"], sort=False
         )
     ]
-    body = pd.DataFrame([*rows, *rows_of_theirs])
-    told = [note, _THEIRS if theirs else _WITHOUT_THEIRS]
+    body = pd.DataFrame([*rows, *theirs])
+    told = [note, _THEIRS if with_published else _WITHOUT_THEIRS]
     notes = [*(line.replace("\n", " ") for line in told), *_legend(body["method"])]
-    return Table(caption, body, 2, notes, len(rows_of_theirs))
+    return Table(caption, body, 2, notes, len(theirs))
 
 
 def _percent(found: pd.DataFrame, key: str, wanted: object) -> str:

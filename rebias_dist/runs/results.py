@@ -141,13 +141,14 @@ def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
 
 
 def _of_bias(score: Mapping[str, Any]) -> dict[str, str]:
-    worst, intervals = score["worst_group"], score["intervals"]
-    name = f" {worst['class']}, {worst['value']}" if worst else ""
+    intervals, worst_group = score["intervals"], _bounded(None, None)
+    if worst := score["worst_group"]:
+        shown = _bounded(worst["accuracy"], worst["interval"])
+        worst_group = f"{shown} {worst['class']}, {worst['value']}"
     return {
         "aligned": _bounded(score["aligned"], intervals["aligned"]),
         "conflicting": _bounded(score["conflicting"], intervals["conflicting"]),
-        "worst group": _bounded(*(worst["accuracy"], worst["interval"]) if worst else (None, None))
-        + name,
+        "worst group": worst_group,
     }
 
 

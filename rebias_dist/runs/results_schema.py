@@ -62,6 +62,11 @@ class Score(_Read):
         return int(right[cells].sum()) / total if total else None
 
     @property
+    def biases(self) -> int:
+        """Return the number of values of the bias that the groups have."""
+        return len(self.bias_count[0]) if self.bias_count else 0
+
+    @property
     def worst_class(self) -> float | None:
         """Return the accuracy of the worst class; None without a confusion matrix."""
         return float(np.nanmin(self.by_class)) if self.confusion else None
@@ -137,17 +142,13 @@ class Results(_Read):
 
     def sides(self, score: Score) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which groups of a score are aligned and which conflicting, label × bias."""
-        biases = len(score.bias_count[0]) if score.bias_count else 0
-        values = self.values(score)
-        own = self.rule.ids(self.classes, values)[: len(score.bias_count), None]
-        aligned = own == np.arange(biases)
+        own = self.rule.ids(self.classes, self.values(score))[: len(score.bias_count), None]
+        aligned = own == np.arange(score.biases)
         return aligned, (own >= 0) & ~aligned
 
     def values(self, score: Score) -> list[str]:
         """Return the names of the biases of a score; a bias that the rule lacks has its number."""
-        names = self.rule.values
-        biases = len(score.bias_count[0]) if score.bias_count else 0
-        return [*names, *map(str, range(len(names), biases))]
+        return self.rule.names(score.biases)
 
     @model_validator(mode="after")
     def _same_classes(self) -> Results:

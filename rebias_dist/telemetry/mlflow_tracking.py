@@ -71,7 +71,7 @@ class MLflow(Tracker):
 
         name = project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or _DEFAULT_EXPERIMENT
         # Without this, MLflow keeps pictures in the working directory of each run.
-        local = "MLFLOW_TRACKING_URI" not in os.environ
+        local = not os.environ.get("MLFLOW_TRACKING_URI")
         place = (runs_dir / "mlartifacts").as_uri() if local else None
         found = self._client.get_experiment_by_name(name)
         if found is None:

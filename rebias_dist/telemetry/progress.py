@@ -86,8 +86,9 @@ def describe(
     """
     speed = "?" if images_per_s is None else f"{images_per_s:.4g}"
     eta = "?" if eta_seconds is None else str(timedelta(seconds=round(eta_seconds)))
-    parts = [f"epoch {epoch}", text, f"{speed} images/s", f"ETA {eta}", *details.split(", ")]
-    expendable = [*parts[:3:-1], parts[0], parts[2], parts[1]]
+    in_epoch, at_speed, more = f"epoch {epoch}", f"{speed} images/s", details.split(", ")
+    parts = [in_epoch, text, at_speed, f"ETA {eta}", *more]
+    expendable = [*reversed(more), in_epoch, at_speed, text]
     while room is not None and len(_joined(parts)) > room and expendable:
         parts.remove(expendable.pop(0))
     return _joined(parts)

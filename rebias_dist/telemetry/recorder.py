@@ -107,7 +107,9 @@ class Recorder:
             values |= {**constants(), **reading.scalars()}
             self.telemetry.scalars(step, values, epoch=epoch)
             self.watch.step(step, values)
-            losses = {tag.removesuffix("/loss"): values[tag] for tag in values if "/loss" in tag}
+            losses = {
+                tag.removesuffix("/loss"): values[tag] for tag in values if tag.endswith("/loss")
+            }
             self._text = "loss " + " ".join(f"{name} {losses[name]:.4f}" for name in losses)
             self._details = describe_speed(values)
         self.telemetry.progress(step, epoch=epoch, text=self._text, details=self._details)

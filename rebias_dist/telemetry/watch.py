@@ -1,7 +1,7 @@
 """Warnings of known problems of training f against g, while a run trains.
 
 Each is given once when the problem appears, and again only if it had disappeared. It goes to the
-log and to TensorBoard's texts under ``warnings/``.
+log and to the trackers' texts under ``warnings/``.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_shards.__main__ import cli as shards_cli
 from rebias_dist.commands.train import cli, parse_train
 from tests.data.attribute_splits import write_attributes
+from tests.data_shards.convert.test_index import sample, write_tar
 
 
 def images(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -57,6 +59,28 @@ def test_networks_and_augmentation_fit_the_images(tmp_path, sizes, augmentation,
     config, _ = parsed(config.data.root, *flags)
     assert (config.data.augmentation, config.f.name) == ("none", "simple_convnet")
     assert config.method.name == "group_dro"
+
+
+def test_tars_of_webp_that_another_program_wrote(tmp_path):
+    (tmp_path / "classes.csv").write_text("wnid,class\nn0,cat\nn1,dog\n")
+    for split in ("train", "test"):
+        members = [m for i in range(6) for m in sample(f"{i}", i % 2, i, "WEBP")]
+        tar = write_tar(tmp_path / split / "0.tar", members)
+        named = ["--dataset", "pets", "--classes", str(tmp_path / "classes.csv")]
+        assert shards_cli(["index", str(tar), *named, "--workers", "1"]) == 0
+    config, notes = parsed(str(tmp_path))
+    assert config.data.dataset == "pets"
+    assert "images of 32 × 32 pixels f simple_convnet" in notes
+
+
+def test_an_image_that_is_not_that_of_the_index_is_passed_over(tmp_path):
+    root = shards(tmp_path, (16, 16))
+    shard = next((tmp_path / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    at = content.index(b"IHDR") + 4
+    content[at : at + 8] = (1000).to_bytes(4, "big") * 2
+    shard.write_bytes(content)
+    assert "images of 16 × 16 pixels f simple_convnet" in parsed(root)[1]
 
 
 def test_without_selection_data_a_test_split_is_the_oracle(tmp_path):

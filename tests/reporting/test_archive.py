@@ -14,7 +14,12 @@ from tests.commands.test_report import method, write_run
 def runs(tmp_path):
     for seed in range(3):
         counts = {"biased": {"f": 900, "g0": 990}, "unbiased": {"f": 500 + seed, "g0": 100}}
-        values = method("rebias", seed=seed, data={"source": "/somewhere/on/this/machine/mnist"})
+        paths = {
+            "data": {"source": "/somewhere/mnist", "aligned": "/somewhere/rule.csv"},
+            "f": {"name": "simple_convnet", "pretrained": "/somewhere/a:best"},
+            "g": [{"name": "simple_convnet", "checkpoint": "/somewhere/biased"}],
+        }
+        values = method("rebias", seed=seed, runs_dir="/somewhere/runs", **paths)
         folder = write_run(tmp_path / f"runs/rebias-{seed}", values, counts)
         lines = [{"step": s, "f/ce": 2 / s, "g0/ce": 1 / s, "speed/x": 7} for s in range(1, 5001)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
