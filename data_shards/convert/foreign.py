@@ -4,7 +4,6 @@ Its members are grouped into samples by webdataset's rule: a name is the key up 
 behind the last slash, then the extension. Members of a sample need not follow each other.
 """
 
-import hashlib
 import os
 import re
 import tarfile
@@ -24,7 +23,7 @@ from data_shards.format.manifest import NO_BIAS, Shard
 from data_shards.format.tars import BLOCK
 from data_shards.format.writer import Row, rows_of
 from data_shards.images.examine import MOST_BYTES, Examination, examine
-from data_shards.system.files import open_regular, parse_json
+from data_shards.system.files import open_regular, parse_json, sha256_of
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _SPECIAL = re.compile(r"__[^/]*__($|/)")  # webdataset skips such members
@@ -114,13 +113,9 @@ def read_tar(job: Job) -> Tar | Unusable:
     """
     with open_regular(job.path) as file:
         try:
-            digest = hashlib.sha256()
-            while stretch := file.read(_STRETCH):
-                digest.update(stretch)
-                mark(-1)
-            samples = _samples(file)
+            sha256 = sha256_of(file, lambda: mark(-1))
             size = os.fstat(file.fileno()).st_size
-            return _Reader(job, file).read(samples, size, digest.hexdigest())
+            return _Reader(job, file).read(_samples(file), size, sha256)
         except _UnusableError as error:
             return Unusable(job.path, str(error))
         except OSError as error:
