@@ -4,7 +4,7 @@ Shards are read block by block. Every header must be the one that the writer mak
 between the payloads zero, and every payload must have its hash. A length that a file claims is
 compared with the size of the file before memory is allocated for it.
 
-Of tars that another program wrote, the whole and every image must have their hashes.
+Tars that another program wrote must have their hash, and so must every image in them.
 """
 
 import hashlib
