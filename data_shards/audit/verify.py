@@ -4,7 +4,7 @@ Shards are read block by block. Every header must be the one that the writer mak
 between the payloads zero, and every payload must have its hash. A length that a file claims is
 compared with the size of the file before memory is allocated for it.
 
-Of tars that another program wrote, the whole and every image must have their hashes.
+Tars that another program wrote must have their hash, and so must every image in them.
 """
 
 import hashlib
@@ -194,7 +194,7 @@ def verify_shard(job: _Job) -> list[Finding]:
                 found.append(_finding(job.path, "truncated"))
             elif size > job.bytes:
                 found.append(_finding(job.path, "longer"))
-            altered = _digest(file) != job.sha256
+            altered = sha256_of(file, lambda: mark(0)) != job.sha256
             if altered:
                 found.append(_finding(job.path, "altered"))
             if job.rows is not None and job.is_foreign:
@@ -204,14 +204,6 @@ def verify_shard(job: _Job) -> list[Finding]:
             return found
         except OSError as error:
             raise DataShardsError(f"{job.path}: cannot be read ({error.strerror})") from None
-
-
-def _digest(file: BufferedReader) -> str:
-    digest = hashlib.sha256()
-    while stretch := file.read(_STRETCH):
-        digest.update(stretch)
-        mark(0)
-    return digest.hexdigest()
 
 
 def _altered_images(file: BufferedReader, path: Path, rows: NDArray[np.void]) -> Iterator[Finding]:

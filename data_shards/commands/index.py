@@ -24,6 +24,7 @@ from data_shards.commands.shared import (
     add_limit_arguments,
     add_workers_argument,
     parse_limit,
+    words_of,
     workers_of,
 )
 from data_shards.errors import UsageError
@@ -87,17 +88,18 @@ def run(arguments: argparse.Namespace) -> int:
     from data_shards.convert.foreign import Reading
     from data_shards.convert.index import Indexing, index_tars
     from data_shards.convert.publish import Limit
+    from data_shards.sources.datasets import TRAIN
 
     if not _NAME.fullmatch(arguments.dataset):
         raise UsageError(
             f"--dataset {arguments.dataset}: a name may have only letters, digits, '_' and '-'"
         )
-    fields = tuple(arguments.attributes.split(",")) if arguments.attributes else ()
+    fields = tuple(words_of("--attributes", arguments.attributes))
     for name in fields:
-        if not _FIELD.fullmatch(name) or fields.count(name) > 1:
+        if not _FIELD.fullmatch(name):
             raise UsageError(
                 f"--attributes {arguments.attributes}: {name!r} must be a name of letters, digits, "
-                "'_' and '-', given once"
+                "'_' and '-' that begins with a letter"
             )
     tars = expanded(arguments.tars)
     folder = _folder(tars, arguments.split, arguments.output)
@@ -123,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         state["images_per_second"] = round(manifest.samples / seconds, 1)
     code = report_split(folder.parent, manifest, limit, state, as_json=arguments.json)
     report_overlaps(folder.parent, workers, as_json=arguments.json)
-    if manifest.split == "train" and not arguments.json:
+    if manifest.split == TRAIN and not arguments.json:
         report_training(folder.parent, [attribute.name for attribute in manifest.attributes])
     return code
 

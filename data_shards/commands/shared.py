@@ -120,6 +120,17 @@ def parse_limit(text: str | None, option: str = "--max-corrupt") -> int | float 
     raise UsageError(f"{option} {text}: must be a number or a fraction from 0 to 1")
 
 
+def words_of(option: str, text: str | None) -> list[str]:
+    """Return the words of an option, which commas separate."""
+    words = [word.strip() for word in (text or "").split(",")]
+    if words == [""]:
+        return []
+    twice = next((word for word in words if words.count(word) > 1 or not word), None)
+    if twice is not None:
+        raise UsageError(f"{option} {text}: {twice!r} must be there once")
+    return words
+
+
 def parse_part(text: str) -> tuple[int, int]:
     """Return the value of ``--part``: (number from 1, how many)."""
     number, slash, parts = text.partition("/")

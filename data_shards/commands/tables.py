@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.commands.shared import words_of
 from data_shards.errors import UsageError
 from data_shards.sources.datasets import check_name
 from data_shards.sources.labelled import (
@@ -28,7 +29,7 @@ EXAMPLE = (
     "--splits 0=train,1=selection,2=test --output shards/birds"
 )
 
-_LONGEST = 64  # signs of the name of an attribute
+_LONGEST = 64  # characters of the name of an attribute
 _SHOWN = 12
 
 
@@ -218,7 +219,7 @@ def _name_of(output: Path) -> str:
 
 
 def _attribute_names(columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of attributes, which have fewer signs than those of columns."""
+    """Return the names of attributes: those of their columns in letters, digits, '_' and '-'."""
     names = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:_LONGEST] for name in columns]
     for name, column in zip(names, columns, strict=True):
         if not name[:1].isalpha() or names.count(name) > 1:
@@ -240,17 +241,6 @@ def _values(given: Sequence[str], attributes: Sequence[str]) -> dict[str, tuple[
             )
         values[name] = tuple(words_of("--values", words))
     return values
-
-
-def words_of(option: str, text: str | None) -> list[str]:
-    """Return the words of an option, which commas separate."""
-    words = [word.strip() for word in (text or "").split(",")]
-    if words == [""]:
-        return []
-    twice = next((word for word in words if words.count(word) > 1 or not word), None)
-    if twice is not None:
-        raise UsageError(f"{option} {text}: {twice!r} must be there once")
-    return words
 
 
 def _pairs_of(option: str, text: str | None) -> dict[str, str]:

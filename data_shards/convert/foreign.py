@@ -4,7 +4,6 @@ Its members are grouped into samples by webdataset's rule: a name is the key up 
 behind the last slash, then the extension. Members of a sample need not follow each other.
 """
 
-import hashlib
 import os
 import re
 import tarfile
@@ -23,8 +22,8 @@ from data_shards.findings import Finding, Verdict
 from data_shards.format.manifest import NO_BIAS, Shard
 from data_shards.format.tars import BLOCK
 from data_shards.format.writer import Row, rows_of
-from data_shards.images.examine import MOST_BYTES, Examination, examine
-from data_shards.system.files import open_regular, parse_json
+from data_shards.images.examine import MOST_BYTES, examine
+from data_shards.system.files import open_regular, parse_json, sha256_of
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _SPECIAL = re.compile(r"__[^/]*__($|/)")  # webdataset skips such members
@@ -46,7 +45,7 @@ class Reading:
     """How the samples of the tars are read.
 
     ``label_field`` and ``attributes`` are fields of a sample's JSON. Without a ``label_field`` the
-    label is that in the sample's ``.cls``, and without one its folder inside the tar.
+    label is in the sample's ``.cls``; a sample without ``.cls`` has its folder as the label.
     """
 
     classes: ClassMap
@@ -56,7 +55,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A tar to read; ``crashed`` are samples that killed a worker, by position: the findings."""
+    """A tar to read; ``crashed`` has the findings on samples that are not tried, by position."""
 
     path: Path
     reading: Reading
@@ -68,7 +67,8 @@ class Tar:
     """What a tar holds.
 
     ``rows`` are rows of the index of the samples that can be used, ``pixels`` the hashes of their
-    pixels in hex, ``values`` those of their attributes by name, None without one.
+    pixels in hex. ``values`` are lists of their values by attribute, with None for a sample that
+    has none.
     """
 
     shard: Shard
@@ -101,10 +101,20 @@ class _UnfitSampleError(Exception):
 
 @dataclass(slots=True)
 class _Sample:
-    """Members by extension, as (offset, size); ``reason``: why it cannot be used."""
+    """Members by extension, as (offset, size).
+
+    ``reason`` says why the sample cannot be used. ``has_dotted_image``: the name of an image has
+    more dots than one, so that another extension was read, such as ``001.jpg``.
+    """
 
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     reason: str = ""
+    has_dotted_image: bool = False
+
+    @property
+    def images(self) -> list[str]:
+        """The extensions of its images."""
+        return [extension for extension in self.members if extension in _IMAGES]
 
 
 def read_tar(job: Job) -> Tar | Unusable:
@@ -114,13 +124,9 @@ def read_tar(job: Job) -> Tar | Unusable:
     """
     with open_regular(job.path) as file:
         try:
-            digest = hashlib.sha256()
-            while stretch := file.read(_STRETCH):
-                digest.update(stretch)
-                mark(-1)
-            samples = _samples(file)
+            sha256 = sha256_of(file, lambda: mark(-1))
             size = os.fstat(file.fileno()).st_size
-            return _Reader(job, file).read(samples, size, digest.hexdigest())
+            return _Reader(job, file).read(_samples(file), size, sha256)
         except _UnusableError as error:
             return Unusable(job.path, str(error))
         except OSError as error:
@@ -137,9 +143,8 @@ def _samples(file: BufferedReader) -> dict[str, _Sample]:
         extension = found[2].lower()
         sample = samples.setdefault(found[1], _Sample())
         if extension not in (*_IMAGES, _CLASS, _FACTS):
-            # Other fields do not matter, such as a caption; "001.jpg" may be part of a name.
-            if not sample.reason and extension.rpartition(".")[2] in _IMAGES:
-                sample.reason = "dot-in-name"
+            # Other fields do not matter, such as a caption.
+            sample.has_dotted_image |= extension.rpartition(".")[2] in _IMAGES
         elif member.issparse():
             sample.reason = "sparse"
         elif not member.isreg():
@@ -228,16 +233,15 @@ class _Reader:
         self._findings.append(Finding(path, verdict, reasons))
 
     def _path(self, key: str, sample: _Sample) -> str:
-        images = [extension for extension in sample.members if extension in _IMAGES]
-        named = f"{key}.{images[0]}" if images else key
+        named = f"{key}.{sample.images[0]}" if sample.images else key
         return f"{self._job.path.name}/{named}".encode(errors="replace").decode()
 
     def _take(self, key: str, sample: _Sample) -> None:
-        images = [extension for extension in sample.members if extension in _IMAGES]
-        reason = sample.reason if images or sample.reason == "dot-in-name" else "no-image"
-        if images and reason == "dot-in-name":  # it is another field of a whole sample
-            reason = ""
-        if len(images) > 1:
+        images = sample.images
+        reason = sample.reason
+        if not images:
+            reason = "dot-in-name" if sample.has_dotted_image else "no-image"
+        elif len(images) > 1:
             reason = "several-images"
         if not key.isprintable() or len(key.encode()) > _LONGEST_KEY:
             reason = "key"
@@ -255,13 +259,11 @@ class _Reader:
             self._say(path, found.verdict, found.reasons)
         if found.verdict in ("corrupt", "refused"):
             return
-        self._keep(Row(key, offset, length, label, NO_BIAS, bytes.fromhex(found.sha256)), found)
+        sha256 = bytes.fromhex(found.sha256)
+        self._rows.append(Row(key, offset, length, label, NO_BIAS, sha256))
+        self._pixels.append(found.pixels)
         for name, value in values.items():
             self._values[name].append(value)
-
-    def _keep(self, row: Row, found: Examination) -> None:
-        self._rows.append(row)
-        self._pixels.append(found.pixels)
 
     def _content(self, member: tuple[int, int]) -> bytes:
         offset, length = member

@@ -15,14 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.convert.foreign import Job, Reading, Tar, Unusable, read_tar
-from data_shards.convert.publish import FINDINGS_NAME, PIXELS_NAME, Limit, confirmed
+from data_shards.convert.publish import (
+    FINDINGS_NAME,
+    PIXELS_NAME,
+    Limit,
+    confirmed,
+    first_half,
+    found_files,
+)
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
-from data_shards.format.attributes import attribute_counts, attributes_dtype
+from data_shards.format.attributes import attributes_dtype, describe
 from data_shards.format.manifest import (
     ATTRIBUTES_NAME,
-    HASH_BYTES,
     INDEX_NAME,
     INDEXED,
     MANIFEST_NAME,
@@ -107,14 +113,13 @@ def index_tars(
     index = _with_unique_keys(index, tars)
     pixels = [text for tar in tars for text in tar.pixels]
     findings += _duplicates(indexing, index, pixels, workers)
-    attributes, ids = _attributes(tars, index, len(plan.classes))
-    files = {
-        FINDINGS_NAME: "".join(finding.to_json() + "\n" for finding in findings).encode(),
-        PIXELS_NAME: npy(np.array([_half(text) for text in pixels], dtype=f"V{HASH_BYTES}")),
-    }
-    if attributes:
-        index["bias"] = ids[attributes[0].name]
+    files = found_files(findings, map(first_half, pixels))
+    attributes: list[Attribute] = []
+    if indexing.reading.attributes:
+        words, ids = _attributes(tars, indexing.reading.attributes)
+        index["bias"] = ids[indexing.reading.attributes[0]]
         files[ATTRIBUTES_NAME] = npy(ids)
+        attributes = describe(words, ids, index["label"], len(plan.classes))
     with _place(indexing) as place:
         manifest = write_records(
             place,
@@ -128,10 +133,6 @@ def index_tars(
     if load_manifest(folder).digest != manifest.digest:  # another process was faster
         raise differs(folder)
     return manifest, True
-
-
-def _half(text: str) -> bytes:
-    return bytes.fromhex(text)[:HASH_BYTES].ljust(HASH_BYTES, b"\0")
 
 
 def _present_beside(folder: Path, plan: Plan) -> Manifest | None:
@@ -238,12 +239,11 @@ def _duplicates(
 
 
 def _attributes(
-    tars: Sequence[Tar], index: NDArray[np.void], classes: int
-) -> tuple[list[Attribute], NDArray[np.void]]:
-    """Return the attributes that the samples have, their values in the order of their names."""
-    described = []
-    names = list(tars[0].values)
-    ids = np.full(len(index), NO_BIAS, dtype=attributes_dtype(names))
+    tars: Sequence[Tar], names: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], NDArray[np.void]]:
+    """Return the values of each attribute, in the order of their names, and their ids by sample."""
+    words = {}
+    ids = np.zeros(sum(len(tar.rows) for tar in tars), dtype=attributes_dtype(names))
     for name in names:
         told = [value for tar in tars for value in tar.values[name]]
         values = sorted({value for value in told if value is not None})
@@ -255,11 +255,8 @@ def _attributes(
             )
         number = {value: place for place, value in enumerate(values)}
         ids[name] = [NO_BIAS if value is None else number[value] for value in told]
-        counts = attribute_counts(index["label"], ids[name], classes, len(values)).tolist()
-        described.append(
-            Attribute(name=name, values=tuple(values), counts=tuple(map(tuple, counts)))
-        )
-    return described, ids
+        words[name] = tuple(values)
+    return words, ids
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
             attributes += [sample.attributes for sample in record.samples]
             for sample in record.samples:
                 finder.add(sample.original, sample.pixels)
-                pixels.append(bytes.fromhex(sample.pixels)[:HASH_BYTES].ljust(HASH_BYTES, b"\0"))
+                pixels.append(first_half(sample.pixels))
         limit.check(tally)
         if not pixels:
             raise DataShardsError(
@@ -157,10 +157,7 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
             if path.name not in shard_names:
                 path.unlink()
         index = index_of(tables)
-        files = {
-            FINDINGS_NAME: "".join(f.to_json() + "\n" for f in findings).encode(),
-            PIXELS_NAME: npy(np.frombuffer(b"".join(pixels), dtype=f"V{HASH_BYTES}")),
-        }
+        files = found_files(findings, pixels)
         described: list[Attribute] = []
         if head.attributes:
             ids = np.array(attributes, dtype=attributes_dtype(list(head.attributes)))
@@ -179,6 +176,19 @@ def publish(work: Work, head: Head, output: Path, *, limit: Limit, workers: int)
         move_folder(work.shards, final)
     work.remove()
     return load_manifest(final)
+
+
+def found_files(findings: Iterable[Finding], pixels: Iterable[bytes]) -> dict[str, bytes]:
+    """Return ``findings.jsonl`` and ``pixels.npy``; ``pixels`` are values of :func:`first_half`."""
+    return {
+        FINDINGS_NAME: "".join(finding.to_json() + "\n" for finding in findings).encode(),
+        PIXELS_NAME: npy(np.frombuffer(b"".join(pixels), dtype=f"V{HASH_BYTES}")),
+    }
+
+
+def first_half(pixels: str) -> bytes:
+    """Return the first half of a hash in hex, as ``pixels.npy`` has it; zeros for no hash."""
+    return bytes.fromhex(pixels)[:HASH_BYTES].ljust(HASH_BYTES, b"\0")
 
 
 def _rows(record: Record) -> list[Row]:

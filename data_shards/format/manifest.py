@@ -161,11 +161,13 @@ class Manifest(_Record):
             raise ValueError("two attributes have the same name")
         if bool(self.attributes) != (ATTRIBUTES_NAME in self.files):
             raise ValueError(f"attributes and {ATTRIBUTES_NAME} belong together")
-        for name, values, counts in ((a.name, a.values, a.counts) for a in self.attributes):
+        for attribute in self.attributes:
+            where, values = f"attribute {attribute.name}", attribute.values
             if len(set(values)) != len(values):
-                raise ValueError(f"attribute {name}: two values have the same name")
-            if len(counts) != len(self.classes) or {len(row) for row in counts} - {len(values)}:
-                raise ValueError(f"attribute {name}: counts is not a table of class × value")
+                raise ValueError(f"{where}: two values have the same name")
+            lengths = [len(row) for row in attribute.counts]
+            if lengths != [len(values)] * len(self.classes):
+                raise ValueError(f"{where}: counts is not a table of class × value")
 
     @property
     def digest(self) -> str:

@@ -92,14 +92,15 @@ def walk_facts(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Ite
     DataShardsError if a shard cannot be read, a sample has no facts or malformed ones, or the
     keys are not those of the index.
     """
-    if manifest.is_indexed:
-        yield from _facts_of_images(folder, manifest, index)
-        return
     first = 0
     for shard in manifest.shards:
-        keys = [key.decode(errors="replace") for key in index["key"][first : first + shard.count]]
+        rows = index[first : first + shard.count]
         first += shard.count
         path = folder / shard.name
+        if manifest.is_indexed:
+            yield from _facts_of_images(path, rows)
+            continue
+        keys = [key.decode(errors="replace") for key in rows["key"]]
         found = _facts_of(path)
         if sorted(found) != sorted(keys):
             raise DataShardsError(f"{path}: its samples are not those of the index")
@@ -107,23 +108,21 @@ def walk_facts(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Ite
             yield found[key]
 
 
-def _facts_of_images(folder: Path, manifest: Manifest, index: NDArray[np.void]) -> Iterator[Facts]:
-    for number, shard in enumerate(manifest.shards):
-        path = folder / shard.name
-        with open_regular(path) as file:
-            for row in index[slice(*np.searchsorted(index["shard"], (number, number + 1)))]:
-                key = row["key"].decode(errors="replace")
-                begin, length = int(row["offset"]), int(row["length"])
-                for some in (min(_HEAD, length), length):
-                    content = os.pread(file.fileno(), some, begin)
-                    try:
-                        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                            size, extension = image.size, _EXTENSIONS[image.format or ""]
-                        break
-                    except Exception:  # Pillow raises many kinds of errors on hostile bytes
-                        if some == length:
-                            raise DataShardsError(f"{path}: {key}: no image") from None
-                yield Facts(key, f"{shard.name}/{key}", "", size, (), extension)
+def _facts_of_images(path: Path, rows: NDArray[np.void]) -> Iterator[Facts]:
+    with open_regular(path) as file:
+        for row in rows:
+            key = row["key"].decode(errors="replace")
+            begin, length = int(row["offset"]), int(row["length"])
+            for some in (min(_HEAD, length), length):
+                content = os.pread(file.fileno(), some, begin)
+                try:
+                    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                        size, extension = image.size, _EXTENSIONS[image.format or ""]
+                    break
+                except Exception:  # Pillow raises many kinds of errors on hostile bytes
+                    if some == length:
+                        raise DataShardsError(f"{path}: {key}: no image") from None
+            yield Facts(key, f"{path.name}/{key}", "", size, (), extension)
 
 
 def _facts_of(path: Path) -> dict[str, Facts]:

@@ -117,7 +117,7 @@ def folders_of(paths: Iterable[str]) -> set[str]:
 def relative_path(path: str, folder: Path, where: str) -> str:
     """Return ``path`` relative to ``folder``; UsageError if it is empty or leads out of it.
 
-    A path of Windows is taken too.
+    Backslashes are taken as slashes.
     """
     text = path.strip().replace("\\", "/")
     if not text:
@@ -152,7 +152,7 @@ def rows_of(table: Table, columns: Columns, folder: Path) -> list[Row]:
     for number, cells in enumerate(table.cells):
         where = table.place(number)
         found = relative_path(cells[path], folder, where)
-        above = found.rpartition("/")[0].rpartition("/")[2]
+        above = posixpath.basename(posixpath.dirname(found))
         if label is None and not above:
             raise UsageError(
                 f"{where}: {found!r} is in no class folder; name the column of the classes with "
@@ -194,7 +194,8 @@ def labelled_listings(data: Labelled, images: Images, *, skip_missing: bool) -> 
     columns = []
     for place, name in enumerate(data.attributes):
         cells = [(row.where, row.values[place]) for row in data.rows]
-        vocabularies[name], ids = numbered(name, cells, data.values.get(name, ()), "", blank=True)
+        order = data.values.get(name, ())
+        vocabularies[name], ids = numbered(name, cells, order, "--values", blank=True)
         columns.append([ids[row.values[place]] for row in present])
     attributes = list(zip(*columns, strict=True)) if columns else [()] * len(present)
     members: defaultdict[str, list[int]] = defaultdict(list)
@@ -333,7 +334,7 @@ def _with_warnings(listings: Sequence[Listing], missing: int) -> list[Listing]:
         told[0].append(f"{missing:,} rows have no file and are left out")
     names = [listing.split for listing in listings]
     for name, lines in zip(names, told, strict=True):
-        if name in _VALIDATION and "train" in names and "selection" not in names:
+        if name in _VALIDATION and TRAIN in names and SELECTION not in names:
             lines.append(
                 "training takes this for a test split; name it selection with --splits if it is "
                 "to choose the best checkpoint"

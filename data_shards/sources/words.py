@@ -88,10 +88,7 @@ def _by_name(
     ids = {name: number for number, name in enumerate(names)}
     for word, where in words.items():
         if word.strip() not in ids:
-            raise UsageError(
-                f"{where}: the {what} {word!r} is none of {option or 'the known ones'}"
-                f"{hint(word, names)}"
-            )
+            raise UsageError(f"{where}: the {what} {word!r} is none of {option}{hint(word, names)}")
     return names, {word: ids[word.strip()] for word in words}
 
 

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -53,11 +53,15 @@ def write_synced(path: Path, content: bytes) -> None:
         temporary.replace(path)
 
 
-def sha256_of(file: BinaryIO) -> str:
-    """Return the SHA-256 of the rest of a file, in hexadecimal digits."""
+def sha256_of(file: BinaryIO, on_block: Callable[[], object] = lambda: None) -> str:
+    """Return the SHA-256 of the rest of a file in hexadecimal digits.
+
+    ``on_block`` is called after each MiB.
+    """
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
+        on_block()
     return digest.hexdigest()
 
 

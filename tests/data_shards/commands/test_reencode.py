@@ -129,7 +129,7 @@ def test_mutants_become_a_png_or_are_unfit(kind):
     assert 10 < unfit < 60
 
 
-def test_resizing_needs_no_png_between(source):
+def test_resized_images_are_stored_as_jpeg(source):
     assert cli(command(source, "out", "--reencode", "--resize", "10")) == 0
     folder = source / "out" / "train"
     manifest, index = load_split(folder)

@@ -239,6 +239,8 @@ def test_a_table_with_numbers_is_named(tmp_path, capsys):
     for row in index:
         number = int(row["key"])
         assert (row["label"], row["bias"]) == (number % 3, number % 2)
+    assert cli(command(path, tmp_path / "few", *more, "--values", "place=land")) == 2
+    assert "--values: names 1, but the place has the numbers 0, 1" in capsys.readouterr().err
     more += ["--values", "place=land,water", "--classes", "0,5,10,15"]
     assert cli(command(path, tmp_path / "named", *more)) == 0
     named, _ = load_split(tmp_path / "named" / "train")
@@ -318,7 +320,7 @@ def bird(row, **changes):
         ({}, ["--attributes", "place,sax"], "no column 'sax'; did you mean 'sex'?"),
         ({}, ["--attributes", "place,place"], "'place' must be there once"),
         ({}, ["--classes", "landbird,waterbrid"], "did you mean 'waterbrid'?"),
-        ({}, ["--values", "place=land"], "the place 'water' is none"),
+        ({}, ["--values", "place=land"], "the place 'water' is none of --values"),
         ({}, ["--values", "palce=land,water"], "did you mean 'place'?"),
         ({}, ["--splits", "train=train,sel=selection"], "the split 'selection' is none of"),
         ({}, ["--splits", "train"], "must be two words, such as 0=train"),

@@ -1,9 +1,7 @@
 """Tars that other programs wrote become a split without being rewritten; hostile ones are named."""
 
-import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -359,10 +357,8 @@ def test_the_manifest_does_not_depend_on_workers(tmp_path, classes):
         for number in range(3):
             members = [m for i in range(5) for m in sample(f"{number}{i}", 0, 10 * number + i)]
             write_tar(tmp_path / name / f"x/x-{number}.tar", members)
-    digests = set()
+    manifests = set()
     for workers, name in ((1, "one"), (2, "two")):
         assert index(tmp_path / name / "x/*.tar", classes=classes, workers=workers) == 0
-        content = (tmp_path / name / "x/manifest.json").read_bytes()
-        digests.add(hashlib.sha256(content).hexdigest())
-        assert os.access(tmp_path / name / "x/index.npy", os.R_OK)
-    assert len(digests) == 1
+        manifests.add((tmp_path / name / "x/manifest.json").read_bytes())
+    assert len(manifests) == 1
