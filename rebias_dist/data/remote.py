@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
+from data_shards.system.files import sha256_of
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 
 ATTEMPTS = 4
@@ -162,7 +162,7 @@ class Store:
             raise _AttemptError(f"the server ends after {found:,} of {size:,} bytes", again=True)
         if sha256 is not None:
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = sha256_of(file)
             if digest != sha256:
                 raise _AttemptError(
                     f"is not the file that its manifest describes: its sha256 is {digest}, not "
