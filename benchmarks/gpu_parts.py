@@ -13,17 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import adamp
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import Benchmark, Megabytes, Times, in_turn
+from benchmarks.harness import Benchmark, Megabytes, Times, in_turn, ratio
+from benchmarks.hsic import Program, dense, ours
 from benchmarks.step import CONVNETS, RADII, RESNET, Pair, batches_of, build_game
 from rebias_dist import assemble
 from rebias_dist.config.files import validate
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.data.splits import open_data
 from rebias_dist.errors import RebiasError
-from rebias_dist.objectives import hsic
 from rebias_dist.phases import PHASES, clock_of, timed_by
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.step.minimax import Minimax
@@ -186,33 +187,51 @@ def steps(machine: Machine) -> None:
 
 
 def parts_of_a_step(machine: Machine) -> None:
-    """HSIC, AdamP and the bookkeeping of a step, each by itself."""
+    """HSIC and AdamP beside the usual way, and the bookkeeping of a step by itself."""
     table = machine.run.table(
-        "Parts of a step: milliseconds, median (smallest to largest)", "part", "time", "launches"
+        "Parts of a step: milliseconds, median (smallest to largest)",
+        *("part", "ours", "baseline", "baseline / ours", "launches", "baseline's launches"),
+        baselines=("baseline",),
     )
     sizes = (16,) if machine.quick else (256, 2048, 8192)
     pair, side = (CONVNETS, 12) if machine.quick else (RESNET, 64)
     game = machine.game(pair, 8, 1, "float32")
     assert game.f is not None
     game.step(machine.batches(8, 1, side), 0, RADII)
-    programs: dict[str, Callable[[], object]] = {}
+    programs: dict[str, dict[str, Callable[[], object]]] = {}
     for n in sizes:
         x = torch.randn(n, 512, device=machine.device, requires_grad=True)
         y = torch.randn(n, 512, device=machine.device)
-        programs[f"HSIC of {n} rows, and its gradient"] = partial(_hsic, x, y)
+        programs[f"HSIC of {n} rows and its gradient; baseline: whole matrices"] = {
+            "ours": partial(_value_and_gradient, ours, x, y),
+            "baseline": partial(_value_and_gradient, dense, x, y),
+        }
     for player in (game.f, *game.gs):
         for parameter in player.parameters:
             parameter.grad = torch.ones_like(parameter)
-        programs[f"AdamP of {player.name}"] = player.optimizer.step
-        programs[f"BatchNorm buffers of {player.name}"] = partial(_buffers, player)
-    for name, program in programs.items():
-        times = machine.times(program=program)["program"]
-        table.add(name, times, launches_and_busy(machine, program)[0])
+        # The package takes no weights with the channels last.
+        copies = [
+            p.detach().clone(memory_format=torch.contiguous_format) for p in player.parameters
+        ]
+        for parameter in copies:
+            parameter.grad = torch.ones_like(parameter)
+        programs[f"AdamP of {player.name}; baseline: the adamp package"] = {
+            "ours": player.optimizer.step,
+            "baseline": adamp.AdamP(copies, lr=1e-3, weight_decay=1e-4).step,
+        }
+        programs[f"BatchNorm buffers of {player.name}"] = {"ours": partial(_buffers, player)}
+    for name, sides in programs.items():
+        times = machine.times(**sides)
+        launches = [launches_and_busy(machine, program)[0] for program in sides.values()]
+        if "baseline" in times:
+            quotient = ratio(times["baseline"], times["ours"])
+            table.add(name, times["ours"], times["baseline"], quotient, *launches)
+        else:
+            table.add(name, times["ours"], "", "", *launches, "")
 
 
-def _hsic(x: torch.Tensor, y: torch.Tensor) -> None:
-    value = hsic(x, y, 30.0, 30.0, check=False)
-    torch.autograd.grad(value, x)
+def _value_and_gradient(function: Program, x: torch.Tensor, y: torch.Tensor) -> None:
+    torch.autograd.grad(function(x, y, 30.0), x)
 
 
 def _buffers(player: Any) -> None:

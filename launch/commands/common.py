@@ -33,6 +33,13 @@ def _names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     return [folder.name for folder in find_runs(parsed_args.runs_dir)]
 
 
+def add_new_run(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG, ``--name`` and ``--runs-dir`` of the run to start."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
+    parser.add_argument("--name", help="name of the run [its method and the time]")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
+
+
 def add_set(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--set KEY=VALUE``, which may be repeated; ``text`` is its help."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)

@@ -3,7 +3,8 @@
 The JobSet has the name of the run. When a pod is preempted or lost, the run saves if it can, all
 pods start anew, and the run goes on from its newest checkpoint. 'kubectl delete jobset NAME' lets
 it save and leave; the same command then goes on. --dry-run prints the manifest, which can be
-edited and submitted with 'kubectl create -f'. The cluster needs JobSet (jobset.sigs.k8s.io).
+edited and submitted with 'kubectl create -f'. The cluster needs JobSet (jobset.sigs.k8s.io). This
+command was not yet tried on a cluster.
 """
 
 from __future__ import annotations

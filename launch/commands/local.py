@@ -13,7 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from launch.commands.common import given_flags
+from launch.commands.common import add_new_run, given_flags
 from launch.local.supervisor import Limits, Supervisor, ownership
 from launch.record.command_line import (
     CommandLine,
@@ -37,7 +37,7 @@ nohup rebias-launch local my.yaml --name long > /dev/null 2>&1 &
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``local``."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
+    add_new_run(parser)
     parser.add_argument(
         "--ranks",
         "--nproc-per-node",
@@ -45,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes [one for each GPU, or 1]",
     )
-    parser.add_argument("--name", help="name of the run [its method and the time]")
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
     parser.add_argument(
         "--max-restarts", type=int, default=100, metavar="N", help="restarts in all [100]"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.commands.common import FIELD_NAME, add_set, split_settings
+from launch.commands.common import FIELD_NAME, add_new_run, add_set, split_settings
 from rebias_dist.commands.train import parse_train
 from rebias_dist.config.plan import check_world
 from rebias_dist.config.schema import Config
@@ -13,9 +13,7 @@ from rebias_dist.errors import ConfigError
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG, the options that change it, and the layout of the ranks."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a shipped configuration")
-    parser.add_argument("--name", help="name of the run [its method and the time]")
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs [runs]")
+    add_new_run(parser)
     add_set(parser, "a field of the configuration, such as optimizer.lr=0.01; may be repeated")
     parser.add_argument(
         "--resume-override",

@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _ask_to_leave(torchrun: int) -> None:
-    # torchrun itself is not asked, because it kills ranks that need longer than 30 s. It is as
-    # long as there are no ranks: then there is nothing to save.
+    # Ask the ranks, not torchrun, which kills ranks that need longer than 30 s. Before it has
+    # started ranks there is nothing to save, so torchrun itself is asked.
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(torchrun)
         for asked in process.children() or [process]:

@@ -98,7 +98,8 @@ def _import_from_working_folder() -> None:
     The path of a console script begins with the folder of the script instead.
     """
     here = os.getcwd()
-    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+    is_safe = getattr(sys.flags, "safe_path", False)  # not in Python 3.10
+    if not is_safe and not {"", here} & set(sys.path):
         sys.path.insert(0, here)
 
 

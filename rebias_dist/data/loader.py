@@ -90,7 +90,7 @@ class _Fetcher(Dataset[MicroBatch | Parcel | RebiasError]):
         except Exception as error:
             said = next(iter(str(error).strip().splitlines()), "")
             fault = RebiasError(f"data worker {worker.id}: {type(error).__name__}: {said}")
-            fault.__notes__ = [traceback.format_exc()]  # as add_note() of Python 3.11 does
+            vars(fault)["__notes__"] = [traceback.format_exc()]  # as add_note() of Python 3.11
             return fault
 
     def _fetch(
