@@ -252,6 +252,9 @@ def loader(machine: Machine) -> None:
         config = validate({"global_batch": 64, "micro_batch": 32, "data": {"workers": workers}})
         data = open_data(config, assemble.data_root(config))
         source = assemble.build_loader(config, data.train, Consensus(), machine.device)
+        brought, _ = next(source.on_device(machine.device, 0, 0))
+        for there, here in zip(brought, next(source.epoch(0)), strict=True):
+            assert torch.equal(there.images.cpu(), here.images)
         batches = source.on_device(machine.device, 0, 0)
 
         def step(batches: Iterator[tuple[list[MicroBatch], RebiasError | None]] = batches) -> None:

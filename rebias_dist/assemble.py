@@ -163,7 +163,9 @@ def open_records(
     )
     saver = held.enter_context(closing(Saver(parts.folder.checkpoints, config.checkpoint.keep)))
     at = parts.snapshot
-    return recorder, Keeper(config.checkpoint, at, saver, recorder.telemetry, ranks)
+    return recorder, Keeper(
+        config.checkpoint, at, saver, recorder.telemetry, ranks, parts.game.verdicts.settle
+    )
 
 
 def data_root(config: Config) -> Path | str:

@@ -44,6 +44,8 @@ class NonFiniteError(RebiasError):
     """A loss or a gradient became NaN or infinite; a retry would repeat it."""
 
     exit_code = EXIT_GIVE_UP
+    step: int | None = None
+    """The step in which it was, if that is not the present one."""
     here: Sequence[str] = ()
     """Names of the values that are not finite for this rank's own samples."""
 

@@ -151,8 +151,10 @@ class Trainer:
             raise
         except NonFiniteError as error:
             # All ranks see the reduced gradients, so all of them come here.
-            text = f"step {self.at.step}: {error}{origin(self.consensus.gather(error.here))}"
-            self.found.stop_or_roll_back(text, self.at.step, self.config.faults, self.consensus)
+            first = self.parts.game.verdicts.first(error)
+            step = self.at.step if first.step is None else first.step
+            text = f"step {step}: {first}{origin(self.consensus.gather(first.here))}"
+            self.found.stop_or_roll_back(text, step, self.config.faults, self.consensus)
         finally:
             self.keeper.close()
 
@@ -203,10 +205,9 @@ class Trainer:
     def step(self) -> None:
         """Take one step, unless a rank was asked to stop or has met a fault."""
         self.ranks.where.step = self.at.step
-        # A damaged batch is a fault, which leave_if_asked raises on all ranks.
+        # A damaged batch is a fault, which go_on raises on all ranks.
         batches, damage = next(self.batches)
-        self.keeper.save_if_due()
-        self.keeper.leave_if_asked(damage)
+        self.keeper.go_on(damage)
         if self.at.step in self.found.left_out:
             log.warning("step %d failed twice and is left out", self.at.step)
             self.at.step += 1
@@ -219,6 +220,8 @@ class Trainer:
         else:
             metrics = game.pretrain(batches, step, train_f=epoch.train_f, train_g=epoch.train_g)
         self.at.step += 1
+        if self.is_first_step or self.recorder.is_due(self.at.step):
+            game.verdicts.settle()  # a faulty step has no record
         if self.is_first_step:
             self.is_first_step = False
             set_time_out(self.consensus, self.config.faults.step_minutes)
@@ -228,13 +231,14 @@ class Trainer:
     def after_epoch(self) -> None:
         """Evaluate where that is due, and save a new best and the last step."""
         at, parts, number = self.at, self.parts, self.epoch.number
+        parts.game.verdicts.settle()
         done = at.step >= parts.layout.total_steps
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
             weights = {name: player.modules for name, player in parts.players.items()}
             check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
-            leave = self.keeper.leave_if_asked
+            leave = self.keeper.go_on
             with self.forecast.evaluating():
                 figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
             tensorboard.show(self.telemetry, at.step, number, figures)

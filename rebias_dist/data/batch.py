@@ -61,6 +61,34 @@ class MicroBatch:
         )
 
 
+class Carrier:
+    """Brings micro-batches to a device; to a GPU beside its other work, on a stream of its own.
+
+    Args:
+        device: on which they are used, on its current stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def bring(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """Return the micro-batches on the device, where the copies may still be under way."""
+        if self._side is None:
+            return [batch.to(self._device) for batch in batches]
+        with torch.cuda.stream(self._side):
+            brought = [batch.to(self._device) for batch in batches]
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._side)
+        for batch in brought:
+            for tensor in (batch.images, batch.labels, batch.bias, batch.samples):
+                # Their memory is the side stream's, which must not reuse it while it is read.
+                tensor.record_stream(current)
+        return brought
+
+
 @dataclass(frozen=True)
 class Parcel:
     """A micro-batch in transport; its images lie in a shared buffer until it is opened.

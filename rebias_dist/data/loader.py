@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from data_shards.ordering import derive
-from rebias_dist.data.batch import MicroBatch, Parcel, Receiver, Sender, memory_files
+from rebias_dist.data.batch import Carrier, MicroBatch, Parcel, Receiver, Sender, memory_files
 from rebias_dist.data.order import epoch_order
 from rebias_dist.data.sampling import Draws
 from rebias_dist.data.shards import DamagedSample, ShardDataset
@@ -266,11 +266,11 @@ class TrainLoader:
         the caller has to tell them first. So it does when this rank was asked to stop while it
         waited for data: then there are no micro-batches, and no error.
         """
-        batches = self.epoch(epoch, start_step)
+        batches, carrier = self.epoch(epoch, start_step), Carrier(device)
         while True:
             with phase("data_wait"):
                 try:
-                    found, fault = [batch.to(device) for batch in next(batches)], None
+                    found, fault = carrier.bring(next(batches)), None
                 except InterruptedRun:
                     found, fault = [], None
                 except RebiasError as error:

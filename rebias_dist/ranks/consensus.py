@@ -98,18 +98,18 @@ class Consensus:
             joined = joined[size:]
         return [json.loads(text) if text else None for text in texts]
 
-    def agree(self, fault: RebiasError | None = None, stop: bool = False) -> bool:
-        """Return whether any rank wants to stop; if any has a fault, raise it on all ranks."""
+    def agree(self, fault: RebiasError | None = None, wish: int = 0) -> int:
+        """Return the greatest of the ranks' wishes; if any has a fault, raise it on all ranks."""
         if self.world_size == 1:
             if fault is not None:
                 raise fault
-            return stop
-        flags = torch.tensor([fault is not None, stop], dtype=torch.int32)
+            return wish
+        flags = torch.tensor([fault is not None, wish], dtype=torch.int32)
         with phase("communication"):
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
         if flags[0]:
             self._raise_together(fault)
-        return bool(flags[1])
+        return int(flags[1])
 
     def _raise_together(self, fault: RebiasError | None) -> None:
         # The nearest class that all ranks know is sent by name, because it decides the exit code.

@@ -138,19 +138,40 @@ def attentive(consensus: Consensus, stop: Callable[[], bool]) -> Iterator[None]:
         _watch = before
 
 
+class HostCopy:
+    """A copy of values in the memory of the host, which their device makes when it comes to it.
+
+    Args:
+        values: on any device; those of the host are not copied.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._copy, self._done = values, None
+        if values.device.type == "cuda":
+            self._copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._copy.copy_(values, non_blocking=True)
+            self._done = _mark(values.device)
+
+    def wait(self) -> Tensor:
+        """Return the copy, once the device has computed the values."""
+        if self._done is not None:
+            _watch.wait(self._done)
+        return self._copy
+
+
 def to_host(values: Tensor) -> Tensor:
     """Return values in the memory of the host, once their device has computed them."""
-    if values.device.type != "cuda":
-        return values
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    copy.copy_(values, non_blocking=True)
-    wait_for(values.device)
-    return copy
+    return HostCopy(values).wait()
 
 
 def wait_for(device: torch.device) -> None:
     """Wait until a device has done all work that is queued on its current stream."""
     if device.type == "cuda":
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(device))
-        _watch.wait(done)
+        _watch.wait(_mark(device))
+
+
+def _mark(device: torch.device) -> torch.cuda.Event:
+    """Return an event behind all work that is queued on the current stream of a device."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

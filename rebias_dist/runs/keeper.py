@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from enum import IntEnum
 from typing import NoReturn
 
 from rebias_dist.config.schema import CheckpointConfig
@@ -11,6 +13,14 @@ from rebias_dist.ranks.session import Session
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
 from rebias_dist.telemetry.writers import Status, Telemetry
+
+
+class _Wish(IntEnum):
+    """What a rank wants between two steps; the greatest of all ranks' wishes is done."""
+
+    GO_ON = 0
+    SAVE = 1
+    LEAVE = 2
 
 
 class Keeper:
@@ -22,6 +32,8 @@ class Keeper:
         saver: writes the checkpoints; used on rank 0.
         telemetry: the records, which must reach the disk before a checkpoint does.
         ranks: this rank and its connection to the others.
+        settle: called before a state is saved; it raises, alike on all ranks, if a step up to now
+            was faulty.
     """
 
     def __init__(
@@ -31,25 +43,20 @@ class Keeper:
         saver: Saver,
         telemetry: Telemetry,
         ranks: Session,
+        settle: Callable[[], None],
     ) -> None:
         self.status: Status = "failed"
         """The status that :meth:`close` writes to state.json."""
         self._settings, self._at, self._saver = settings, at, saver
-        self._telemetry, self._ranks = telemetry, ranks
+        self._telemetry, self._ranks, self._settle = telemetry, ranks, settle
         self._saved_step, self._saved_at = at.step, time.monotonic()
-
-    def save_if_due(self) -> None:
-        """Begin to save if enough steps or, by rank 0's clock, enough minutes have passed."""
-        step, every = self._at.step, self._settings.every_steps
-        late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
-        if step > self._saved_step and (late or (every and step % every == 0)):
-            self.begin_to_save()
 
     def begin_to_save(self) -> None:
         """Flush the records and begin to save, on rank 0; training continues meanwhile.
 
-        A disk error on rank 0 is raised on all ranks in :meth:`leave_if_asked`.
+        A disk error on rank 0 is raised on all ranks in :meth:`go_on`.
         """
+        self._settle()
         at = self._at
         if self._ranks.consensus.rank == 0:
             self._telemetry.flush()
@@ -62,14 +69,22 @@ class Keeper:
         self._saver.wait()
         self._ranks.consensus.agree(self._saver.fault())
 
-    def leave_if_asked(self, fault: RebiasError | None = None) -> None:
-        """Save and leave if any rank was asked to; a collective.
+    def go_on(self, fault: RebiasError | None = None) -> None:
+        """Save if that is due; save and leave if any rank was asked to leave; a collective.
+
+        It is due after enough steps or, by rank 0's clock, enough minutes.
 
         Args:
             fault: an error of this rank; it is raised on all ranks.
         """
-        if self._asked_to_leave(fault):
+        every = self._settings.every_steps
+        # All ranks count alike, so this comes first and a fault does not prevent it.
+        if every and self._at.step % every == 0 and self._at.step > self._saved_step:
             self.begin_to_save()
+        wish = self._agree(fault)
+        if wish >= _Wish.SAVE:
+            self.begin_to_save()
+        if wish == _Wish.LEAVE:
             self.wait()
             self._leave()
 
@@ -79,12 +94,17 @@ class Keeper:
         For the final evaluation: everything is saved by then, and the networks may be those of the
         best checkpoint, which must not be saved as the newest.
         """
-        if self._asked_to_leave():
+        if self._agree() == _Wish.LEAVE:
             self._leave()
 
-    def _asked_to_leave(self, fault: RebiasError | None = None) -> bool:
+    def _agree(self, fault: RebiasError | None = None) -> int:
         fault = fault or self._telemetry.fault or self._saver.fault()
-        return self._ranks.consensus.agree(fault, stop=bool(self._ranks.stop))
+        wish = _Wish.SAVE if self._is_late() else _Wish.GO_ON
+        return self._ranks.consensus.agree(fault, _Wish.LEAVE if self._ranks.stop else wish)
+
+    def _is_late(self) -> bool:
+        late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
+        return late and self._ranks.consensus.rank == 0 and self._at.step > self._saved_step
 
     def _leave(self) -> NoReturn:
         raise InterruptedRun(

@@ -102,7 +102,8 @@ class Minimax:
         self.first_step = first_step
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
-        self._verdicts = Verdicts()
+        self.verdicts = Verdicts()
+        """To be settled before the weights are saved or evaluated."""
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of all players for the coming steps."""
@@ -256,9 +257,9 @@ class Minimax:
             with phase("optimizer"):
                 norm = player.take_step(self.M)
         except NonFiniteError as error:
-            raise explained(error, player.name, metrics, self._features) from None
+            raise explained(error, step, player.name, metrics, self._features) from None
         metrics.values[f"{player.name}/grad_norm"] = norm
-        self._verdicts.add(player, norm, metrics)
+        self.verdicts.add(player, norm, metrics)
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:
         """Take one step of the game on this rank's micro-batches of a global batch.
@@ -301,7 +302,7 @@ class Minimax:
 
         if self.f is not None:
             self._update_f(self.f, turn, f_first, f_features, metrics)
-        self._verdicts.read(self._features)
+        self.verdicts.end_step(step, self._features)
         return metrics
 
     def _update_g(
@@ -381,7 +382,7 @@ class Minimax:
             assert player is not None
             self._update(player, batches, step, 0, terms, metrics)
             metrics.objectives[player.name] = metrics.own_terms(player.name)
-        self._verdicts.read(self._features)
+        self.verdicts.end_step(step, self._features)
         return metrics
 
 

@@ -4,50 +4,96 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.ranks.device_wait import to_host
+from rebias_dist.ranks.device_wait import HostCopy
 from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.player import Player
 
 
-class Verdicts:
-    """The updates of a step whose gradients were not looked at, so that a GPU need not wait.
+@dataclass(frozen=True)
+class _Judged:
+    """The updates of a step, and the norms of their gradients on their way to the host."""
 
-    They are read in one copy at the end of the step, which is early enough where a gradient that
-    is not finite ends the run or rolls it back: nobody sees the weights in between.
+    step: int
+    players: list[Player]
+    metrics: list[Metrics]
+    norms: HostCopy
+    features: Mapping[str, Tensor]
+
+
+class Verdicts:
+    """The updates whose gradients were not looked at, so that a GPU need not wait for the host.
+
+    The norms of a step are copied to the host at its end and read at the end of the next step, when
+    the GPU has work to go on with. That is early enough where a gradient that is not finite ends
+    the run or rolls it back, if :meth:`settle` is called before the weights are saved or evaluated.
     """
 
     def __init__(self) -> None:
         self._open: list[tuple[Player, Tensor, Metrics]] = []
+        self._last: _Judged | None = None
 
     def add(self, player: Player, norm: Tensor, metrics: Metrics) -> None:
-        """Leave the verdict on an update for the end of the step, if the player may."""
+        """Leave the verdict on an update for later, if the player may."""
         if player.judged_later:
             self._open.append((player, norm, metrics))
 
-    def read(self, features: Mapping[str, Tensor]) -> None:
-        """Wait for the device; raise NonFiniteError, alike on all ranks, for the first bad update.
+    def end_step(self, step: int, features: Mapping[str, Tensor]) -> None:
+        """Begin to copy the norms of a step, and read those of the step before.
 
         Args:
-            features: this rank's features in this step, by network.
+            step: that ends.
+            features: this rank's features in it, by network.
+
+        Raises:
+            NonFiniteError: see :meth:`settle`.
         """
         updates, self._open = self._open, []
-        if not updates:
+        judged = None
+        if updates:
+            players, norms, metrics = map(list, zip(*updates, strict=True))
+            judged = _Judged(step, players, metrics, HostCopy(torch.stack(norms)), features)
+        self.settle()
+        self._last = judged
+
+    def settle(self) -> None:
+        """Wait until the device has ended the steps up to the last that was copied.
+
+        Raises:
+            NonFiniteError: alike on all ranks, for the first bad update, with its step.
+        """
+        last, self._last = self._last, None
+        if last is None:
             return
-        norms = to_host(torch.stack([norm for _, norm, _ in updates]))
-        for (player, _, metrics), norm in zip(updates, norms.tolist(), strict=True):
+        norms = last.norms.wait().tolist()
+        for player, metrics, norm in zip(last.players, last.metrics, norms, strict=True):
             if not math.isfinite(norm):
-                raise explained(player.not_finite(), player.name, metrics, features)
+                error = player.not_finite()
+                raise explained(error, last.step, player.name, metrics, last.features)
+
+    def first(self, error: NonFiniteError) -> NonFiniteError:
+        """Return the error of the last step, if its verdict was open and is bad, else ``error``."""
+        try:
+            self.settle()
+        except NonFiniteError as earlier:
+            return earlier
+        return error
 
 
 def explained(
-    error: NonFiniteError, player: str, metrics: Metrics, features: Mapping[str, Tensor]
+    error: NonFiniteError,
+    step: int,
+    player: str,
+    metrics: Metrics,
+    features: Mapping[str, Tensor],
 ) -> NonFiniteError:
-    """Return the error of a player with the names of the values that are not finite."""
+    """Return the error with its step and the names of the values that are not finite."""
+    error.step = step
     here = {f"{name}/features": rows for name, rows in features.items()} | metrics.sums
     error.here = [name for name, found in here.items() if not found.isfinite().all()]
     if coupled := metrics.not_finite(player):

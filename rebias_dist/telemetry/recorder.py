@@ -78,6 +78,10 @@ class Recorder:
         held.enter_context(self.meter.running())
         self._text = self._details = ""
 
+    def is_due(self, step: int) -> bool:
+        """Return whether :meth:`step` records the values of a step."""
+        return step % self._every == 0 or step == self._plan.total_steps
+
     def step(
         self,
         step: int,
@@ -101,7 +105,7 @@ class Recorder:
             _log.warning(
                 "step %d: the gradient of %s is not finite, its update was skipped", step, name
             )
-        if step % self._every == 0 or step == self._plan.total_steps:
+        if self.is_due(step):
             reading = self.meter.read()
             values = metrics.reduce(self._plan.N, reading.by_rank)
             values |= {**constants(), **reading.scalars()}

@@ -53,50 +53,92 @@ def attempts(run: Path) -> list[str]:
     return [a["outcome"] for a in json.loads((run / "attempts.json").read_text())["attempts"]]
 
 
-@pytest.fixture(params=[False, True], ids=["at each update", "at the end of the step"])
-def judged(request, monkeypatch) -> None:
-    """When the verdict on a gradient is read: as on a CPU, and as on a GPU."""
+def _judge_later(monkeypatch) -> None:
+    """Leave verdicts open as on a GPU, where nobody asks for them until they are needed."""
     begin = Player.__init__
 
     def begun(player, *arguments, **options):
         begin(player, *arguments, **options)
-        player.judged_later = request.param
+        player.judged_later = True
 
     monkeypatch.setattr(Player, "__init__", begun)
 
 
-def test_stop_names_step_and_rank(small_run, judged, monkeypatch, tmp_path):
+JUDGED = {"at each update": (False, 1), "at the end of the step": (True, 1), "later": (True, 100)}
+
+
+@pytest.fixture(params=JUDGED.values(), ids=JUDGED.keys())
+def every(request, monkeypatch) -> int:
+    """Steps between two records, each of which settles the verdict on its step.
+
+    The verdicts are read as on a CPU, or as on a GPU.
+    """
+    later, every = request.param
+    if later:
+        _judge_later(monkeypatch)
+    return every
+
+
+def test_stop_names_step_and_rank(small_run, every, monkeypatch, tmp_path):
     Poison(monkeypatch, {4: 1})
     with pytest.raises(NonFiniteError, match=r"^step 4: the gradient of f .*from rank 0 \(f/ce\)"):
-        main(validate({**settings(small_run), "name": "a"}))
+        main(validate({**settings(small_run), "name": "a", "log": {"every_steps": every}}))
     assert attempts(tmp_path / "runs/a") == ["gave up"]
 
 
-def test_rollback_cures_what_happens_once_without_a_trace(small_run, judged, monkeypatch, tmp_path):
-    main(validate({**settings(small_run), "name": "whole"}))
-    values = {**settings(small_run), "name": "a", "checkpoint": {"every_steps": 4}}
+def test_rollback_cures_what_happens_once_without_a_trace(small_run, every, monkeypatch, tmp_path):
+    values = {**settings(small_run), "log": {"every_steps": every}}
+    main(validate({**values, "name": "whole"}))
+    values |= {"name": "a", "checkpoint": {"every_steps": 4}}
     values["faults"] = {"non_finite": "rollback"}
     poison = Poison(monkeypatch, {6: 1, 11: 1})
     main(validate(values))
-    # Each time the steps since the checkpoint are repeated.
-    assert poison.steps == [*range(7), *range(4, 12), *range(8, 24)]
+    # Each time the steps since the checkpoint are repeated. The save before step 12 settles 11.
+    assert poison.steps == [*range(7 + (every > 1)), *range(4, 12), *range(8, 24)]
     assert fingerprint(tmp_path / "runs/a") == fingerprint(tmp_path / "runs/whole")
-    assert losses(tmp_path / "runs/a") == losses(tmp_path / "runs/whole")
+    if every == 1:
+        assert losses(tmp_path / "runs/a") == losses(tmp_path / "runs/whole")
     assert attempts(tmp_path / "runs/a") == ["rolled back", "rolled back", "finished"]
 
 
 def test_rollback_leaves_out_a_step_that_fails_again_and_gives_up(
-    small_run, judged, monkeypatch, tmp_path
+    small_run, every, monkeypatch, tmp_path
 ):
     values = {**settings(small_run), "checkpoint": {"every_steps": 4}}
+    values |= {"log": {"every_steps": every}}
     values["faults"] = {"non_finite": "rollback", "non_finite_limit": 3}
     poison = Poison(monkeypatch, {6: 100})
     main(validate({**values, "name": "a"}))
-    assert poison.steps == [*range(7), *range(4, 7), 4, 5, *range(7, 24)]
+    known = 7 + (every > 1)  # step 7 is begun before the verdict on 6 is read
+    assert poison.steps == [*range(known), *range(4, known), 4, 5, *range(7, 24)]
     again = Poison(monkeypatch, {6: 100, 7: 100})
     with pytest.raises(NonFiniteError, match=r"step 7, after 3 rollbacks \(steps 6, 6, 7\)"):
         main(validate({**values, "name": "b"}))
-    assert again.steps.count(7) == 2
+    assert again.steps.count(7) == (2 if every == 1 else 4)
+
+
+def _stopped(values: dict) -> str:
+    from _pytest.monkeypatch import MonkeyPatch
+
+    rank = torch.distributed.get_rank()
+    with MonkeyPatch.context() as patch:
+        _judge_later(patch)
+        Poison(patch, {4: 2} if rank == 1 else {})
+        with pytest.raises(NonFiniteError) as stopped:
+            main(validate(values))
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("saves", [{"every_steps": 1}, {"every_minutes": 1e-9}, {}])
+def test_a_step_is_settled_before_it_is_saved(small_run, saves, tmp_path):
+    """By steps, which all ranks count; by the clock, which only rank 0 reads; not at all."""
+    values = {**settings(small_run), "name": "a", "checkpoint": {"keep": 30, **saves}}
+    values["log"] = {"every_steps": 100}
+    found = run_ranks(2, _stopped, values, timeout=1000)
+    assert found[0] == found[1]
+    assert found[0].startswith("step 4: the gradient of f is not finite")
+    steps = [int(path.name[5:]) for path in (tmp_path / "runs/a/checkpoints").glob("step-*")]
+    assert max(steps, default=4) == 4
 
 
 def _skipping(values: dict) -> tuple[list[int], str]:

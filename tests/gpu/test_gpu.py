@@ -15,7 +15,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "part", ["equal_steps", "objectives", "without_waiting", "resume", "ranks", "signals"]
+    "part", ["equal_steps", "objectives", "without_waiting", "resume", "ranks", "signals", "loader"]
 )
 def test_part(part, tmp_path):
     """The same numbers as on the CPU, no hidden waits, the same bits again, ranks, signals."""

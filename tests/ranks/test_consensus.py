@@ -15,7 +15,7 @@ def _decide() -> list:
     found: list = [consensus.broadcast({"from": rank, "text": "σ" * 3})]
     found.append(consensus.gather(["x" * (5 * rank), rank]))
     found.append(consensus.gather(None if rank else "only zero"))
-    found.append([consensus.agree(stop=False), consensus.agree(stop=rank == 2)])
+    found.append([consensus.agree(), consensus.agree(wish=rank % 2), consensus.agree(wish=rank)])
     for faulty, error in (([1], DataError("a bad sample")), ([0, 1, 2], ConfigError("no data"))):
         try:
             consensus.agree(error if rank in faulty else None)
@@ -45,7 +45,7 @@ def test_all_ranks_hear_and_raise_the_same():
         {"from": 0, "text": "σσσ"},
         [["", 0], ["xxxxx", 1], ["xxxxxxxxxx", 2]],
         ["only zero", None, None],
-        [False, True],
+        [0, 1, 2],
         ["DataError", "rank 1: a bad sample", 3],
         ["ConfigError", "no data", 2],
         "rank 0: disk full",
@@ -59,6 +59,6 @@ def test_alone_it_decides_for_itself():
     consensus = Consensus()
     assert consensus.broadcast([1, None]) == [1, None]
     assert consensus.gather("a") == ["a"]
-    assert consensus.agree(stop=True)
+    assert consensus.agree(wish=2) == 2
     with pytest.raises(DataError, match=r"^mine$"), consensus.together():
         raise DataError("mine")

@@ -78,8 +78,13 @@ def reads(monkeypatch):
         found.append(tuple(values.shape))
         return np.ones(values.shape)
 
-    for module in (metrics, minimax, player, verdicts):
+    class Copy:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.wait = lambda: read(values)
+
+    for module in (metrics, minimax, player):
         monkeypatch.setattr(module, "to_host", read)
+    monkeypatch.setattr(verdicts, "HostCopy", Copy)
     monkeypatch.setattr(Player, "backward", without_autograd)
     monkeypatch.setattr(torch.autograd, "grad", zeros)
     monkeypatch.setattr(minimax, "keyed", lambda *key: nullcontext())  # needs CUDA's generators
@@ -182,13 +187,23 @@ def steps(game: Minimax, reads: list) -> tuple[list, list]:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - OTHERS))
 def test_one_read_a_step(name, parts, reads):
-    """The norms of all gradients; a method that observes reads once more, before it learns."""
+    """The gradients' norms of the step before; a method that observes reads once more."""
     game = game_of(name, parts=parts)
     found, copies = steps(game, reads)
     updates = (game.f is not None) + (0 if METHODS[name].fixed_g else len(game.gs))
     observes = [()] if game.method.observes else []
     assert found == [*observes, (updates,)]
     assert copies == []
+
+
+def test_verdicts_wait_for_the_next_step(reads):
+    game = game_of("rebias")
+    for number, expected in enumerate([[], [(2,)], [(2,), (2,)]]):
+        game.step(batches_of(1, 1), number, Radii(1.0, (1.0,)))
+        assert reads == expected
+    game.verdicts.settle()
+    game.verdicts.settle()
+    assert reads == [(2,)] * 3
 
 
 @pytest.mark.parametrize("optimizer", ["adamp", "adam", "adamw", "sgd"])
