@@ -29,6 +29,8 @@ _EPILOG = """examples:
   rebias-evaluate runs/demo/checkpoints/step-000000840
   rebias-evaluate runs/nine --on shards/imagenet9/val --on shards/imagenet9-c
                                                   other shards; a folder of splits means all of them
+  rebias-evaluate runs/nine --watermark SourceHanSerifSC-ExtraLight.otf
+                                                  ImageNet-W: the test data with a watermark too
   rebias-evaluate best.pth --config biased_mnist/rebias --data.rho 0.997
                                                   a checkpoint of the public ReBias code
 """
@@ -41,15 +43,15 @@ _USED = {
     *(f"data.{key}" for key in (*_DATA, *_BIAS, *_IMAGES)),
 }
 _MINUTES = 10.0  # how long ranks wait for each other
-_OWN = ("checkpoints", "on", "json", "csv", "config", "data.root")
+_OWN = ("checkpoints", "on", "watermark", "json", "csv", "config", "data.root")
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     values, where, default = read_file_of(argv)
     parser = OneLineParser(
         prog="rebias-evaluate",
-        usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--json | --csv] "
-        "[--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        usage="rebias-evaluate RUN_OR_FILE [...] [--on FOLDER ...] [--watermark FONT] "
+        "[--json | --csv] [--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Evaluate runs, and checkpoints in the public ReBias code's format. A run has "
         "its own\nconfiguration, of which only --data.root can be changed. --config and the fields "
         "below\ndescribe the networks and the data of a public checkpoint.",
@@ -69,6 +71,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         help="folder of a split's shards, or of several splits (all but train are used); may be "
         "given several times; unset: the test splits of the run. A split may have fewer classes "
         "than the networks",
+    )
+    parser.add_argument(
+        "--watermark",
+        metavar="FONT",
+        help="evaluate each split a second time with the watermark of ImageNet-W on its images, "
+        "drawn in this font (file)",
     )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--csv", action="store_true", help="print all figures as CSV, one a line")
@@ -130,6 +138,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
             evaluated, problems = evaluate_all(
                 arguments.checkpoints,
                 arguments.on,
+                arguments.watermark,
                 getattr(arguments, "data.root", None),
                 config,
                 device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from rebias_dist.config.data import resolved
 from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
+from rebias_dist.data.watermark import WATERMARKED, Watermarked, checked_font
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.evaluation.corruptions import corruption_figures
 from rebias_dist.evaluation.evaluator import Evaluator
@@ -31,6 +33,7 @@ def _evaluate(
     ref: CheckpointRef,
     config: Config | None,
     on: dict[str, Path],
+    font: str | None,
     root: str | None,
     device: torch.device,
     consensus: Consensus,
@@ -54,14 +57,17 @@ def _evaluate(
     evaluator = Evaluator.of(
         settings, subject.networks, normalise, precision, consensus, subject.rule
     )
+    seen = {"": evaluator}
+    if font is not None:
+        marked = Watermarked(evaluator.transform, font)
+        seen[WATERMARKED] = replace(evaluator, transform=marked)
     found: dict[str, Any] = {}
     for name, dataset in splits.items():
-        figures = evaluate_split(
-            evaluator, dataset, subject.radii, columns[name], with_intervals=True
-        )
-        about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split}
-        about["folder"] = resolved(dataset.place)
-        found[name] = {**about, "classes": list(dataset.manifest.classes), **figures}
+        for suffix, by in seen.items():
+            figures = evaluate_split(by, dataset, subject.radii, columns[name], with_intervals=True)
+            about = {"dataset": dataset.manifest.dataset, "split": dataset.manifest.split + suffix}
+            about["folder"] = resolved(dataset.place)
+            found[name + suffix] = {**about, "classes": list(dataset.manifest.classes), **figures}
     return {
         "checkpoint": ref.source,
         "choice": ref.choice,
@@ -78,6 +84,7 @@ def _evaluate(
 def evaluate_all(
     paths: Sequence[str],
     on: Sequence[str],
+    font: str | None,
     root: str | None,
     config: Config | None,
     device: torch.device,
@@ -88,6 +95,8 @@ def evaluate_all(
     Args:
         paths: runs, checkpoints of runs, or checkpoints of the public code.
         on: folders of shards; empty: the test splits of each run.
+        font: file of the font in which ImageNet-W's watermark is drawn on the images of each split,
+            for a second evaluation of it; None: no watermark.
         root: folder of the shards, in place of the run's own; None: the run's own.
         config: configuration for the public code's checkpoints, which contain none.
         device: of this rank.
@@ -97,10 +106,11 @@ def evaluate_all(
         The figures of each checkpoint, and the errors of those that cannot be evaluated.
 
     Raises:
-        ConfigError: there are no shards in a folder of ``on``.
+        ConfigError: there are no shards in a folder of ``on``, or the font cannot be used.
     """
     with consensus.together():
         splits = find_splits(on)
+        font = None if font is None else checked_font(font)
     evaluated: list[dict[str, Any]] = []
     problems: list[RebiasError] = []
     for path in paths:
@@ -113,7 +123,9 @@ def evaluate_all(
             for values in consensus.broadcast(chosen):
                 ref = CheckpointRef(**values)
                 if ref.step not in by_step:
-                    by_step[ref.step] = _evaluate(ref, config, splits, root, device, consensus)
+                    by_step[ref.step] = _evaluate(
+                        ref, config, splits, font, root, device, consensus
+                    )
                 evaluated.append({**by_step[ref.step], "choice": ref.choice})
         except (ConfigError, DataError) as error:  # the same on all ranks
             problems.append(error)

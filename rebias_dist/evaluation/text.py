@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rebias_dist.config.bias import BiasRule
+from rebias_dist.data.watermark import WATERMARKED
 from rebias_dist.evaluation.corruptions import BENCHMARK, SEVERITIES
 from rebias_dist.evaluation.groups import name_of, shown_groups
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
@@ -21,6 +22,7 @@ CHOICES = {
     "public": "of the public code",
 }
 _ABSENT = "–"
+_CARTON = "carton"  # the class for which ImageNet's networks take the watermark
 _LONGEST = 24  # characters of a name of a class
 _NOTES = f"""\
 accuracy: in percent, with a 95 % bootstrap interval over the images; other seeds vary more
@@ -57,6 +59,7 @@ def _block(found: Mapping[str, Any]) -> str:
         for network, score in figures["networks"].items():
             if score["groups"]:
                 lines += ["", *groups_table(f"{split}, {network}", score["groups"])]
+    lines += _watermark(found["splits"])
     for network, of_network in found["corruptions"].items():
         lines += ["", f"corruptions, {network}, accuracy in percent by severity:"]
         lines += [_table(_corruptions(of_network))]
@@ -127,6 +130,27 @@ def _hsic(figures: Mapping[str, Any], network: str) -> str:
     if value is None:
         return _ABSENT
     return f"{value:.2g}" + ("" if noise is None else f" ± {noise:.1g}")
+
+
+def _watermark(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines that say what the watermark changes: ImageNet-W's gaps."""
+    for split, figures in splits.items():
+        marked = splits.get(split + WATERMARKED)
+        if marked is None:
+            continue
+        for network, score in figures["networks"].items():
+            there = marked["networks"][network]
+            found = f"accuracy {100 * (there['accuracy'] - score['accuracy']):+.1f}"
+            carton = _by_class(figures["classes"], score).get(_CARTON)
+            if carton is not None:
+                of_carton = _by_class(figures["classes"], there)[_CARTON]
+                found += f", that of {_CARTON} {100 * (of_carton - carton):+.1f}"
+            yield ""
+            yield f"watermark on {split}, {network}: {found} percentage points"
+
+
+def _by_class(classes: Sequence[str], score: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(classes, score["by_class"], strict=True))
 
 
 def _corruptions(of_network: Mapping[str, Any]) -> Iterator[dict[str, str]]:

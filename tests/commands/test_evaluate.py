@@ -29,6 +29,7 @@ from rebias_dist.reporting.runs import read_run
 from rebias_dist.runs.networks import build_networks
 from rebias_dist.step.precision import Precision
 from rebias_dist.train import main
+from tests.data.test_watermark import make_font
 from tests.evaluation.photographs import write
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -179,6 +180,25 @@ def test_shards_that_do_not_fit_are_one_line(runs, tmp_path, capsys):
 # ---------------------------------------------------------------------------- what is no run
 
 
+def test_each_split_is_evaluated_with_the_watermark_too(runs, tmp_path, capsys):
+    font = make_font(tmp_path / "font.ttf", "捷径")
+    plain = found(capsys, runs / "a")
+    both = found(capsys, runs / "a", "--watermark", font)
+    for before, after in zip(plain, both, strict=True):
+        splits = list(before["splits"])
+        assert list(after["splits"]) == [x for s in splits for x in (s, f"{s}+watermark")]
+        assert {split: after["splits"][split] for split in splits} == before["splits"]
+    (one, other) = (both[0]["splits"][f"unbiased{suffix}"] for suffix in ("", "+watermark"))
+    assert one["networks"] != other["networks"]  # half of each digit is under the text
+    gap = other["networks"]["f"]["accuracy"] - one["networks"]["f"]["accuracy"]
+    code, out, _ = run(capsys, runs / "a", "--watermark", font)
+    assert code == 0
+    assert f"watermark on unbiased, f: accuracy {100 * gap:+.1f} percentage points" in out
+    code, out, err = run(capsys, runs / "a", "--watermark", "nowhere.otf")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "nowhere.otf: no font can be read" in err
+
+
 def test_a_damaged_run_does_not_hide_the_others(runs, tmp_path, capsys):
     for path in shutil.copytree(runs / "a", tmp_path / "damaged").glob("checkpoints/*/state.pt"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -251,7 +271,9 @@ def test_help_lists_the_fields_that_an_evaluation_uses(capsys):
     listed = set(re.findall(r"^  --([a-z][\w.]*)", run(capsys, "--help")[1], re.MULTILINE))
     assert {"f.width", "g.0.kernel_size", "data.root", "data.source", "evaluate.batch"} <= listed
     assert {"method.name", "precision", "device", "data.crop"} <= listed
-    other = {name.partition(".")[0] for name in listed - {"on", "json", "csv", "config"}}
+    other = {
+        name.partition(".")[0] for name in listed - {"on", "watermark", "json", "csv", "config"}
+    }
     assert other == {"precision", "device", "method", "f", "g", "data", "evaluate"}
     assert not {"data.window", "data.verify", "evaluate.every_epochs", "method.lambda_f"} & listed
 

@@ -211,7 +211,9 @@ def test_the_average_is_restored_bit_for_bit_and_the_same_on_two_ranks(small_run
             assert list(figures["networks"]) == ["f", "g0", "f_ema"]
             assert len(figures["hsic"]) == 1
     run = Path(values["runs_dir"]) / "whole"
-    (last, _), problems = evaluate_all([str(run)], [], None, None, torch.device("cpu"), Consensus())
+    (last, _), problems = evaluate_all(
+        [str(run)], [], None, None, None, torch.device("cpu"), Consensus()
+    )
     assert not problems
     for split, figures in whole["checkpoints"]["last"]["splits"].items():
         assert last["splits"][split]["networks"] == figures["networks"]
