@@ -15,6 +15,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   rebias-export runs/demo --out exported/demo
   rebias-export runs/demo --out exported/demo-last --checkpoint last
+  rebias-export runs/pets --out exported/pets --ema
 """
 _BATCHES = (1, 2, 5)  # batch sizes with which the files are checked
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the largest logit
@@ -52,25 +54,34 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("best", "last"),
         help="which weights; unset: best, but last if the test data chose best",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="f with the moving average of its weights, of a run with f.ema",
+    )
     parser.add_argument("--version", action="version", version=f"rebias-dist {version()}")
     arguments: argparse.Namespace = parser.parse_args(argv)
     return arguments
 
 
-def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) -> float:
+def export_run(
+    run: str | Path, out: str | Path, checkpoint: str | None = None, *, ema: bool = False
+) -> float:
     """Write a run's f to a new folder.
 
     Args:
         run: the run's folder.
         out: the folder to make; it must not exist, or must be empty.
         checkpoint: ``best`` or ``last``; None: best, but last if the test data chose best.
+        ema: write f with the moving average of its weights.
 
     Returns:
         The largest difference between the logits of the exported networks and of the run's own,
         relative to the largest logit.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it has no f, or the folder is not empty.
+        ConfigError: there is no such run or checkpoint, it has no f, or no moving average of it, or the
+            folder is not empty.
         DataError: the checkpoint is damaged.
         RebiasError: the network cannot be exported, or its logits differ from the original's.
     """
@@ -88,6 +99,12 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
     oracle = config.data.selection == "none"
     choice = checkpoint or ("last" if oracle else "best")
     loaded = load_run(run, choice)
+    if ema:
+        if loaded.f_ema is None:
+            raise ConfigError(
+                f"--ema: {run} has no moving average; leave it out, or train with f.ema"
+            )
+        loaded = replace(loaded, f=loaded.f_ema)
     assert loaded.f is not None
     if loaded.shape is None or loaded.constants is None:
         raise ConfigError(
@@ -95,7 +112,7 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
             "normalisation of the networks' input; train again"
         )
     name = "oracle" if choice == "best" and oracle else choice
-    description = describe(loaded)
+    description = describe(loaded, ema)
     out.parent.mkdir(parents=True, exist_ok=True)
     with naming(out), staged_folder(out) as folder:
         write_network(loaded, folder)
@@ -109,8 +126,13 @@ def export_run(run: str | Path, out: str | Path, checkpoint: str | None = None) 
     return difference
 
 
-def describe(loaded: LoadedRun) -> dict[str, Any]:
-    """Return the content of config.json: network, classes, preprocessing, data, versions."""
+def describe(loaded: LoadedRun, ema: bool = False) -> dict[str, Any]:
+    """Return the content of config.json: network, classes, preprocessing, data, versions.
+
+    Args:
+        loaded: the run.
+        ema: its f is the moving average.
+    """
     import torch
 
     config, constants = loaded.config, loaded.constants
@@ -126,6 +148,7 @@ def describe(loaded: LoadedRun) -> dict[str, Any]:
     }
     return {
         "network": {"name": config.f.name, **config.f.build_options()},
+        "weights": "f_ema" if ema else "f",
         "shape": list(loaded.shape or ()),
         "classes": list(loaded.classes),
         "preprocessing": preprocessing,
@@ -256,7 +279,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
 
     def command() -> None:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
-        difference = export_run(arguments.run, arguments.out, arguments.checkpoint)
+        difference = export_run(
+            arguments.run, arguments.out, arguments.checkpoint, ema=arguments.ema
+        )
         print(
             f"{arguments.out}: model.pt2 and model.safetensors agree with the run's own network "
             f"(largest difference {difference:.1e} of the largest logit); README.md has the model "

@@ -30,7 +30,7 @@ def model_card(
         "tags: [rebias, debiasing, image-classification]\n---",
         _head(loaded, description, choice),
         "## Use\n\n" + _use(description),
-        "## Figures\n\n" + _figures(loaded, choice),
+        "## Figures\n\n" + _figures(loaded, choice, description["weights"]),
         "## Training\n\n" + _training(loaded, description),
         "## Limits\n\n" + _limits(loaded),
         "## Check\n\n"
@@ -46,11 +46,14 @@ def _head(loaded: LoadedRun, description: Mapping[str, Any], choice: str) -> str
     names = "see `config.json`"
     if len(classes) <= _MANY:
         names = ", ".join(plain(name) for name in classes)
+    average = ""
+    if description["weights"] == "f_ema":
+        average = f"moving average (decay {config.f.ema:g}), "
     return (
         f"# {plain(config.name)}: {plain(config.f.name)} on {plain(config.data.dataset)}\n\n"
         f"An image classifier of {len(classes)} classes ({names}). Method: "
         f"{config.facts.about or plain(config.method.name)}.\n\n"
-        f"Weights: step {loaded.step}, {choice_text(choice, config.evaluate.select)}."
+        f"Weights: {average}step {loaded.step}, {choice_text(choice, config.evaluate.select)}."
     )
 
 
@@ -88,7 +91,7 @@ def _use(description: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(loaded: LoadedRun, choice: str) -> str:
+def _figures(loaded: LoadedRun, choice: str, written: str) -> str:
     if loaded.metrics is None:
         return "None: the run was not finished when it was exported."
     found = loaded.metrics["checkpoints"]["last" if choice == "last" else "best"]
@@ -116,8 +119,8 @@ def _figures(loaded: LoadedRun, choice: str) -> str:
     notes = [
         "Percent, of one run with one seed; the interval is a bootstrap over the images. "
         "Unbiased: mean over cells of class and texture cluster. Conflicting: images with another "
-        "bias than that which goes with their class. Worst group: of class and bias. Only f is in "
-        "these files."
+        "bias than that which goes with their class. Worst group: of class and bias. Only "
+        f"{written} is in these files."
     ]
     if choice == "oracle":
         notes.append(

@@ -122,6 +122,24 @@ class Mine(Method):
     facts = Facts(has_g=False)
 
 
+def test_the_moving_average_is_exported_in_place_of_f(few_digits, runs, tmp_path):
+    values = settings(few_digits, tmp_path / "runs")
+    values |= {"name": "a", "max_steps": 4, "f": {**values["f"], "ema": 0.5}}
+    main(validate(values))
+    run = load(tmp_path / "runs/a")
+    assert export.export_run(tmp_path / "runs/a", tmp_path / "out", ema=True) < 1e-4
+    written = load_file(tmp_path / "out/model.safetensors")
+    for name, value in run.f_ema.state_dict().items():
+        assert torch.equal(written[name], value)
+    assert not torch.equal(written["fc.weight"], run.f.state_dict()["fc.weight"])
+    assert json.loads((tmp_path / "out/config.json").read_text())["weights"] == "f_ema"
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Weights: moving average (decay 0.5), step" in card
+    assert "Only f_ema is in these files" in card
+    with pytest.raises(ConfigError, match=r"--ema: .*/a has no moving average; .* f\.ema"):
+        export.export_run(runs / "a", tmp_path / "none", ema=True)
+
+
 def test_the_card_of_a_method_of_the_user_names_it(runs):
     run = load(runs / "a")
     name = f"{__name__}:Mine"
