@@ -80,8 +80,8 @@ def export_run(
         relative to the largest logit.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it has no f, or no moving average of it, or the
-            folder is not empty.
+        ConfigError: there is no such run or checkpoint, it has no f or no moving average of it, or
+            the folder is not empty.
         DataError: the checkpoint is damaged.
         RebiasError: the network cannot be exported, or its logits differ from the original's.
     """
