@@ -110,7 +110,7 @@ class Comparison:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """Return mean, error and interval by setting, checkpoint, split, network and measure."""
+        """Return mean, error and interval, as :func:`summarise` does."""
         return summarise(self.frame)
 
     @cached_property
@@ -122,7 +122,7 @@ class Comparison:
         self, group: Group, checkpoint: str, split: str, network: str, measure: str = "accuracy"
     ) -> Figure | None:
         """Return a measure over the seeds of a group, None where no run has it."""
-        return self._figures.get((group.label, checkpoint, split, network, measure))
+        return self._figures.get((self.dataset, group.label, checkpoint, split, network, measure))
 
     def text(
         self, group: Group, checkpoint: str, split: str, network: str, measure: str = "accuracy"
@@ -208,10 +208,10 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
         return [], notes
     known.sort(key=lambda run: (_place(_config(run).method.name), run.results is None))
     frame = frame_of(known)
-    about = frame.drop_duplicates("folder")[["setting", "series"]].itertuples(index=False)
-    groups: dict[str, Group] = {}
-    for run, (setting, series) in zip(known, about, strict=True):
-        group = groups.setdefault(setting, Group(setting, series, _config(run)))
+    about = frame.drop_duplicates("folder")[["dataset", "setting", "series"]]
+    groups: dict[tuple[str, str], Group] = {}
+    for run, (dataset, setting, series) in zip(known, about.itertuples(index=False), strict=True):
+        group = groups.setdefault((dataset, setting), Group(setting, series, _config(run)))
         seeds = seeds_of(_config(run))
         twin = next((other for other in group.runs if seeds_of(_config(other)) == seeds), None)
         if run.results is None:
@@ -223,11 +223,11 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
             frame = frame[frame["folder"] != str(run.folder)]
         else:
             group.runs.append(run)
-    datasets = dict.fromkeys(group.config.data.dataset for group in groups.values())
+    datasets = dict.fromkeys(dataset for dataset, _ in groups)
     return [
         Comparison(
             dataset,
-            [group for group in groups.values() if group.config.data.dataset == dataset],
+            [group for (name, _), group in groups.items() if name == dataset],
             frame[frame["dataset"] == dataset],
         )
         for dataset in datasets
@@ -250,7 +250,7 @@ def leads(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     Only seeds that both have are compared, for they share data and initial weights of f.
 
     Args:
-        frame: as :func:`frame_of` returns it.
+        frame: as :func:`frame_of` returns it, for the runs on one data set.
         split: on which they are compared.
 
     Returns:
