@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -44,11 +44,13 @@ class Group:
     """Runs with results, each with seeds of its own."""
     without: list[Run] = field(default_factory=list)
     """Runs without results."""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """The options of the training shards; their seed is that of the first run."""
 
     @property
     def rho(self) -> float | None:
         """Return the training correlation, None where it is not known."""
-        return rho_of(self.config)
+        return rho_of(self.config, self.made_with)
 
     @property
     def marked(self) -> str:
@@ -211,9 +213,9 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     about = frame.drop_duplicates("folder")[["dataset", "setting", "series"]]
     groups: dict[tuple[str, str], Group] = {}
     for run, (dataset, setting, series) in zip(known, about.itertuples(index=False), strict=True):
-        group = groups.setdefault((dataset, setting), Group(setting, series, _config(run)))
-        seeds = seeds_of(_config(run))
-        twin = next((other for other in group.runs if seeds_of(_config(other)) == seeds), None)
+        group = Group(setting, series, _config(run), made_with=run.made_with)
+        group = groups.setdefault((dataset, setting), group)
+        twin = next((other for other in group.runs if _seeds(other) == _seeds(run)), None)
         if run.results is None:
             group.without.append(run)
         elif twin is not None:
@@ -242,6 +244,10 @@ def _place(method: str) -> int:
 def _config(run: Run) -> Config:
     assert run.config is not None
     return run.config
+
+
+def _seeds(run: Run) -> tuple[int, int]:
+    return seeds_of(_config(run), run.made_with)
 
 
 def leads(frame: pd.DataFrame, split: str) -> pd.DataFrame:

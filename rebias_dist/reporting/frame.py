@@ -79,9 +79,16 @@ def frame_of(runs: Sequence[Run]) -> pd.DataFrame:
 def _settings(run: Run) -> dict[str, Any]:
     if run.config is None:
         return {}
-    config, (seed, data_seed) = run.config, seeds_of(run.config)
-    about = {"dataset": config.data.dataset, "method": config.method.name, "rho": rho_of(config)}
-    return about | {"seed": seed, "data.seed": data_seed} | settings_of(config)
+    known = run.config, run.made_with
+    seed, data_seed = seeds_of(*known)
+    return {
+        "dataset": run.config.data.dataset,
+        "method": run.config.method.name,
+        "rho": rho_of(*known),
+        "seed": seed,
+        "data.seed": data_seed,
+        **settings_of(*known),
+    }
 
 
 def _scores(results: Results) -> Iterator[dict[str, Any]]:
@@ -156,7 +163,7 @@ def names_of(runs: Sequence[Run]) -> list[Names]:
 
 def _of_dataset(runs: Sequence[Run]) -> list[Names]:
     """Return the names of runs on one data set, all with a configuration."""
-    settings = [settings_of(run.config) for run in runs if run.config]
+    settings = [settings_of(run.config, run.made_with) for run in runs if run.config]
     texts = pd.DataFrame(
         [{key: json.dumps(value) for key, value in one.items()} for one in settings]
     ).fillna("")
