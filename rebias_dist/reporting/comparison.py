@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
-from rebias_dist.evaluation.groups import group_of
+from rebias_dist.evaluation.groups import SMALL, footnote, group_of, is_small, name_of
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.registry import METHODS, Facts
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
@@ -129,11 +129,16 @@ class Comparison:
     def text(
         self, group: Group, checkpoint: str, split: str, network: str, measure: str = "accuracy"
     ) -> str:
-        """Return a measure as text in percent, HSIC in thousandths; a dash where there is none."""
+        """Return a measure as text in percent, HSIC in thousandths; a dash where there is none.
+
+        A worst group that leaves out smaller groups has a mark.
+        """
         found = self.figure(group, checkpoint, split, network, measure)
+        left_out = measure == "worst_group" and (group.label, split) in self._small
+        marked = SMALL * left_out
         if found is None:
-            return ABSENT
-        return found.text(1000, 2) if measure == "hsic" else found.text()
+            return f"{ABSENT}{marked}"
+        return found.text(1000, 2) if measure == "hsic" else found.text(mark=marked)
 
     def scores(self, group: Group, network: str) -> list[Score]:
         """Return the scores of a group's runs on the split that tells bias."""
@@ -163,15 +168,47 @@ class Comparison:
         known = self.frame[self.frame["folder"].isin(named)].dropna(subset="worst_group")
         return set(known["split"])
 
+    @cached_property
+    def _small(self) -> dict[tuple[str, str], dict[str, list[int]]]:
+        """Return by setting and split the groups too small to be the worst, with their sizes."""
+        small: dict[tuple[str, str], dict[str, list[int]]] = {}
+        known = self.frame.dropna(subset="split")[["setting", "split", "groups"]]
+        for setting, split, groups in known.itertuples(index=False):
+            for one in filter(is_small, groups):
+                sizes = small.setdefault((setting, split), {}).setdefault(name_of(one), [])
+                sizes.append(one["samples"])
+        return small
+
+    def left_out(self, splits: Iterable[str]) -> list[str]:
+        """Return the footnotes to worst groups on some splits that leave out smaller groups."""
+        notes = []
+        for split in splits:
+            sizes: dict[str, list[int]] = {}
+            for (_, of), groups in self._small.items():
+                for name, found in groups.items() if of == split else ():
+                    sizes.setdefault(name, []).extend(found)
+            small = {
+                name: " to ".join(f"{size:,}" for size in sorted({min(found), max(found)}))
+                for name, found in sizes.items()
+            }
+            notes.append(footnote(small, plain(split, 30)))
+        return [note for note in notes if note]
+
     def groups_of(self, group: Group, network: str) -> list[dict[str, Any]]:
-        """Return the groups of class and bias on the split that tells bias, summed over seeds."""
+        """Return the groups of class and bias on the split that tells bias, summed over seeds.
+
+        ``fewest`` are the samples of a group in the run where it has fewest.
+        """
         correct: Counter[tuple[str, str]] = Counter()
-        samples: Counter[tuple[str, str]] = Counter()
+        samples: dict[tuple[str, str], list[int]] = {}
         for one in itertools.chain.from_iterable(self._judged(group, network)["groups"]):
             named = (one["class"], one["value"])
             correct[named] += one["correct"]
-            samples[named] += one["samples"]
-        return [group_of(*named, correct[named], samples[named]) for named in samples]
+            samples.setdefault(named, []).append(one["samples"])
+        return [
+            {**group_of(*named, correct[named], sum(sizes)), "fewest": min(sizes)}
+            for named, sizes in samples.items()
+        ]
 
     @cached_property
     def splits(self) -> dict[str, list[int]]:

@@ -209,9 +209,11 @@ class Figure(NamedTuple):
     its test samples, which knows nothing of other seeds. NaN where there is none."""
     high: float
 
-    def text(self, scale: float = 100, digits: int = 1, *, interval: bool = True) -> str:
-        """Return mean and error as text; the interval on a line of its own."""
-        shown = f"{scale * self.mean:.{digits}f}"
+    def text(
+        self, scale: float = 100, digits: int = 1, mark: str = "", *, interval: bool = True
+    ) -> str:
+        """Return mean, mark and error as text; the interval on a line of its own."""
+        shown = f"{scale * self.mean:.{digits}f}{mark}"
         error = "" if math.isnan(self.error) else f"{scale * self.error:.{digits}f}"
         if error:
             shown += f" ± {error}" if len(self.values) > 1 else f" ({error})"

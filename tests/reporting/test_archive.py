@@ -62,6 +62,10 @@ def test_nothing_is_overwritten(runs, tmp_path):
     with pytest.raises(ConfigError, match="rebias-2 exists; remove it, or give another folder"):
         report.main([str(runs), "--archive", str(tmp_path / "kept")])
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["rebias-2"]
+    again = shutil.copytree(runs / "rebias-1", tmp_path / "more/rebias-1")
+    with pytest.raises(ConfigError, match="called rebias-1; archive them into two folders"):
+        report.main([str(runs), str(again), "--archive", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 COUNTS = {"biased": {"f": 900, "g0": 990}, "unbiased": {"f": 500, "g0": 100}}
