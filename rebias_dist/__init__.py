@@ -47,7 +47,8 @@ def results(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             the run's name and folder, the status in its state.json, and the reason if it has no
             figures;
         ``dataset``, ``method``, ``setting``
-            the setting is a name that runs share which differ in their seeds alone;
+            the setting is a name that runs on a data set share if they differ in their seeds alone;
+            runs on another data set may have it too;
         ``rho``, ``seed``, ``data.seed``, ``method.lambda_f``, ``optimizer.lr``, …
             the training correlation, the seeds, and all settings that decide the weights, by
             dotted key;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rebias_dist.evaluation.groups import left_out, worst_mark
 from rebias_dist.evaluation.text import choice_text
 from rebias_dist.reporting.runs import plain
 
@@ -122,6 +123,9 @@ def _figures(loaded: LoadedRun, choice: str, written: str) -> str:
         "bias than that which goes with their class. Worst group: of class and bias. Only "
         f"{written} is in these files."
     ]
+    for split, figures in found["splits"].items():
+        groups = next(iter(figures["networks"].values())).get("groups", [])
+        notes += [rf"\{plain(note, 1_000)}" for note in [left_out(groups, split)] if note]
     if choice == "oracle":
         notes.append(
             "**These weights were chosen by the test data themselves, so the figures are those of "
@@ -132,9 +136,10 @@ def _figures(loaded: LoadedRun, choice: str, written: str) -> str:
 
 def _worst(of_network: Mapping[str, Any]) -> str:
     group = of_network["worst_group"]
+    shown = _percent(group and group["accuracy"]) + worst_mark(of_network.get("groups", []))
     if group is None or "class" not in group:  # of an earlier version
-        return _percent(group and group["accuracy"])
-    return f"{_percent(group['accuracy'])} ({plain(group['class'])}, {plain(group['value'])})"
+        return shown
+    return f"{shown} ({plain(group['class'])}, {plain(group['value'])})"
 
 
 def _percent(value: float | None) -> str:

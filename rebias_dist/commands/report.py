@@ -136,7 +136,8 @@ def _write(
 def _file_name(dataset: str, index: int) -> str:
     """Return a data set's name with only characters that are safe in a file name."""
     letters = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in dataset)
-    return letters if letters == dataset and len(dataset) < 60 else f"{letters[:60]}{index}"
+    # A '~' is in no name that is kept, so no two data sets share their files.
+    return letters if letters == dataset and len(dataset) < 60 else f"{letters[:60]}~{index}"
 
 
 def cli() -> None:

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rebias_dist.assemble import Parts
-from rebias_dist.config.bias import BiasRule
 from rebias_dist.config.schema import Config
-from rebias_dist.evaluation import groups, tensorboard
+from rebias_dist.evaluation import tensorboard
+from rebias_dist.evaluation.closing import closing_groups, closing_text
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.splits import evaluate_checkpoints
-from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.ranks.waits import duration, told
 from rebias_dist.runs import results
 from rebias_dist.telemetry.writers import Telemetry
@@ -92,25 +91,8 @@ def test_and_record(
             tensorboard.show_final(telemetry, config, final, at.epoch)
             tensorboard.project(telemetry, config, parts.data, evaluator, at.step)
     consensus.agree(telemetry.fault)
-    for line in results.closing_text(final, parts.folder.path).splitlines():
+    for line in closing_text(final, parts.folder.path).splitlines():
         _log.info("%s", line)
-    for line in _closing_groups(config, final):
+    for line in closing_groups(config, final):
         _log.info("%s", line)
     return final
-
-
-def _closing_groups(config: Config, final: dict[str, Any]) -> Iterator[str]:
-    """Yield lines on the groups of the run's network; none without bias labels."""
-    if final["bias"]["values"]:
-        yield f"bias: {BiasRule.model_validate(final['bias']).text()}"
-        yield f"worst group: of {SMALLEST_CELL} images or more; Wilson's 95 % intervals"
-    network = results.judged_network(config)
-    told: set[int] = set()
-    for choice, found in final["checkpoints"].items():
-        name = results.choice_name(final, choice)
-        if found["step"] in told:  # the best checkpoint is the last one
-            continue
-        told.add(found["step"])
-        for split, figures in found["splits"].items():
-            judged = {"networks": {network: figures["networks"][network]}}
-            yield from groups.lines(f"{name}, {split}", judged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 FEW = 20
 """With more groups, texts show only the :data:`WORST` ones."""
 WORST = 5
+SMALL = "*"
+"""Behind the worst group, and behind each group that is too small to be it."""
 
 
 def wilson(share: Any, samples: Any) -> tuple[Any, Any]:
@@ -101,7 +103,7 @@ def groups_of(
 
 def worst_named(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the worst of :func:`groups_of`, as :func:`worst_group` does; None if all are small."""
-    large = [group for group in groups if group["samples"] >= SMALLEST_CELL]
+    large = [group for group in groups if not is_small(group)]
     return min(large, key=lambda group: group["accuracy"], default=None)
 
 
@@ -110,12 +112,48 @@ def name_of(group: Mapping[str, Any]) -> str:
     return f"{group['class']}, {group['value']}"
 
 
+def is_small(group: Mapping[str, Any]) -> bool:
+    """Return whether a group has too few samples to be the worst.
+
+    A group whose samples are summed over runs has its ``fewest`` samples in a run too.
+    """
+    return bool(group.get("fewest", group["samples"]) < SMALLEST_CELL)
+
+
+def worst_mark(groups: Iterable[Mapping[str, Any]]) -> str:
+    """Return the mark of a worst group that leaves out smaller ones, else ""."""
+    return SMALL * any(map(is_small, groups))
+
+
+def left_out(groups: Iterable[Mapping[str, Any]], split: str = "") -> str:
+    """Return the footnote to a worst group that leaves out smaller ones, else ""."""
+    small = {name_of(group): f"{group['samples']:,}" for group in groups if is_small(group)}
+    return footnote(small, split)
+
+
+def footnote(small: Mapping[str, str], split: str = "") -> str:
+    """Return the footnote on small groups, by name with their numbers of samples; "" for none."""
+    where = f"{split}: " if split else ""
+    told = (
+        f"{SMALL} {where}the worst group leaves out groups of fewer than {SMALLEST_CELL} images: "
+    )
+    return told + listed(small) if small else ""
+
+
+def listed(small: Mapping[str, str]) -> str:
+    """Return groups by name with their numbers of samples as text; of many only the first."""
+    texts = [f"({name}) {size}" for name, size in small.items()]
+    if len(texts) <= FEW:
+        return ", ".join(texts)
+    return f"{', '.join(texts[:WORST])} and {len(texts) - WORST} more"
+
+
 def shown_groups(groups: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
     """Return the groups that a text shows, the worst first, and a note on those that it leaves out.
 
-    Groups with fewer than ``SMALLEST_CELL`` samples come last.
+    Groups that are too small to be the worst come last.
     """
-    ordered = sorted(groups, key=lambda g: (g["samples"] < SMALLEST_CELL, g["accuracy"]))
+    ordered = sorted(groups, key=lambda g: (is_small(g), g["accuracy"]))
     if len(ordered) <= FEW:
         return ordered, ""
     return ordered[:WORST], f"the worst {WORST} of {len(ordered)} groups"
@@ -126,21 +164,23 @@ def lines(split: str, figures: Mapping[str, Any]) -> Iterator[str]:
     for network, score in figures["networks"].items():
         if not score["groups"]:
             continue
-        parts = [f"accuracy {score['accuracy']:.3f}"]
+        parts, mark = [f"accuracy {score['accuracy']:.3f}"], worst_mark(score["groups"])
         if worst := score["worst_group"]:
-            parts.append(f"worst group {shown(worst)} ({name_of(worst)})")
+            parts.append(f"worst group {shown(worst, mark)} ({name_of(worst)})")
+        else:
+            parts.append(f"no worst group{mark}")
         for side in ("aligned", "conflicting"):
             if score[side] is not None:
                 counted = {"accuracy": score[side], "samples": score[f"{side}_samples"]}
                 parts.append(f"{side} {shown(counted)}")
         groups, note = shown_groups(score["groups"])
-        listed = ", ".join(
-            f"({name_of(g)}) {g['accuracy']:.3f} of {g['samples']:,}" for g in groups
-        )
-        yield f"{split}, {network}: {'; '.join(parts)}; {note or 'groups'}: {listed}"
+        told = ", ".join(f"({name_of(g)}) {g['accuracy']:.3f} of {g['samples']:,}" for g in groups)
+        left = left_out(score["groups"])
+        texts = [*parts, f"{note or 'groups'}: {told}", *([left] if left else [])]
+        yield f"{split}, {network}: {'; '.join(texts)}"
 
 
-def shown(counted: Mapping[str, Any]) -> str:
-    """Return an accuracy with Wilson's interval and the number of samples, as text."""
+def shown(counted: Mapping[str, Any], mark: str = "") -> str:
+    """Return an accuracy with a mark, Wilson's interval and the number of samples, as text."""
     low, high = interval(counted["accuracy"], counted["samples"])
-    return f"{counted['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {counted['samples']:,}"
+    return f"{counted['accuracy']:.3f}{mark} [{low:.3f}, {high:.3f}] of {counted['samples']:,}"

@@ -21,7 +21,7 @@ from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.figures import Truth, network_figures
-from rebias_dist.evaluation.groups import WORST, groups_of
+from rebias_dist.evaluation.groups import groups_of, listed
 from rebias_dist.evaluation.predictions import Predictions, predict
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.radii import Radii, radii_of
@@ -166,18 +166,14 @@ def too_small(config: Config, data: Data) -> str:
     split = results.choosing_split(config)
     dataset = data.monitored[split]
     cells = Counter(zip(dataset.labels.tolist(), dataset.bias.tolist(), strict=True))
-    small = [
-        f"({dataset.manifest.classes[label]}, {dataset.values.names[bias]}) {count}"
+    classes, values = dataset.manifest.classes, dataset.values.names
+    small = {
+        f"{classes[label]}, {values[bias]}": str(count)
         for (label, bias), count in sorted(cells.items())
         if bias >= 0 and count < SMALLEST_CELL
-    ]
-    if not small:
-        return ""
-    shown = ", ".join(small[:WORST]) + (f" and {len(small) - WORST} more" * (len(small) > WORST))
-    return (
-        f"evaluate.select: worst_group passes over groups of fewer than {SMALLEST_CELL} images "
-        f"in {split}: {shown}"
-    )
+    }
+    told = f"evaluate.select: worst_group passes over groups of fewer than {SMALLEST_CELL} images"
+    return f"{told} in {split}: {listed(small)}" if small else ""
 
 
 def _clusterings(dataset: ShardDataset) -> NDArray[np.int64]:

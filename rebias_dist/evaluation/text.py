@@ -10,7 +10,14 @@ from tabulate import tabulate
 from rebias_dist.config.bias import BiasRule
 from rebias_dist.data.watermark import WATERMARKED
 from rebias_dist.evaluation.corruptions import BENCHMARK, SEVERITIES
-from rebias_dist.evaluation.groups import name_of, shown_groups
+from rebias_dist.evaluation.groups import (
+    SMALL,
+    is_small,
+    left_out,
+    name_of,
+    shown_groups,
+    worst_mark,
+)
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.runs.results import SELECTS
 
@@ -52,6 +59,9 @@ def _block(found: Mapping[str, Any]) -> str:
     head += f", {found['method']}" + ("" if found["finished"] else ", UNFINISHED run")
     rows = [row for split, figures in found["splits"].items() for row in _rows(split, figures)]
     lines = [head, _table(rows)]
+    for split, figures in found["splits"].items():
+        groups = next(iter(figures["networks"].values()))["groups"]  # those of all networks
+        lines += filter(None, [left_out(groups, split)])
     if found["bias"]["aligned"]:
         rule = BiasRule.model_validate(found["bias"])
         lines += ["", f"bias: {rule.text()}", *([rule.doubt] if rule.doubt else [])]
@@ -81,6 +91,7 @@ def _rows(split: str, figures: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         images += f" in {known} classes" if known < len(classes) else ""
         worst, group, intervals = score["worst_class"], score["worst_group"], score["intervals"]
         about = {"split": split, "images": images, "chance": f"{100 / len(classes):.1f}"}
+        mark = worst_mark(score["groups"])
         yield {
             **(about if index == 0 else dict.fromkeys(about, "")),
             "network": network,
@@ -91,10 +102,10 @@ def _rows(split: str, figures: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             "unbiased": _percent(score["unbiased"], intervals["unbiased"]),
             "aligned": _percent(score["aligned"], intervals["aligned"]),
             "conflicting": _percent(score["conflicting"], intervals["conflicting"]),
-            "worst group": f"{_percent(group['accuracy'], group['interval'])} "
+            "worst group": f"{_percent(group['accuracy'], group['interval'], mark)} "
             f"{group['class'][:_LONGEST]}/{group['value'][:_LONGEST]}"
             if group
-            else _ABSENT,
+            else f"{_ABSENT}{mark}",
             "ECE": _percent(score["calibration"]["ece"]),
             "HSIC with f": _hsic(figures, network),
         }
@@ -107,7 +118,7 @@ def groups_table(title: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
         {
             "class": group["class"][:_LONGEST],
             "bias": group["value"][:_LONGEST],
-            "images": f"{group['samples']:,}",
+            "images": f"{group['samples']:,}{SMALL * is_small(group)}",
             "accuracy": _percent(group["accuracy"], group["interval"]),
         }
         for group in shown
@@ -115,10 +126,10 @@ def groups_table(title: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{title}: {note or 'groups'}", _table(rows)]
 
 
-def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+def _percent(value: float | None, interval: Sequence[float] | None = None, mark: str = "") -> str:
     if value is None:
         return _ABSENT
-    shown = f"{100 * value:.1f}"
+    shown = f"{100 * value:.1f}{mark}"
     return f"{shown} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else shown
 
 

@@ -1,4 +1,4 @@
-"""Keep what a report needs of a run: its configuration, results, state and thinned curves.
+"""Keep what a report needs of a run: configuration, results, state, curves, options of the shards.
 
 A run's folder has checkpoints and megabytes of metrics; its archive has some kilobytes and is a
 run's folder too, from which a report is made in the same way.
@@ -7,7 +7,7 @@ run's folder too, from which a report is made in the same way.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.runs import Run
+from rebias_dist.reporting.training_data import KEPT
 from rebias_dist.runs import results
 
 _Part = TypeVar("_Part", bound=BaseModel)
@@ -35,8 +36,8 @@ def archive(runs: Sequence[Run], out: Path) -> list[Path]:
     """Write the archives of runs with results into folders of ``out``; return the folders.
 
     Only the last part of each path in the configuration is kept, because other machines have other
-    folders. The training shards are not copied, and neither are their options, such as ρ; a report
-    has those of a run with ``data.root`` only where the shards are.
+    folders; more parts where two paths would become one, for a path may tell two settings apart.
+    The images are not copied.
 
     Raises:
         ConfigError: two runs have the same name, an archive is there already, or cannot be written.
@@ -44,50 +45,76 @@ def archive(runs: Sequence[Run], out: Path) -> list[Path]:
     folders = [out / run.name for run in runs]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise ConfigError(f"--archive: two runs are called {folder.name}")
+            raise ConfigError(
+                f"--archive: two runs are called {folder.name}; archive them into two folders"
+            )
         if folder.exists():
             raise ConfigError(f"--archive: {folder} exists; remove it, or give another folder")
+    short = _shortened(run.config for run in runs if run.config)
     try:
         for run, folder in zip(runs, folders, strict=True):
             folder.mkdir(parents=True)
-            for name, content in _files(run).items():
+            for name, content in _files(run, short).items():
                 write_synced(folder / name, content)
     except OSError as error:
         raise ConfigError(f"--archive: {error.filename or out}: {error.strerror}") from None
     return folders
 
 
-def _files(run: Run) -> dict[str, bytes]:
+def _files(run: Run, short: Mapping[str, str]) -> dict[str, bytes]:
     assert run.config is not None
     state = read_json(run.folder / "state.json")
     kept = {key: state[key] for key in _STATE if key in state}
     figures = results.read(run.folder / "results.json")
+    # Options that are not known are kept too: 'root' may be another folder of another machine.
+    options = json.dumps({"options": dict(run.made_with)}, indent=1) + "\n"
     return {
-        "config.yaml": to_yaml(_without_folders(run.config)).encode(),
+        **({} if run.config.data.root is None else {KEPT: options.encode()}),
+        "config.yaml": to_yaml(_with_paths(run.config, short.__getitem__)).encode(),
         "state.json": (json.dumps(kept, indent=1) + "\n").encode(),
         "results.json": (json.dumps(figures, separators=(",", ":")) + "\n").encode(),
         "metrics.jsonl": _metrics(run.folder),
     }
 
 
-def _without_folders(config: Config) -> Config:
-    tests = {name: PurePath(folder).name for name, folder in config.data.other_tests.items()}
-    changed = {
-        "runs_dir": PurePath(config.runs_dir).name,
-        "data": _short(config.data, "root", "source", "aligned").model_copy(
-            update={"other_tests": tests}
-        ),
-        "f": _short(config.f, "checkpoint", "pretrained"),
-        "g": [_short(g, "checkpoint", "pretrained") for g in config.g],
+def _shortened(configs: Iterable[Config]) -> dict[str, str]:
+    """Return the last part of each path, and more parts where they tell it from another path."""
+    paths: set[str] = set()
+
+    def note(path: str) -> str:
+        paths.add(path)
+        return path
+
+    for config in configs:
+        _with_paths(config, note)
+    every = {PurePath(path).parts for path in paths}
+    short = {}
+    for path in paths:
+        parts = PurePath(path).parts
+        count = 1
+        while count < len(parts) and sum(p[-count:] == parts[-count:] for p in every) > 1:
+            count += 1
+        short[path] = str(PurePath(*parts[-count:]))
+    return short
+
+
+def _with_paths(config: Config, change: Callable[[str], str]) -> Config:
+    """Return a configuration whose paths are changed."""
+
+    def changed(part: _Part, *fields: str) -> _Part:
+        paths = {name: getattr(part, name) for name in fields}
+        return part.model_copy(
+            update={name: change(path) for name, path in paths.items() if isinstance(path, str)}
+        )
+
+    tests = {name: change(folder) for name, folder in config.data.other_tests.items()}
+    data = changed(config.data, "root", "source", "aligned")
+    parts = {
+        "data": data.model_copy(update={"other_tests": tests}),
+        "f": changed(config.f, "checkpoint", "pretrained"),
+        "g": [changed(g, "checkpoint", "pretrained") for g in config.g],
     }
-    return config.model_copy(update=changed)
-
-
-def _short(part: _Part, *fields: str) -> _Part:
-    """Return a part of a configuration with the last part of each path that is set."""
-    paths = {name: getattr(part, name) for name in fields}
-    short = {name: PurePath(path).name for name, path in paths.items() if isinstance(path, str)}
-    return part.model_copy(update=short)
+    return changed(config, "runs_dir").model_copy(update=parts)
 
 
 def _metrics(folder: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.corruptions import is_corruption
-from rebias_dist.evaluation.groups import group_of
+from rebias_dist.evaluation.groups import SMALL, footnote, group_of, is_small, name_of
 from rebias_dist.methods.options import UnknownOptions
 from rebias_dist.methods.registry import METHODS, Facts
 from rebias_dist.reporting.frame import Figure, frame_of, over_seeds, summarise
@@ -44,11 +44,13 @@ class Group:
     """Runs with results, each with seeds of its own."""
     without: list[Run] = field(default_factory=list)
     """Runs without results."""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """The options of the training shards; their seed is that of the first run."""
 
     @property
     def rho(self) -> float | None:
         """Return the training correlation, None where it is not known."""
-        return rho_of(self.config)
+        return rho_of(self.config, self.made_with)
 
     @property
     def marked(self) -> str:
@@ -110,7 +112,7 @@ class Comparison:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """Return mean, error and interval by setting, checkpoint, split, network and measure."""
+        """Return mean, error and interval, as :func:`summarise` does."""
         return summarise(self.frame)
 
     @cached_property
@@ -122,16 +124,21 @@ class Comparison:
         self, group: Group, checkpoint: str, split: str, network: str, measure: str = "accuracy"
     ) -> Figure | None:
         """Return a measure over the seeds of a group, None where no run has it."""
-        return self._figures.get((group.label, checkpoint, split, network, measure))
+        return self._figures.get((self.dataset, group.label, checkpoint, split, network, measure))
 
     def text(
         self, group: Group, checkpoint: str, split: str, network: str, measure: str = "accuracy"
     ) -> str:
-        """Return a measure as text in percent, HSIC in thousandths; a dash where there is none."""
+        """Return a measure as text in percent, HSIC in thousandths; a dash where there is none.
+
+        A worst group that leaves out smaller groups has a mark.
+        """
         found = self.figure(group, checkpoint, split, network, measure)
+        left_out = measure == "worst_group" and (group.label, split) in self._small
+        marked = SMALL * left_out
         if found is None:
-            return ABSENT
-        return found.text(1000, 2) if measure == "hsic" else found.text()
+            return f"{ABSENT}{marked}"
+        return found.text(1000, 2) if measure == "hsic" else found.text(mark=marked)
 
     def scores(self, group: Group, network: str) -> list[Score]:
         """Return the scores of a group's runs on the split that tells bias."""
@@ -161,15 +168,47 @@ class Comparison:
         known = self.frame[self.frame["folder"].isin(named)].dropna(subset="worst_group")
         return set(known["split"])
 
+    @cached_property
+    def _small(self) -> dict[tuple[str, str], dict[str, list[int]]]:
+        """Return by setting and split the groups too small to be the worst, with their sizes."""
+        small: dict[tuple[str, str], dict[str, list[int]]] = {}
+        known = self.frame.dropna(subset="split")[["setting", "split", "groups"]]
+        for setting, split, groups in known.itertuples(index=False):
+            for one in filter(is_small, groups):
+                sizes = small.setdefault((setting, split), {}).setdefault(name_of(one), [])
+                sizes.append(one["samples"])
+        return small
+
+    def left_out(self, splits: Iterable[str]) -> list[str]:
+        """Return the footnotes to worst groups on some splits that leave out smaller groups."""
+        notes = []
+        for split in splits:
+            sizes: dict[str, list[int]] = {}
+            for (_, of), groups in self._small.items():
+                for name, found in groups.items() if of == split else ():
+                    sizes.setdefault(name, []).extend(found)
+            small = {
+                name: " to ".join(f"{size:,}" for size in sorted({min(found), max(found)}))
+                for name, found in sizes.items()
+            }
+            notes.append(footnote(small, plain(split, 30)))
+        return [note for note in notes if note]
+
     def groups_of(self, group: Group, network: str) -> list[dict[str, Any]]:
-        """Return the groups of class and bias on the split that tells bias, summed over seeds."""
+        """Return the groups of class and bias on the split that tells bias, summed over seeds.
+
+        ``fewest`` are the samples of a group in the run where it has fewest.
+        """
         correct: Counter[tuple[str, str]] = Counter()
-        samples: Counter[tuple[str, str]] = Counter()
+        samples: dict[tuple[str, str], list[int]] = {}
         for one in itertools.chain.from_iterable(self._judged(group, network)["groups"]):
             named = (one["class"], one["value"])
             correct[named] += one["correct"]
-            samples[named] += one["samples"]
-        return [group_of(*named, correct[named], samples[named]) for named in samples]
+            samples.setdefault(named, []).append(one["samples"])
+        return [
+            {**group_of(*named, correct[named], sum(sizes)), "fewest": min(sizes)}
+            for named, sizes in samples.items()
+        ]
 
     @cached_property
     def splits(self) -> dict[str, list[int]]:
@@ -208,12 +247,12 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
         return [], notes
     known.sort(key=lambda run: (_place(_config(run).method.name), run.results is None))
     frame = frame_of(known)
-    about = frame.drop_duplicates("folder")[["setting", "series"]].itertuples(index=False)
-    groups: dict[str, Group] = {}
-    for run, (setting, series) in zip(known, about, strict=True):
-        group = groups.setdefault(setting, Group(setting, series, _config(run)))
-        seeds = seeds_of(_config(run))
-        twin = next((other for other in group.runs if seeds_of(_config(other)) == seeds), None)
+    about = frame.drop_duplicates("folder")[["dataset", "setting", "series"]]
+    groups: dict[tuple[str, str], Group] = {}
+    for run, (dataset, setting, series) in zip(known, about.itertuples(index=False), strict=True):
+        group = Group(setting, series, _config(run), made_with=run.made_with)
+        group = groups.setdefault((dataset, setting), group)
+        twin = next((other for other in group.runs if _seeds(other) == _seeds(run)), None)
         if run.results is None:
             group.without.append(run)
         elif twin is not None:
@@ -223,11 +262,11 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
             frame = frame[frame["folder"] != str(run.folder)]
         else:
             group.runs.append(run)
-    datasets = dict.fromkeys(group.config.data.dataset for group in groups.values())
+    datasets = dict.fromkeys(dataset for dataset, _ in groups)
     return [
         Comparison(
             dataset,
-            [group for group in groups.values() if group.config.data.dataset == dataset],
+            [group for (name, _), group in groups.items() if name == dataset],
             frame[frame["dataset"] == dataset],
         )
         for dataset in datasets
@@ -244,13 +283,17 @@ def _config(run: Run) -> Config:
     return run.config
 
 
+def _seeds(run: Run) -> tuple[int, int]:
+    return seeds_of(_config(run), run.made_with)
+
+
 def leads(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return how much more accurate f of each method is than f of vanilla, seed by seed.
 
     Only seeds that both have are compared, for they share data and initial weights of f.
 
     Args:
-        frame: as :func:`frame_of` returns it.
+        frame: as :func:`frame_of` returns it, for the runs on one data set.
         split: on which they are compared.
 
     Returns:

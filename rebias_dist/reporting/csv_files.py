@@ -75,7 +75,7 @@ def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
     )
     ours = pd.concat([runs.summary for runs in comparisons]).reset_index()
     measures = ["accuracy", "unbiased", "worst_group", "aligned", "conflicting"]
-    ours = ours[ours["measure"].isin(measures)].merge(about, on="setting")
+    ours = ours[ours["measure"].isin(measures)].merge(about, on=["dataset", "setting"])
     suffix = ours["measure"].map({"accuracy": "", **{key: f"/{key}" for key in measures[1:]}})
     ours = ours.assign(
         chosen_on=ours["checkpoint"].map({"best": "selection", "oracle": "oracle"}),

@@ -29,7 +29,7 @@ MEASURES = [
     "ece",
     "hsic",
 ]
-KEYS = ["setting", "checkpoint", "split", "network"]
+KEYS = ["dataset", "setting", "checkpoint", "split", "network"]
 _INTERNAL = ["series", "shared", "counts", "score"]
 
 
@@ -70,7 +70,8 @@ def frame_of(runs: Sequence[Run]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     settings = [name for name in frame.columns if name not in {*first, *scored, *_INTERNAL}]
     frame = frame.reindex(columns=[*first, *settings, *scored, *_INTERNAL])
-    oracle = (frame["checkpoint"] == "oracle").groupby(frame["setting"]).transform("any")
+    setting = [frame["dataset"], frame["setting"]]
+    oracle = (frame["checkpoint"] == "oracle").groupby(setting).transform("any")
     frame["counts"] = frame["checkpoint"] == np.where(oracle.eq(True), "last", "best")
     return frame
 
@@ -78,9 +79,16 @@ def frame_of(runs: Sequence[Run]) -> pd.DataFrame:
 def _settings(run: Run) -> dict[str, Any]:
     if run.config is None:
         return {}
-    config, (seed, data_seed) = run.config, seeds_of(run.config)
-    about = {"dataset": config.data.dataset, "method": config.method.name, "rho": rho_of(config)}
-    return about | {"seed": seed, "data.seed": data_seed} | settings_of(config)
+    known = run.config, run.made_with
+    seed, data_seed = seeds_of(*known)
+    return {
+        "dataset": run.config.data.dataset,
+        "method": run.config.method.name,
+        "rho": rho_of(*known),
+        "seed": seed,
+        "data.seed": data_seed,
+        **settings_of(*known),
+    }
 
 
 def _scores(results: Results) -> Iterator[dict[str, Any]]:
@@ -129,7 +137,7 @@ def _of_bias(results: Results, score: Score) -> dict[str, Any]:
 
 
 class Names(NamedTuple):
-    """How a run is grouped; runs with the same ``setting`` differ in their seeds alone."""
+    """How a run is grouped; runs on a data set with the same ``setting`` differ in their seeds."""
 
     setting: str | None = None
     series: str | None = None
@@ -137,17 +145,31 @@ class Names(NamedTuple):
 
 
 def names_of(runs: Sequence[Run]) -> list[Names]:
-    """Return the names of each run's groups: its method and the settings that vary within it."""
-    known = [run for run in runs if run.config is not None]
-    if not known:
-        return [Names() for _ in runs]
-    settings = [settings_of(run.config) for run in known if run.config]
+    """Return the names of each run's groups: its method and the settings that vary within it.
+
+    Only runs on the same data set are compared: two data sets differ in many settings, which would
+    all be in the names.
+    """
+    datasets: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        if run.config is not None:
+            datasets.setdefault(run.config.data.dataset, []).append(place)
+    names = [Names() for _ in runs]
+    for places in datasets.values():
+        for place, name in zip(places, _of_dataset([runs[p] for p in places]), strict=True):
+            names[place] = name
+    return names
+
+
+def _of_dataset(runs: Sequence[Run]) -> list[Names]:
+    """Return the names of runs on one data set, all with a configuration."""
+    settings = [settings_of(run.config, run.made_with) for run in runs if run.config]
     texts = pd.DataFrame(
         [{key: json.dumps(value) for key, value in one.items()} for one in settings]
     ).fillna("")
     alike = texts.agg("\n".join, axis=1)  # JSON has no line ends
     steps = pd.Series(
-        [str(run.results.steps) if run.results else None for run in known], dtype=object
+        [str(run.results.steps) if run.results else None for run in runs], dtype=object
     )
     # A run without results is counted with the seeds that it was meant to join.
     steps = steps.fillna(steps.groupby(alike).transform("first")).fillna("")
@@ -163,7 +185,7 @@ def names_of(runs: Sequence[Run]) -> list[Names]:
     named = zip(
         _names(methods, texts.assign(steps=steps)), _names(methods, over_rho), shared, strict=True
     )
-    return [Names(*next(named)) if run.config else Names() for run in runs]
+    return [Names(*name) for name in named]
 
 
 def _names(methods: pd.Series[str], texts: pd.DataFrame) -> Iterator[str]:
@@ -187,9 +209,11 @@ class Figure(NamedTuple):
     its test samples, which knows nothing of other seeds. NaN where there is none."""
     high: float
 
-    def text(self, scale: float = 100, digits: int = 1, *, interval: bool = True) -> str:
-        """Return mean and error as text; the interval on a line of its own."""
-        shown = f"{scale * self.mean:.{digits}f}"
+    def text(
+        self, scale: float = 100, digits: int = 1, mark: str = "", *, interval: bool = True
+    ) -> str:
+        """Return mean, mark and error as text; the interval on a line of its own."""
+        shown = f"{scale * self.mean:.{digits}f}{mark}"
         error = "" if math.isnan(self.error) else f"{scale * self.error:.{digits}f}"
         if error:
             shown += f" ± {error}" if len(self.values) > 1 else f" ({error})"
@@ -199,7 +223,7 @@ class Figure(NamedTuple):
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the fields of :class:`Figure` by setting, checkpoint, split, network and measure."""
+    """Return the fields of :class:`Figure` by :data:`KEYS` and measure."""
     long = frame.melt([*KEYS, "samples"], MEASURES, "measure").dropna(subset=["value", "split"])
     long["value"] = long["value"].astype(float)
     found = over_seeds(long, [*KEYS, "measure"])

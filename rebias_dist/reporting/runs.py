@@ -5,9 +5,10 @@ A run that is unfinished or damaged has a ``problem`` in place of results, never
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from data_shards.system.files import open_regular, parse_json
 from rebias_dist.config.files import read_config_file, validate
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError
+from rebias_dist.reporting.training_data import made_with
 from rebias_dist.runs.results import LARGEST
 from rebias_dist.runs.results_schema import Results
 
@@ -31,12 +33,15 @@ class Run:
     status: str | None = None
     """As state.json has it."""
     problem: str | None = None
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """The options of its training shards, as :func:`made_with` returns them."""
 
 
 def read_run(folder: Path) -> Run:
     """Read the folder of a run; anything wrong with it becomes its ``problem``."""
     # The folder may be given as '.' or end in '..'.
     name, config, status = folder.resolve().name, None, None
+    options: Mapping[str, Any] = {}
     try:
         if not (folder / "config.yaml").exists():  # else taken for a shipped configuration
             raise ConfigError("no run here (config.yaml: No such file or directory)")
@@ -44,6 +49,7 @@ def read_run(folder: Path) -> Run:
             config = validate(read_config_file(str(folder / "config.yaml")), own_method=False)
         except ConfigError as error:
             raise ConfigError(f"config.yaml: {error}") from None
+        options = made_with(folder, config)
         state = parse_json(_read(folder / "state.json"))
         found = state.get("status") if isinstance(state, dict) else None
         status = None if found is None else plain(found)
@@ -55,7 +61,7 @@ def read_run(folder: Path) -> Run:
             raise ConfigError(f"damaged (results.json is of {told})")
         if not any(checkpoint.splits for checkpoint in results.checkpoints.values()):
             raise ConfigError("finished without test figures")
-        return Run(name, folder, config, results, status)
+        return Run(name, folder, config, results, status, made_with=options)
     except OSError as error:
         problem = f"{Path(str(error.filename)).name}: {error.strerror}"
     except (ConfigError, DataShardsError) as error:
@@ -66,7 +72,7 @@ def read_run(folder: Path) -> Run:
     except ValueError:
         problem = "damaged (state.json is not JSON)"
     # Names, values and messages come from files that anyone may have written.
-    return Run(name, folder, config, None, status, plain(problem, 300))
+    return Run(name, folder, config, None, status, plain(problem, 300), options)
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rebias_dist.evaluation.corruptions import BENCHMARK, EXTRA, SEVERITIES, is_corruption
-from rebias_dist.evaluation.groups import FEW, WORST, shown_groups
+from rebias_dist.evaluation.groups import FEW, SMALL, WORST, is_small, shown_groups
 from rebias_dist.evaluation.text import choice_text
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 from rebias_dist.methods.registry import METHODS
@@ -71,7 +71,7 @@ def results_table(runs: Comparison) -> Table:
     if clustered:
         notes.append("unbiased: mean over cells of class and texture cluster.")
     if grouped:
-        notes.append(_WORST_GROUP)
+        notes += [_WORST_GROUP, *runs.left_out(grouped)]
     notes += _legend(name for name, *_ in rows)
     caption = "Accuracy in percent: last checkpoint, best on selection data, and oracle if marked"
     body = pd.DataFrame(rows, columns=[_NAME, "checkpoint", "net", "seeds", *columns])
@@ -117,7 +117,8 @@ def measures_table(runs: Comparison) -> Table | None:
         "calibration error. Mean ± standard deviation over seeds, below it Student's 95 % "
         "interval of the mean; – : not there, or not recorded."
     )
-    return Table(caption, pd.DataFrame(rows), 2, [note]) if rows else None
+    notes = [note, *runs.left_out([runs.judged_split])]
+    return Table(caption, pd.DataFrame(rows), 2, notes) if rows else None
 
 
 def groups_table(runs: Comparison) -> Table | None:
@@ -139,7 +140,7 @@ def groups_table(runs: Comparison) -> Table | None:
                         "net": network,
                         "class": one["class"],
                         "bias": one["value"],
-                        "images": f"{one['samples']:,}",
+                        "images": f"{one['samples']:,}{SMALL * is_small(one)}",
                         "accuracy": f"{100 * one['accuracy']:.1f}\n{100 * low:.1f} to "
                         f"{100 * high:.1f}",
                     }
@@ -148,8 +149,9 @@ def groups_table(runs: Comparison) -> Table | None:
     notes = [
         "Figures of the checkpoint that counts, the worst group first; images and right "
         "predictions are summed over the seeds. Below: Wilson's 95 % interval, which says nothing "
-        f"of other seeds. Groups of fewer than {SMALLEST_CELL} images come last and are no worst "
-        "group."
+        f"of other seeds. Groups of fewer than {SMALLEST_CELL} images in a run come last, marked "
+        f"{SMALL}, and are no worst group.",
+        *runs.left_out([runs.judged_split]),
     ]
     notes += [f"aligned: {plain(text, 1000)}" for text in runs.rules]
     if many > FEW:

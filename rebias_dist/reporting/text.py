@@ -20,6 +20,8 @@ def text_of(runs: Comparison) -> str:
     lines = [head, key, "", _aligned(results_table(runs))]
     if runs.grouped and (groups := groups_table(runs)):
         lines += ["", groups.caption, _aligned(groups)]
+        shown = {*runs.grouped, runs.judged_split}
+        lines += runs.left_out(split for split in runs.splits if split in shown)
     table = corruption_table(runs)
     if table is not None:  # the page has the whole table
         table.body = table.body[table.body["corruption"].str.startswith("mean of ")]

@@ -11,34 +11,46 @@ from data_shards.system.files import read_json
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
 
+KEPT = "shards.json"
+"""The file in the archive of a run with the options of its training shards."""
 _LARGEST_MANIFEST = 64 << 20  # bytes
 # Options of shards that decide no figure, or that are told apart as seeds are.
 _NO_SETTINGS = frozenset({"seed", "samples_per_shard", "bytes_per_shard"})
 
 
-def made_with(config: Config) -> Mapping[str, Any]:
-    """Return the options that the training shards were made with; empty if not at hand."""
+def made_with(folder: Path, config: Config) -> Mapping[str, Any]:
+    """Return the options of a run's training shards, without lists; empty if not at hand.
+
+    Args:
+        folder: of the run. An archive has the options itself, for its ``data.root`` is no folder of
+            this machine, or by chance another one.
+        config: of the run.
+    """
     if config.data.root is None:
         return {}
-    manifest = Path(config.data.root) / config.data.train_split / "manifest.json"
+    kept, shards = folder / KEPT, Path(config.data.root) / config.data.train_split
     try:
-        options = read_json(manifest, _LARGEST_MANIFEST)["options"]
-    except (DataShardsError, KeyError, TypeError):
+        path = kept if kept.exists() else shards / "manifest.json"
+        options = read_json(path, _LARGEST_MANIFEST)["options"].items()
+    except (AttributeError, DataShardsError, KeyError, OSError, TypeError):
         return {}
-    return options if isinstance(options, dict) else {}
+    return {key: value for key, value in options if isinstance(value, (bool, int, float, str))}
 
 
-def rho_of(config: Config) -> float | None:
-    """Return the training correlation; None where it is not known."""
+def rho_of(config: Config, made_with: Mapping[str, Any]) -> float | None:
+    """Return the training correlation; None where it is not known.
+
+    This and the next two functions take the configuration of a run and the options of its shards.
+    """
     if config.data.dataset != "biased_mnist":
         return None
     if config.data.root is None:
         return config.data.rho
-    rho = made_with(config).get("rho")
-    return float(rho) if isinstance(rho, (int, float)) else None
+    rho = made_with.get("rho")
+    return float(rho) if isinstance(rho, (int, float)) and 0 <= rho <= 1 else None
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(config: Config, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that make figures comparable, by dotted key; the seeds are left out.
 
     A configuration's identity leaves out where its data lie, for they may be moved. In its place
@@ -50,11 +62,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     if config.data.root is None:
         source = "unset" if config.data.source is None else "given"
         return settings | {"data.source": source}
-    options = {
-        f"data.{key}": value
-        for key, value in made_with(config).items()
-        if key not in _NO_SETTINGS and isinstance(value, (bool, int, float, str))
-    }
+    options = {f"data.{key}": value for key, value in made_with.items() if key not in _NO_SETTINGS}
     # With a root these fields of the configuration change nothing.
     fields = ("data.rho", "data.confusing_colours", "data.image_size")
     return (
@@ -62,7 +70,8 @@ def settings_of(config: Config) -> dict[str, Any]:
     )
 
 
-def seeds_of(config: Config) -> tuple[int, int]:
+def seeds_of(config: Config, made_with: Mapping[str, Any]) -> tuple[int, int]:
     """Return the seed of a run and the seed of its data, which shards bring with them."""
-    seed = made_with(config).get("seed", config.data.seed)
-    return config.seed, seed if isinstance(seed, int) else config.data.seed
+    seed = made_with.get("seed", config.data.seed)
+    known = isinstance(seed, int) and 0 <= seed < 1 << 63  # as a column of pandas takes it
+    return config.seed, seed if known else config.data.seed

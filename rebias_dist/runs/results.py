@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from data_shards.errors import DataShardsError
 from data_shards.system.files import read_json, write_synced
 from rebias_dist.config.bias import BiasRule
@@ -108,70 +106,3 @@ def read(path: Path) -> dict[str, Any]:
 def choice_name(content: Mapping[str, Any], choice: str) -> str:
     """Return the name of ``last`` or ``best``: ``oracle`` for a best one that test data chose."""
     return "oracle" if choice == "best" and content["chosen_on"] == "oracle" else choice
-
-
-def table(checkpoints: Mapping[str, Mapping[str, Any]], chance: float) -> str:
-    """Return the accuracies as text, a row for each checkpoint, split and network."""
-    with_bias = any(
-        score.get("groups")
-        for found in checkpoints.values()
-        for figures in found["splits"].values()
-        for score in figures["networks"].values()
-    )
-    rows = [
-        {
-            "checkpoint": choice,
-            "step": found["step"],
-            "split": split,
-            "images": f"{figures['samples']:,}",
-            "network": network,
-            "accuracy": f"{score['accuracy']:.3f} ±{score['standard_error']:.3f}",
-            "unbiased": "–" if score["unbiased"] is None else f"{score['unbiased']:.3f}",
-            **(_of_bias(score) if with_bias else {}),
-        }
-        for choice, found in checkpoints.items()
-        for split, figures in found["splits"].items()
-        for network, score in figures["networks"].items()
-    ]
-    notes = [
-        f"chance {chance:.3f}; ± is the binomial standard error",
-        "unbiased: mean over cells of class and texture cluster, where there are clusters",
-    ]
-    return "\n".join([tabulate(rows, headers="keys", disable_numparse=True), *notes])
-
-
-def _of_bias(score: Mapping[str, Any]) -> dict[str, str]:
-    intervals, worst_group = score["intervals"], _bounded(None, None)
-    if worst := score["worst_group"]:
-        shown = _bounded(worst["accuracy"], worst["interval"])
-        worst_group = f"{shown} {worst['class']}, {worst['value']}"
-    return {
-        "aligned": _bounded(score["aligned"], intervals["aligned"]),
-        "conflicting": _bounded(score["conflicting"], intervals["conflicting"]),
-        "worst group": worst_group,
-    }
-
-
-def _bounded(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-def closing_text(content: Mapping[str, Any], folder: Path) -> str:
-    """Return the text that a run logs at its end."""
-    by = SELECTS[content["select"]]
-    note = {
-        "selection": f"best: chosen on selection data by {by}",
-        "oracle": f"oracle: chosen on the test data themselves by {by}; report last",
-    }
-    named = {choice_name(content, choice): c for choice, c in content["checkpoints"].items()}
-    events = folder / "tensorboard"
-    return "\n".join(
-        [
-            f"finished after {content['steps']} steps; test accuracies:",
-            table(named, 1 / len(content["classes"])),
-            note[content["chosen_on"]],
-            *([f"tensorboard --logdir {events}"] if events.exists() else []),
-        ]
-    )

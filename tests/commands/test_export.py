@@ -99,6 +99,13 @@ def test_the_card_has_the_figures_of_the_weights_that_were_exported(runs, export
         f = figures["networks"]["f"]
         low, high = (f"{100 * end:.1f}" for end in f["intervals"]["accuracy"])
         assert f"| {100 * f['accuracy']:.1f} | {low} – {high} |" in row
+        # Groups of fewer than 10 images are left out, and the worst group says so.
+        worst = "–" if f["worst_group"] is None else f"{100 * f['worst_group']['accuracy']:.1f}"
+        small = [group for group in f["groups"] if group["samples"] < 10]
+        assert f" | {worst}{'*' if small else ' '}" in row
+        (first, *_) = [f"({g['class']}, {g['value']}) {g['samples']}" for g in small] or ["nothing"]
+        note = f"\\* {split}: the worst group leaves out groups of fewer than 10 images: {first}"
+        assert (note in card) == bool(small)
     assert json.loads((exported / "results.json").read_text()) == results
     # What test data chose is exported only on demand, and says so.
     export.export_run(runs / "oracle", tmp_path / "last")

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from rebias_dist.config.files import validate
 from rebias_dist.data.splits import open_data
 from rebias_dist.errors import ConfigError
+from rebias_dist.evaluation.closing import table
 from rebias_dist.evaluation.groups import groups_of, interval, lines, shown_groups, worst_named
 from rebias_dist.evaluation.splits import check_select, too_small
 from rebias_dist.evaluation.text import groups_table
@@ -88,14 +89,40 @@ def test_of_many_groups_a_text_has_the_worst_and_their_number():
     score = {"accuracy": 0.5, "worst_group": groups[19], "groups": groups}
     score |= {"aligned": 0.75, "aligned_samples": 40, "conflicting": None, "conflicting_samples": 0}
     (line,) = lines("val", {"networks": {"f": score, "g0": {"groups": []}}})
-    assert "worst group 0.050 [0.009, 0.236] of 20 (c19, v)" in line
+    assert "worst group 0.050* [0.009, 0.236] of 20 (c19, v)" in line
+    assert line.endswith("; * the worst group leaves out groups of fewer than 10 images: (c0, v) 9")
     assert "aligned 0.750 [0.598, 0.858] of 40; the worst 5 of 31 groups: " in line
     few = groups[:4]
     assert shown_groups(few)[1] == ""
     assert [g["class"] for g in shown_groups(few)[0]] == ["c3", "c2", "c1", "c0"]
     title, *table = groups_table("val, f", few)
     assert title == "val, f: groups"
-    assert table[0].splitlines()[-1].split() == ["c0", "v", "9", "0.0", "[0.0,", "29.9]"]
+    assert table[0].splitlines()[-1].split() == ["c0", "v", "9*", "0.0", "[0.0,", "29.9]"]
+
+
+@given(sizes=st.lists(st.integers(1, 30), max_size=50))
+@settings(max_examples=60, deadline=None)
+def test_a_worst_group_that_leaves_out_smaller_ones_has_a_mark_and_a_footnote(sizes):
+    groups = [group(number, size, size // 2) for number, size in enumerate(sizes)]
+    small = [f"(c{number}, v) {size}" for number, size in enumerate(sizes) if size < 10]
+    worst = worst_named(groups)
+    score = {"accuracy": 0.5, "standard_error": 0.1, "unbiased": None, "groups": groups}
+    score |= {"aligned": None, "conflicting": None, "worst_group": worst}
+    score |= {"intervals": {"aligned": None, "conflicting": None}}
+    splits = {"test": {"samples": 1000, "networks": {"f": score, "g0": score}}}
+    found = table({"last": {"step": 1, "splits": splits}, "best": {"step": 1, "splits": splits}}, 1)
+    rows = [line for line in found.splitlines() if line.startswith(("last", "best"))]
+    if groups:
+        shown = "–" if worst is None else f"{worst['accuracy']:.3f}"
+        assert all(f" {shown}{'*' if small else ''}" in row for row in rows)
+    notes = [line for line in found.splitlines() if line.startswith("*")]
+    assert found.count("*") == (5 if small else 0)
+    assert len(notes) == bool(small)
+    for note in notes:
+        head, _, told = note.partition("images: ")
+        assert head == "* test: the worst group leaves out groups of fewer than 10 "
+        many = ", ".join(small[:5]) + f" and {len(small) - 5} more"
+        assert told == (", ".join(small) if len(small) <= 20 else many)
 
 
 @pytest.mark.parametrize(

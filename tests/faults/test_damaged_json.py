@@ -106,7 +106,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "facts of a sample": ("facts.json", allowing(DataShardsError, _facts)),
     "manifest in a report": (
         "train/manifest.json",
-        lambda path: made_with(validate({"data": {"root": str(path.parents[1])}})),
+        lambda path: made_with(path.parent, validate({"data": {"root": str(path.parents[1])}})),
+    ),
+    "options of shards in an archive": (
+        "shards.json",
+        lambda path: made_with(path.parent, validate({"data": {"root": "x"}})),
     ),
 }
 

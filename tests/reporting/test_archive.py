@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
+import shutil
 
 import pytest
 
 from rebias_dist.commands import report
 from rebias_dist.errors import ConfigError
-from tests.commands.test_report import method, write_run
+from tests.commands.test_report import method, write_options, write_run
 
 
 @pytest.fixture
@@ -60,3 +62,53 @@ def test_nothing_is_overwritten(runs, tmp_path):
     with pytest.raises(ConfigError, match="rebias-2 exists; remove it, or give another folder"):
         report.main([str(runs), "--archive", str(tmp_path / "kept")])
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["rebias-2"]
+    again = shutil.copytree(runs / "rebias-1", tmp_path / "more/rebias-1")
+    with pytest.raises(ConfigError, match="called rebias-1; archive them into two folders"):
+        report.main([str(runs), str(again), "--archive", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+COUNTS = {"biased": {"f": 900, "g0": 990}, "unbiased": {"f": 500, "g0": 100}}
+
+
+def written(folder, out, prefix):
+    """Return all that a report writes but pictures; paths below ``prefix`` in their short form."""
+    assert report.main([str(folder), "--out", str(out)]) == 0
+    texts = {}
+    for path in out.iterdir():
+        if path.suffix in (".csv", ".md", ".html"):
+            text = path.read_text(encoding="utf-8")
+            text = re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)
+            texts[path.name] = text.replace(f"{prefix}/", "")
+    return texts
+
+
+def test_a_report_of_the_archive_knows_the_shards_of_data_root(tmp_path, monkeypatch):
+    """Whatever has become of them; and a folder of the same name elsewhere has no say."""
+    made = {"image_size": 28, "confusing_colours": 9, "archives": ["a", "b"]}
+    runs = tmp_path / "runs"
+    data = {}
+    for rho in (0.9, 0.99):
+        for seed in (0, 1):
+            name = f"shards{rho}-{seed}"
+            root = write_options(tmp_path / name, rho=rho, seed=seed, **made)
+            data[name] = {"root": root, "selection": "none"}
+    for resize in (64, 224):
+        root = write_options(tmp_path / f"birds{resize}", resize=resize, seed=0)
+        data[f"birds{resize}"] = {"dataset": "birds", "root": root, "test_splits": ["unbiased"]}
+    for name in ("one", "two"):  # nothing tells these settings apart but their folders
+        data[name] = {"root": f"{name}/at/unknown"}
+    for name, of_data in data.items():
+        values = method("rebias", data=of_data, runs_dir=str(runs))
+        write_run(runs / name, values, COUNTS)
+    assert report.main([str(runs), "--archive", str(tmp_path / "kept")]) == 0
+    of_runs = written(runs, tmp_path / "a", tmp_path)
+    assert len(of_runs) == 4
+    assert "| ρ\u00a00.99 | ρ\u00a00.9 | ρ unknown |" in of_runs["results.md"]
+    for root in tmp_path.glob("*/train"):
+        shutil.rmtree(root.parent)
+    (tmp_path / "elsewhere").mkdir()
+    write_options(tmp_path / "elsewhere/shards0.9-0", rho=0.5, seed=7)
+    write_options(tmp_path / "elsewhere/one/at/unknown", rho=0.5, seed=7)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert written(tmp_path / "kept", tmp_path / "b", tmp_path) == of_runs

@@ -341,7 +341,7 @@ def test_measures_of_bias_are_those_of_a_slow_count(tmp_path):
     own = [(c, c) for c in range(10)]
     aligned = sum(correct[i] for i in own) / sum(count[i] for i in own)
     # No cell has 10 images.
-    sides = [f"{100 * aligned:.1f}", f"{100 * conflicting:.1f}", "–"]
+    sides = [f"{100 * aligned:.1f}", f"{100 * conflicting:.1f}", "–*"]
     expected = [*sides, "–", f"{100 * worst:.1f}", "12.5", "–"]
     assert row == ["vanilla", "f", *expected]
 

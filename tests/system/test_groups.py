@@ -1,7 +1,9 @@
 """From a folder of shards with a planted background to the worst group in a report."""
 
 import csv
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.data.attribute_splits import write_attributes
 from tests.system.test_train import torchrun
 
 SIZES = {"train": 64, "selection": 60, "test": 96}
+LEFT_OUT = "test: the worst group leaves out groups of fewer than 10 images: (landbird, roofs) 4"
 BIRDS, PLACES = ("landbird", "waterbird"), ("flowers", "roofs")
 
 
@@ -39,6 +42,8 @@ def place(tmp_path_factory):
     for split, n in SIZES.items():
         labels = [i % 2 for i in range(n)]
         others = rng.random(n) < (0.15 if split == "train" else 0.5)
+        if split == "test":
+            others[::2] = np.arange(n // 2) < 4  # landbirds on roofs
         places = [int(label != other) for label, other in zip(labels, others, strict=True)]
         images = [picture(rng, *pair) for pair in zip(labels, places, strict=True)]
         values = {"place": [PLACES[value] for value in places]}
@@ -72,6 +77,9 @@ def test_the_run_says_what_it_read_and_by_what_it_chose(place):
         assert "best: chosen on selection data by the accuracy of the worst group" in text
         assert "selection, f: accuracy 0." in text
         assert "worst group: of 10 images or more" in text
+        assert f"* {LEFT_OUT}\n" in text
+        (row,) = (line for line in text.splitlines() if " last " in line and " f " in line)
+        assert re.search(r"0\.\d{3}\* \[0\.\d{3}, \d\.\d{3}\] \w+bird, \w+$", row)
     lines = (folder / "runs/rebias/metrics.jsonl").read_text().splitlines()
     found = [line for line in map(json.loads, lines) if "selection/f_worst_group_accuracy" in line]
     assert len(found) == 2
@@ -124,6 +132,9 @@ def test_evaluate_follows_the_rule_of_the_run_without_its_training_shards(place,
             assert "best on selection data (by the accuracy of the worst group)" in out
             assert "bias: place; aligned, from the training images: landbird: flowers" in out
             assert out.count("test, f: groups") == 2
+            assert out.count(f"\n* {LEFT_OUT}\n") == 2
+            assert len(re.findall(r"[\d.]+\* \[[\d.]+, [\d.]+\] \w+bird/", out)) == 4
+            assert len(re.findall(r"\nlandbird +roofs +4\* ", out)) == 4
 
 
 def test_the_report_shows_the_worst_group(place, tmp_path, capsys):
@@ -132,6 +143,10 @@ def test_the_report_shows_the_worst_group(place, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "worst group" in text
     assert "Accuracy in percent by group of class and bias on test" in text
+    assert f"\n* {LEFT_OUT}\n" in text
+    assert (
+        len(re.findall(r"landbird +roofs +4\* ", text)) == 3
+    )  # f and g0 of rebias, f of the other
     frame = rebias_dist.results(folder / "runs")
     for method in ("rebias", "group_dro"):
         results = scores(folder / "runs" / method)["checkpoints"]["best"]["splits"]["test"]
@@ -145,10 +160,26 @@ def test_the_report_shows_the_worst_group(place, tmp_path, capsys):
         assert row["groups"] == f["groups"]
         for name in ("aligned", "conflicting", "follows_bias"):
             assert row[name] == pytest.approx(f[name])
-        assert f"{100 * worst['accuracy']:.1f}" in (tmp_path / "results.html").read_text()
+        assert f"{100 * worst['accuracy']:.1f}*<" in (tmp_path / "results.html").read_text()
     for page in ("results.html", "results.md"):
-        assert "worst group" in (tmp_path / page).read_text()
+        shown = html.unescape((tmp_path / page).read_text())
+        assert shown.count(f"* {LEFT_OUT}") == 3  # tables of results, of measures and of groups
     with (tmp_path / "results-groups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * len(frame)
     assert {(row["class"], row["value"]) for row in rows} == {(b, p) for b in BIRDS for p in PLACES}
+
+
+def test_the_archive_has_the_figures_and_settings_of_the_runs(place, tmp_path):
+    folder, _ = place
+    assert report.main([str(folder / "runs"), "--archive", str(tmp_path / "kept")]) == 0
+    told = []
+    for runs in (folder / "runs", tmp_path / "kept"):
+        assert report.main([str(runs), "--out", str(tmp_path / "out")]) == 0
+        texts = [path.read_text() for path in sorted((tmp_path / "out").glob("*.csv"))]
+        texts.append(rebias_dist.results(runs).drop(columns="folder").to_csv())
+        texts.append((tmp_path / "out/results.md").read_text())
+        told.append([text.replace(f"{folder}/", "") for text in texts])
+    assert told[0] == told[1]
+    options = json.loads((tmp_path / "kept/rebias/shards.json").read_text())["options"]
+    assert options["samples_per_shard"] == 50

@@ -13,8 +13,8 @@ import yaml
 
 from data_shards.format.manifest import load_manifest
 from rebias_dist.config.files import validate
+from rebias_dist.evaluation.closing import table
 from rebias_dist.phases import PHASES
-from rebias_dist.runs.results import table
 from rebias_dist.telemetry.meter import describe_speed
 from tests import ROOT
 
