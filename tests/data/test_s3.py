@@ -7,10 +7,12 @@ import threading
 
 import pytest
 
+from rebias_dist.commands.train import parse_train
 from rebias_dist.data import ShardDataset, remote
 from rebias_dist.data.workers import end_workers
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from tests.data.layouts import assert_equal, merged
+from tests.evaluation.photographs import write
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -52,6 +54,19 @@ def test_batches_from_a_bucket_are_those_from_disk(bucket, shards):
     there, here = ShardDataset(f"{bucket}/train"), ShardDataset(shards / "train")
     assert_equal(merged(there, 2, 1), merged(here, 2, 0))
     end_workers()
+
+
+def test_a_bucket_says_what_its_shards_are(bucket, tmp_path):
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    for split in ("train", "val"):
+        write(tmp_path / "own", split, [0, 1, 2] * 4)
+    files.put(str(tmp_path / "own"), "photos/insects", recursive=True)
+    request = parse_train(["--data.root", "s3://photos/insects/"])
+    config = request.config
+    assert (config.data.root, config.data.dataset) == ("s3://photos/insects", "insects")
+    assert (config.data.test_splits, config.data.selection) == (["val"], "none")
+    assert "images of 12 × 12 pixels" in " ".join(request.notes)
+    assert not request.default
 
 
 def test_faults_of_a_bucket_are_one_line_with_the_cure(bucket, tmp_path, monkeypatch):
