@@ -1,7 +1,6 @@
 """Shards in a bucket of moto's S3 server, by the protocol that a real one speaks."""
 
 import re
-import subprocess
 import sys
 import threading
 
@@ -13,6 +12,7 @@ from rebias_dist.data.workers import end_workers
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from tests.data.layouts import assert_equal, merged
 from tests.evaluation.photographs import write
+from tests.support.s3 import s3_server, use_s3
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -20,27 +20,13 @@ s3fs = pytest.importorskip("s3fs")
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """Start the server on a port that is free; it says which."""
-    code = (
-        "from moto.server import ThreadedMotoServer; import sys\n"
-        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
-        "server.start()\n"
-        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
+    with s3_server() as found:
+        yield found
 
 
 @pytest.fixture
 def bucket(endpoint, shards, tmp_path, monkeypatch):
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    use_s3(endpoint, monkeypatch)
     monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_PAUSE", 0.01)
     files = s3fs.S3FileSystem(skip_instance_cache=True)
