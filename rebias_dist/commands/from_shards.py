@@ -156,7 +156,8 @@ def _lines(
         )
     shown = " to ".join(f"{w} × {h}" for w, h in dict.fromkeys((sizes[0], sizes[-1])))
     crop = "; they differ, so data.augmentation is crop_flip" if len(sizes) > 1 else ""
-    lines.append(f"images of {shown} pixels{crop}")
+    looked_at = " in the first shard" if is_address(root) else ""
+    lines.append(f"images of {shown} pixels{looked_at}{crop}")
     f, g = ("simple_convnet",) * 2 if _are_small(sizes) else ("resnet18", "bagnet18")
     lines.append(f"f {f}, g {g} unless --f.name and --g.0.name are given")
     return lines

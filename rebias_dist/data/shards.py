@@ -326,7 +326,7 @@ def _others(root: str | Path, split: str) -> str:
             there = f"; {root} has {', '.join(found)}"
             if split == "selection":
                 return f"{there} (data.selection none does without)"
-            return f"{there} (data.test_splits chooses the tests)" if split != "train" else there
+            return f"{there} (data.train_split and data.test_splits name those to use)"
     return ""
 
 

@@ -171,7 +171,7 @@ def test_an_address_gives_what_its_folder_gives(server, sizes, splits):
     found = f"splits found: {', '.join(sorted(splits))} (tried {', '.join(TRIED)}; name others "
     assert found in notes
     expected = said.replace(str(server.folder), server.url)
-    begin, _, end = notes.partition(found)
+    begin, _, end = notes.replace(" pixels in the first shard", " pixels").partition(found)
     assert begin + end.partition("'[NAME]') ")[2] == expected
 
 
@@ -223,7 +223,7 @@ def test_faults_of_a_server_are_one_line(server, capsys):
     code, line = refused("--data.test_splits", "[tset]")
     assert code == 3
     assert f"{server.url}/tset/manifest.json: there is no such file (404)" in line
-    assert f"; {server.url} has selection, test, train, val (data.test_splits chooses" in line
+    assert f"; {server.url} has selection, test, train, val (data.train_split and" in line
     # Who may not list a bucket of S3 is denied what is not there; some web servers send a page.
     server.faults = {f"{name}/manifest.json": "403" for name in ("dev", "valid", "val")}
     assert parsed(server.url)[0].data.test_splits == ["test"]
@@ -247,7 +247,9 @@ def test_a_wrong_test_split_names_those_that_are_there(tmp_path, capsys):
     birds = ("--data.dataset", "birds", "--data.selection")
     line = refused(*birds, "none", "--data.test_splits", "[tset]", "--evaluate.monitor", "tset")
     assert "tset: there are no shards here; " in line
-    assert f"; {root} has train, val (data.test_splits chooses the tests); make them with" in line
+    assert (
+        f"; {root} has train, val (data.train_split and data.test_splits name those to use)" in line
+    )
     line = refused(*birds, "0.1", "--data.test_splits", "[val]")
     assert f"; {root} has train, val (data.selection none does without)" in line
     assert "data.test_splits: 'val': a list is needed, such as '[val]'" in refused(
