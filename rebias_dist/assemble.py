@@ -370,7 +370,7 @@ def facts(
         " ".join(f"{value:g}" for value in values)
         for values in (data.normalize.mean, data.normalize.std)
     )
-    pretrained = any(network_config(config, name).pretrained for name in networks)
+    elsewhere = any(network_config(config, name).begins_elsewhere for name in networks)
     radius = "not used"
     if method.needs_radii:
         radius = f"f {config.radius.f}, g {config.radius.g}"
@@ -378,7 +378,7 @@ def facts(
         "data": data.text,
         "classes": f"{len(data.classes)}: {classes}",
         "images": f"{data.shape[1]} × {data.shape[2]}, normalised by the mean {mean} and the "
-        f"deviation {std}" + (", or those of the pretrained weights" if pretrained else ""),
+        f"deviation {std}" + (", or those of the initial weights" if elsewhere else ""),
         "bias": data.rule.text() if data.rule.values else "no labels",
         "held out": f"selection {chosen}; tests {tests}",
         "best": f"chosen on {choosing_split(config)} by {SELECTS[config.evaluate.select]}",

@@ -22,8 +22,9 @@ from data_shards.format.manifest import Manifest, Normalize, Option, load_manife
 from data_shards.format.writer import Plan, SplitWriter, present, split_writer
 from data_shards.ordering import permutation
 from data_shards.sources import mnist
+from data_shards.sources.datasets import BIASED_MNIST
 
-DATASET = "biased_mnist"
+DATASET = BIASED_MNIST
 CLASSES = tuple(str(digit) for digit in range(mnist.DIGITS))
 COLOURS = (
     (255, 0, 0),

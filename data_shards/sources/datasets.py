@@ -11,6 +11,7 @@ from data_shards.format.manifest import Normalize
 from data_shards.sources.folders import IMAGE_ENDINGS
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 
+BIASED_MNIST = "biased_mnist"
 TRAIN, SELECTION, VAL, TEST = "train", "selection", "val", "test"
 
 # One split for each severity of each corruption (Hendrycks & Dietterich, ICLR 2019).
@@ -109,11 +110,15 @@ def dataset(name: str) -> Dataset:
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if another data set cannot have this name."""
+    """Raise UsageError if another data set cannot have this name.
+
+    A data set of the name would be compared with published figures. There are none for those of
+    :mod:`data_shards.sources.presets`, so a table of their images may have their names.
+    """
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name}: a name may have only small letters, digits, '_' and '-'")
-    if name in SUMMARIES:
-        raise UsageError(f"--name {name}: is the name of another data set")
+    if name in (*SUMMARIES, BIASED_MNIST):
+        raise UsageError(f"--name {name}: is the name of another data set; give another name")
 
 
 def custom(name: str, classes: Path) -> Dataset:

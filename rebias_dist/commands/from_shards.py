@@ -1,8 +1,10 @@
-"""The configuration of a run for which only the folder of its shards is given."""
+"""The configuration of a run for which only the place of its shards is given."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from data_shards.errors import DataShardsError
-from data_shards.format.manifest import MANIFEST_NAME, Manifest, load_manifest, load_split
+from data_shards.format.manifest import MANIFEST_NAME, Manifest, load_split
 from data_shards.format.samples import FORMATS, read_image
 from data_shards.litter import children
-from rebias_dist.config.data import is_address
+from rebias_dist.config.data import CACHE_GB, is_address
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
 
@@ -23,55 +25,60 @@ _BATCH = int(Config.model_fields["global_batch"].default)
 _SHOWN = 10  # names of classes and values in a line
 
 
-def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
-    """Return the values of a configuration that fits the shards in a folder, and lines about it.
+@dataclass(frozen=True)
+class _Found:
+    """The training split of a data set, and the names of all its splits."""
+
+    manifest: Manifest
+    splits: list[str]
+    sizes: list[tuple[int, int]]
+    """Of the images that were read: width and height, each once, ascending."""
+
+
+def read_from(
+    root: str, tests: Sequence[str] = (), cache_gb: float = CACHE_GB
+) -> tuple[dict[str, Any], list[str]] | None:
+    """Return the values of a configuration that fits some shards, and lines about it.
 
     Whatever the shards do not say has its default. Images of different sizes are cropped, and
     images larger than 32 pixels are for ResNet-18 against BagNet-18. With fewer training images
     than the default global batch has, the global batch is smaller.
 
     Args:
-        root: with a folder for each split: ``train``, perhaps ``selection``, and tests.
+        root: folder or address with a folder for each split: ``train``, perhaps ``selection``, and
+            tests. At an address the sizes are those of the images in the first shard.
+        tests: the test splits, where the user names them.
+        cache_gb: gigabytes that fetched shards may take.
 
     Returns:
         The values and the lines; None for Biased-MNIST, for which the default configuration is.
 
     Raises:
-        ConfigError: there is no split ``train``, or no test split; or the root is an address.
+        ConfigError: there is no split ``train``, or no test split; or the root cannot be read.
         DataError: the training split is damaged.
+        RebiasError: a server does not answer.
     """
-    if is_address(root):
+    found = _at_address(root, tests, cache_gb) if is_address(root) else _in_folder(root)
+    if found is None:
+        return None
+    manifest, splits, sizes = found.manifest, found.splits, found.sizes
+    named = list(tests) or [split for split in splits if split not in ("train", "selection")]
+    if not named:
         raise ConfigError(
-            f"data.root: {root} is an address, whose splits cannot be listed; add --config NAME_OR_"
-            "FILE, and unless that says them --data.dataset NAME and --data.test_splits '[test]'"
+            f"data.root: {root} has no test split beside {', '.join(splits)}{_tried(root)}"
         )
-    splits = [path.parent.name for path in children(Path(root), f"*/{MANIFEST_NAME}")]
-    if "train" not in splits:
-        there = f"only {', '.join(splits)}" if splits else "no shards"
-        raise ConfigError(
-            f"data.root: {root} has no split 'train', {there}; give the folder that has the "
-            "folders of the splits, or a --config"
-        )
-    try:
-        manifest = load_manifest(Path(root) / "train")
-        if manifest.dataset == "biased_mnist":
-            return None
-        sizes = _sizes(Path(root) / "train")
-    except DataShardsError as error:
-        raise DataError(str(error)) from None
-    tests = [split for split in splits if split not in ("train", "selection")]
-    if not tests:
-        raise ConfigError(f"data.root: {root} has no test split beside {', '.join(splits)}")
     held_out = "selection" in splits
-    data: dict[str, Any] = {"dataset": manifest.dataset, "root": root, "test_splits": tests}
-    values: dict[str, Any] = {"data": data, "evaluate": {"monitor": tests[0]}}
+    data: dict[str, Any] = {"dataset": manifest.dataset, "root": root, "test_splits": named}
+    values: dict[str, Any] = {"data": data, "evaluate": {"monitor": named[0]}}
     if not held_out:
         data["selection"] = "none"
     if len(sizes) > 1:
         data["augmentation"] = "crop_flip"
     if not _are_small(sizes):
         values |= {"f": {"name": "resnet18"}, "g": [{"name": "bagnet18"}]}
-    lines = _lines(root, manifest, tests, held_out, sizes)
+    lines = _lines(root, manifest, named, held_out, sizes)
+    if is_address(root) and not tests:
+        lines.insert(2, f"splits found: {', '.join(splits)}{_tried(root)}")
     if manifest.samples < _BATCH:
         # A multiple of 32, the default micro-batch, where there are as many images.
         n = values["global_batch"] = manifest.samples // 32 * 32 or manifest.samples
@@ -80,6 +87,55 @@ def read_from(root: str) -> tuple[dict[str, Any], list[str]] | None:
             "--global_batch is given"
         )
     return values, lines
+
+
+def _in_folder(root: str) -> _Found | None:
+    splits = [path.parent.name for path in children(Path(root), f"*/{MANIFEST_NAME}")]
+    _check_train(root, splits)
+    try:
+        manifest, index = load_split(Path(root) / "train")
+        if manifest.dataset == "biased_mnist":
+            return None
+
+        def read(i: int) -> bytes:
+            return read_image(Path(root) / "train", manifest, index[i])
+
+        return _Found(manifest, splits, _sizes(root, len(index), read, DataShardsError))
+    except DataShardsError as error:
+        raise DataError(str(error)) from None
+
+
+def _at_address(root: str, tests: Sequence[str], cache_gb: float) -> _Found | None:
+    # These import torch.
+    from rebias_dist.data.shards import DamagedSample, ShardDataset
+    from rebias_dist.data.split_names import splits_in
+
+    splits = splits_in(root, ("train", "selection", *tests)) if tests else splits_in(root)
+    _check_train(root, splits)
+    train = ShardDataset(f"{root}/train", cache_gb=cache_gb)
+    if train.manifest.dataset == "biased_mnist":
+        return None
+    # More shards would be long in coming.
+    images = train.manifest.shards[0].count
+    return _Found(train.manifest, splits, _sizes(root, images, train.read, DamagedSample))
+
+
+def _check_train(root: str, splits: Sequence[str]) -> None:
+    if "train" not in splits:
+        there = f"only {', '.join(splits)}" if splits else "no shards"
+        raise ConfigError(
+            f"data.root: {root} has no split 'train', {there}; give the folder that has the "
+            "folders of the splits, or a --config"
+        )
+
+
+def _tried(root: str) -> str:
+    """Return the end of a line on the splits at an address, which cannot be listed."""
+    if not is_address(root):
+        return ""
+    from rebias_dist.data.split_names import TRIED
+
+    return f" (tried {', '.join(TRIED)}; name others with --data.test_splits '[NAME]')"
 
 
 def _lines(
@@ -100,7 +156,8 @@ def _lines(
         )
     shown = " to ".join(f"{w} × {h}" for w, h in dict.fromkeys((sizes[0], sizes[-1])))
     crop = "; they differ, so data.augmentation is crop_flip" if len(sizes) > 1 else ""
-    lines.append(f"images of {shown} pixels{crop}")
+    looked_at = " in the first shard" if is_address(root) else ""
+    lines.append(f"images of {shown} pixels{looked_at}{crop}")
     f, g = ("simple_convnet",) * 2 if _are_small(sizes) else ("resnet18", "bagnet18")
     lines.append(f"f {f}, g {g} unless --f.name and --g.0.name are given")
     return lines
@@ -111,17 +168,24 @@ def _are_small(sizes: list[tuple[int, int]]) -> bool:
     return len(sizes) == 1 and max(sizes[0]) <= _SMALL
 
 
-def _sizes(folder: Path) -> list[tuple[int, int]]:
-    """Return the sizes (width, height) of images spread over a split, each once, ascending."""
-    manifest, index = load_split(folder)
+def _sizes(
+    root: str, images: int, read: Callable[[int], bytes], damaged: type[Exception]
+) -> list[tuple[int, int]]:
+    """Return the sizes (width, height) of images spread over so many, each once, ascending.
+
+    ``read`` returns the file of an image, or raises ``damaged``; training says what to do then.
+    """
     found = set()
-    for i in np.unique(np.linspace(0, len(index) - 1, _LOOKED_AT, dtype=np.int64)):
+    for i in np.unique(np.linspace(0, images - 1, _LOOKED_AT, dtype=np.int64)):
         try:
-            content = read_image(folder, manifest, index[i])
+            content = read(i)
+        except damaged:
+            continue
+        try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 found.add(image.size)
         except Exception:  # Pillow raises many kinds of errors on hostile bytes
-            continue  # training says what to do about damaged images
+            continue
     if not found:
-        raise DataShardsError(f"{folder}: has no readable image; make the shards again")
+        raise DataError(f"{root}/train: has no readable image; make the shards again")
     return sorted(found)

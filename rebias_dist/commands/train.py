@@ -15,8 +15,14 @@ from typing import Any
 
 from rebias_dist import version
 from rebias_dist.commands.parser import OneLineParser, leave_at_once, run_cli, set_thread_defaults
-from rebias_dist.config.data import with_home
-from rebias_dist.config.files import DEFAULT_CONFIG, config_comment, list_configs, to_yaml
+from rebias_dist.config.files import (
+    DEFAULT_CONFIG,
+    config_comment,
+    list_configs,
+    parse_yaml,
+    to_yaml,
+    validate,
+)
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, RankError
@@ -98,15 +104,25 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
 
 
 def _read_from_shards(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], str] | None:
-    """Return values, notes and the folder where ``--data.root`` is given without ``--config``."""
+    """Return values, notes and the root where ``--data.root`` is given without ``--config``."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--data.root", nargs="?", dest="root")
-    root = first.parse_known_args(argv)[0].root
+    first.add_argument("--data.test_splits", "--data.test-splits", nargs="?", dest="test_splits")
+    first.add_argument("--data.cache_gb", "--data.cache-gb", nargs="?", dest="cache_gb")
+    given = first.parse_known_args(argv)[0]
+    root = given.root
     if root in (None, "null"):
         return None
     from rebias_dist.commands.from_shards import read_from  # reads images
 
-    found = read_from(str(with_home(root)))
+    values: dict[str, Any] = {"root": root}
+    for key in ("test_splits", "cache_gb"):
+        if getattr(given, key) not in (None, "null"):
+            values[key] = parse_yaml(getattr(given, key), f"--data.{key} {getattr(given, key)}")
+    # The name of the data set is not known yet; any but the default needs a root.
+    data = validate({"data": {"dataset": "unknown", **values}}).data
+    tests = data.test_splits if "test_splits" in values else ()
+    found = read_from(str(data.root), tests, data.cache_gb)
     return None if found is None else (*found, root)
 
 
@@ -142,8 +158,8 @@ def cli(
     """
 
     def command() -> None:
+        set_thread_defaults()  # parsing imports torch if the shards lie at an address
         request = parse_train(sys.argv[1:] if argv is None else argv)
-        set_thread_defaults()
         if request.notes and is_rank_zero():
             print("\n".join(request.notes), flush=True)
         if request.dry_run:

@@ -202,6 +202,8 @@ def first_fault(
     if error["type"] == "literal_error" and isinstance(given, str):
         expected = re.findall(r"'([^']*)'", error["msg"])
         message += f"; {_nearest(given, expected)}"
+    if error["type"] == "list_type" and isinstance(given, (str, int, float)):
+        message = f"a list is needed, such as '[{given}]'"
     if isinstance(given, float) and not math.isfinite(given):
         message = "a finite number is needed"
     shown = repr(given)

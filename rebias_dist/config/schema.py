@@ -68,7 +68,8 @@ class NetworkConfig(Section):
     """Further keyword arguments of the network's factory."""
     checkpoint: str | None = None
     """A run whose last checkpoint has the initial weights, as in 'runs/biased': those of its
-    network of the same name if it has one, else those of its only network."""
+    network of the same name if it has one, else those of its only network. All images are then
+    normalised as that run's, in place of the data's mean and deviation."""
     pretrained: bool | str = False
     """Initial weights. true: those that torchvision or timm publishes for the network, from its
     cache or downloaded. Or a file with a state dict (safetensors, or torch.save without pickled

@@ -33,7 +33,7 @@ from rebias_dist.errors import ConfigError, DataError
 
 GB = 10**9
 _LOOK = 0.1  # seconds between two looks at a lock that another process holds
-_MOST_MANIFEST = 2**28  # bytes
+MOST_MANIFEST = 2**28  # bytes
 _MOST_ROW = 2**13  # bytes of a row of the index
 
 _log = logging.getLogger("rebias_dist")
@@ -163,7 +163,7 @@ class Cache:
         splits = self.folder / "splits"
         splits.mkdir(exist_ok=True)
         with _alone(splits / "lock", stopped), temporary_file(splits, "manifest") as (path, _):
-            store.fetch(MANIFEST_NAME, path, stopped, most=_MOST_MANIFEST)
+            store.fetch(MANIFEST_NAME, path, stopped, most=MOST_MANIFEST)
             content = path.read_bytes()
             try:
                 manifest, as_written = parse_manifest(path)

@@ -29,6 +29,10 @@ _CREDENTIALS = {
 }
 
 
+class MissingFileError(DataError):
+    """There is no such file at an address."""
+
+
 class StoppedError(Exception):
     """The fetch was given up because nobody waits for it any more."""
 
@@ -92,7 +96,8 @@ class Store:
         Raises:
             StoppedError: ``stopped`` was set.
             ConfigError: a package or a permission is missing.
-            DataError: the file is missing, or not the one that the manifest describes.
+            MissingFileError: there is no such file.
+            DataError: the file is not the one that the manifest describes.
             RebiasError: the server does not answer, or not as it should.
         """
         address = f"{self.address}/{name}"
@@ -104,7 +109,7 @@ class Store:
                 try:
                     self._files().get_file(address, str(path), callback=counter)
                 except Exception as error:  # each of the packages has errors of its own
-                    raise self._fault(error, path) from error
+                    raise self._fault(error, address, path) from error
                 self._check(path, size, sha256)
                 return
             except _AttemptError as fault:
@@ -132,7 +137,7 @@ class Store:
             self._made = os.getpid(), files
         return self._made[1]
 
-    def _fault(self, error: Exception, path: Path) -> Exception:
+    def _fault(self, error: Exception, address: str, path: Path) -> Exception:
         """Return what an error of fsspec or of a package below it means."""
         if isinstance(error, (_AttemptError, StoppedError, RebiasError)):
             return error
@@ -140,7 +145,7 @@ class Store:
         status = getattr(error, "status", 0) or 0
         cure = _CREDENTIALS.get(self._scheme, _CREDENTIALS["http"])
         if isinstance(error, FileNotFoundError):
-            return _AttemptError("there is no such file (404); check the address", again=False)
+            return MissingFileError(f"{address}: there is no such file (404); check the address")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return RebiasError(
                 f"{path.parent}: no space for a shard ({error.strerror}); lower data.cache_gb, or "

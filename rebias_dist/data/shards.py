@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -38,8 +38,9 @@ from rebias_dist.data.decode import (
     decode,
     decode_leniently,
 )
-from rebias_dist.data.remote import Store
-from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.data.remote import MissingFileError, Store
+from rebias_dist.data.split_names import splits_in
+from rebias_dist.errors import ConfigError, DataError, RebiasError
 
 # An epoch reads from a window of a few shards, so this many open files suffice. ImageNet's 1,300
 # shards would exceed the usual limit of 1,024.
@@ -285,16 +286,19 @@ def open_split(
 ) -> ShardDataset:
     """Open ``root/split`` and check its data set and its classes, in order, where they are given.
 
-    ConfigError if they differ or if the folder is missing (it names the command that makes the
-    folder); other errors as for :class:`ShardDataset`.
+    ConfigError if they differ or if the folder is missing (it names the splits that are there, and
+    the command that makes the folder); other errors as for :class:`ShardDataset`.
     """
     folder = f"{root}/{split}" if is_address(str(root)) else str(Path(root) / split)
     if not is_address(folder) and not Path(folder).is_dir():
         raise ConfigError(
-            f"{folder}: there are no shards here; make them with '{_command(dataset, split, root)}'"
-            " (all nodes of a run must share this folder)"
+            f"{folder}: there are no shards here{_others(root, split)}; make them with "
+            f"'{_command(dataset, split, root)}' (all nodes of a run must share this folder)"
         )
-    opened = ShardDataset(folder, decoder, bias, cache_gb)
+    try:
+        opened = ShardDataset(folder, decoder, bias, cache_gb)
+    except MissingFileError as error:
+        raise DataError(f"{error}{_others(root, split)}") from None
     found = opened.manifest.dataset
     if dataset is not None and found != dataset:
         raise ConfigError(f"{folder}: holds the data set {found!r}, not {dataset!r}")
@@ -313,6 +317,17 @@ def open_split(
             f"data; label {label} is {one}, not {other}{cure}"
         )
     return opened
+
+
+def _others(root: str | Path, split: str) -> str:
+    """Return the end of a message that a split is missing: those that are there."""
+    with suppress(RebiasError):  # the message matters more
+        if found := splits_in(str(root)):
+            there = f"; {root} has {', '.join(found)}"
+            if split == "selection":
+                return f"{there} (data.selection none does without)"
+            return f"{there} (data.train_split and data.test_splits name those to use)"
+    return ""
 
 
 def _command(dataset: str | None, split: str, root: str | Path) -> str:

@@ -15,6 +15,7 @@ from rebias_dist.assemble import Parts
 from rebias_dist.config.schema import Config
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.predictions import predict
+from rebias_dist.methods.base import Method
 from rebias_dist.runs import checkpoint
 from rebias_dist.runs.networks import Initial, initial_state, network_config, read_weights
 from rebias_dist.runs.snapshot import Snapshot
@@ -38,7 +39,7 @@ class MethodEngine:
     def load_weights(self) -> None:
         """Give the networks of a new run the weights that its configuration names; a collective.
 
-        Rank 0 reads them. Images are then normalised as for ``pretrained`` weights.
+        Rank 0 reads them. Images are then normalised as for these weights, if that is known.
         """
         parts, config, consensus = self._parts, self._config, self._evaluator.consensus
         found: dict[str, Initial] = {}
@@ -46,6 +47,11 @@ class MethodEngine:
         with consensus.on_rank_zero() as leader:
             if leader:
                 found, constants = read_weights(config, parts.networks, len(parts.data.classes))
+                if found and type(parts.method).before_epoch is not Method.before_epoch:
+                    # For restart(): their file or their run may change or vanish meanwhile.
+                    states = {name: initial.state for name, initial in found.items()}
+                    kept = {"step": 0, "networks": states}
+                    checkpoint.save(parts.folder.initial, 0, kept, keep=1)
         for name, network in parts.networks.items():
             if network_config(config, name).begins_elsewhere:
                 network.load_state_dict(self._shared(name, found.get(name)))
@@ -106,7 +112,14 @@ class MethodEngine:
         parts, initial = self._parts, None
         with self._evaluator.consensus.on_rank_zero() as leader:
             if leader:
-                initial = initial_state(self._config, name, len(parts.data.classes))
+                kept, was_read = {}, network_config(self._config, name).begins_elsewhere
+                # Runs of earlier versions have no copy.
+                if was_read and checkpoint.steps(parts.folder.initial):
+                    kept = checkpoint.load(parts.folder.initial, 0)["networks"]
+                if name in kept:
+                    initial = Initial(kept[name])
+                else:
+                    initial = initial_state(self._config, name, len(parts.data.classes))
         parts.players[name].restart(self._shared(name, initial))
 
     def sum(self, values: Tensor) -> Tensor:

@@ -184,8 +184,8 @@ def read_weights(
         classes: number of classes.
 
     Returns:
-        The initial states by network; and how images are normalised for ``pretrained`` weights,
-        None if the data decide.
+        The initial states by network; and how images are normalised for these weights, None if
+        that is not known, so that the data decide.
 
     Raises:
         ConfigError: as :func:`initial_state`; or two networks need other images.
@@ -196,14 +196,14 @@ def read_weights(
         if network_config(config, name).begins_elsewhere
     }
     known = {name: initial.normalize for name, initial in found.items() if initial.normalize}
-    decides = next((name for name in known if network_config(config, name).pretrained), None)
-    if decides is None:
+    if not known:
         return found, None
+    decides, wanted = next(iter(known.items()))
     for name, constants in known.items():
-        if constants != known[decides]:
+        if constants != wanted:
             raise ConfigError(
                 f"{_key(name)}: its weights were trained on images of mean {constants.mean} and "
-                f"deviation {constants.std}, those of {decides} on {known[decides].mean} and "
-                f"{known[decides].std}; use weights that agree"
+                f"deviation {constants.std}, those of {decides} on {wanted.mean} and "
+                f"{wanted.std}; use weights that agree"
             )
-    return found, known[decides]
+    return found, wanted

@@ -16,13 +16,15 @@ from rebias_dist.errors import ConfigError
 
 class RunFolder:
     """``runs/<name>/``: config.yaml, checkpoints/, tensorboard/, logs/, metrics.jsonl, state.json,
-    attempts.json, results.json, and the lock, which names the process that trains.
+    attempts.json, results.json, and the lock, which names the process that trains. ``initial/`` has
+    initial weights that were read, if the method may need them again.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
+        self.initial = self.path / "initial"
         self.results_file = self.path / "results.json"
 
     @property

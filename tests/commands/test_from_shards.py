@@ -5,9 +5,15 @@ import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli as shards_cli
+from data_shards.format.manifest import load_manifest
 from rebias_dist.commands.train import cli, parse_train
+from rebias_dist.data import remote
+from rebias_dist.data.split_names import TRIED
+from rebias_dist.errors import ConfigError
 from tests.data.attribute_splits import write_attributes
+from tests.data.misbehaving_server import serving
 from tests.data_shards.convert.test_index import sample, write_tar
+from tests.evaluation.photographs import write
 
 
 def images(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -137,9 +143,115 @@ def test_a_small_data_set_has_a_global_batch_that_fits(tmp_path):
     assert (config.global_batch, config.micro_batch) == (4, 4)
 
 
-def test_an_address_without_a_configuration_is_one_line_that_says_what_to_add(capsys):
-    with pytest.raises(SystemExit) as left:
-        cli(["--data.root", "http://127.0.0.1:9/birds", "--dry-run"])
-    assert left.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "is an address, whose splits cannot be listed; add --config NAME_OR_FILE" in line
+def test_chosen_test_splits_are_those_of_the_plan(tmp_path):
+    root = shards(tmp_path, (16, 16), splits=("train", "test", "val"))
+    config, notes = parsed(root, "--data.test_splits", "[val]")
+    assert (config.data.test_splits, config.evaluate.monitor) == (["val"], "val")
+    assert "8 training images, test splits val" in notes
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    (tmp_path / "birds").mkdir()
+    with serving(tmp_path / "birds") as found:
+        yield found
+
+
+@pytest.mark.parametrize("sizes", [((16, 16),), ((16, 20), (18, 16))])
+@pytest.mark.parametrize("splits", [("train", "selection", "val", "test"), ("train", "test")])
+def test_an_address_gives_what_its_folder_gives(server, sizes, splits):
+    here, said = parsed(shards(server.folder, *sizes, splits=splits))
+    there, notes = parsed(f"{server.url}/")
+    assert there.data.root == server.url
+    assert there.model_dump() == {
+        **here.model_dump(), "data": {**here.data.model_dump(), "root": server.url}
+    }  # fmt: skip
+    found = f"splits found: {', '.join(sorted(splits))} (tried {', '.join(TRIED)}; name others "
+    assert found in notes
+    expected = said.replace(str(server.folder), server.url)
+    begin, _, end = notes.replace(" pixels in the first shard", " pixels").partition(found)
+    assert begin + end.partition("'[NAME]') ")[2] == expected
+
+
+def test_other_test_splits_at_an_address_are_named(server):
+    shards(server.folder, (16, 16), splits=("train", "selection", "night"))
+    with pytest.raises(ConfigError, match=r"no test split beside .* name others with --data.test"):
+        parsed(server.url)
+    config, notes = parsed(server.url, "--data.test_splits", "[night]", "--data.cache_gb=1")
+    assert (config.data.test_splits, config.data.cache_gb) == (["night"], 1)
+    assert "test splits night" in notes
+    assert "tried" not in notes
+
+
+def test_one_shard_is_fetched_and_the_cache_keeps_its_bound(server, tmp_path):
+    for split in ("train", "test"):
+        write(server.folder, split, [0, 1, 2] * 10)
+    fetched = tmp_path / "cache/fetched"
+    fetched.mkdir(parents=True)
+    (fetched / f"{'0' * 64}.tar").write_bytes(bytes(10_000))
+    _, notes = parsed(server.url, "--data.cache_gb", "2e-5")
+    assert "images of 12 × 12 pixels" in notes
+    fetches = {name: n for name, n in server.requests.items() if name != "manifest.json"}
+    assert fetches == {"train-000000.tar": 1, "index.npy": 1}
+    (kept,) = fetched.glob("*.tar")
+    assert kept.stem == load_manifest(server.folder / "train").shards[0].sha256
+
+
+def test_faults_of_a_server_are_one_line(server, capsys):
+    def refused(*flags: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            cli(["--data.root", server.url, *flags, "--dry-run"])
+        (line,) = capsys.readouterr().err.splitlines()
+        return left.value.code, line
+
+    code, line = refused()
+    assert (code, "has no split 'train', no shards" in line) == (2, True)
+    shards(server.folder, (16, 16))
+    for fault, expected, said in (
+        ("403", 2, "access is denied (403"),
+        ("500", 1, "train/manifest.json: 500"),
+        ("changed", 3, "train/manifest.json: "),
+    ):
+        server.faults = {"train/manifest.json": fault}
+        code, line = refused()
+        assert (code, said in line) == (expected, True), line
+    server.faults = {"train-000000.tar": "changed"}
+    assert refused()[0] == 3
+    server.faults = {}
+    code, line = refused("--data.test_splits", "[tset]")
+    assert code == 3
+    assert f"{server.url}/tset/manifest.json: there is no such file (404)" in line
+    assert f"; {server.url} has selection, test, train, val (data.train_split and" in line
+    # Who may not list a bucket of S3 is denied what is not there; some web servers send a page.
+    server.faults = {f"{name}/manifest.json": "403" for name in ("dev", "valid", "val")}
+    assert parsed(server.url)[0].data.test_splits == ["test"]
+    page = server.folder / "dev/manifest.json"
+    page.parent.mkdir()
+    page.write_text("<!DOCTYPE html>")
+    server.faults = {}
+    assert parsed(server.url)[0].data.test_splits == ["test", "val"]
+
+
+def test_a_wrong_test_split_names_those_that_are_there(tmp_path, capsys):
+    root = shards(tmp_path, (16, 16), splits=("train", "val"))
+
+    def refused(*flags: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            cli(["--data.root", root, "--config", "imagenet9/rebias", *flags, "--dry-run"])
+        assert left.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    birds = ("--data.dataset", "birds", "--data.selection")
+    line = refused(*birds, "none", "--data.test_splits", "[tset]", "--evaluate.monitor", "tset")
+    assert "tset: there are no shards here; " in line
+    assert (
+        f"; {root} has train, val (data.train_split and data.test_splits name those to use)" in line
+    )
+    line = refused(*birds, "0.1", "--data.test_splits", "[val]")
+    assert f"; {root} has train, val (data.selection none does without)" in line
+    assert "data.test_splits: 'val': a list is needed, such as '[val]'" in refused(
+        "--data.test_splits", "val"
+    )

@@ -136,7 +136,7 @@ SHARD = "train-000000.tar"
 @pytest.mark.parametrize(
     ("fault", "kind", "said", "requests"),
     [
-        ("404", DataError, r"there is no such file \(404\); check the address$", 1),
+        ("404", remote.MissingFileError, r"there is no such file \(404\); check the address$", 1),
         ("403", ConfigError, r"access is denied \(403.*must give the files to everyone$", 1),
         ("500", RebiasError, r"500.*, 4 times; the run can be continued", 4),
         ("ends early", RebiasError, r"ends .*, 4 times; the run can be continued", 4),

@@ -1,16 +1,18 @@
 """Shards in a bucket of moto's S3 server, by the protocol that a real one speaks."""
 
 import re
-import subprocess
 import sys
 import threading
 
 import pytest
 
+from rebias_dist.commands.train import parse_train
 from rebias_dist.data import ShardDataset, remote
 from rebias_dist.data.workers import end_workers
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from tests.data.layouts import assert_equal, merged
+from tests.evaluation.photographs import write
+from tests.support.s3 import s3_server, use_s3
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -18,27 +20,13 @@ s3fs = pytest.importorskip("s3fs")
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """Start the server on a port that is free; it says which."""
-    code = (
-        "from moto.server import ThreadedMotoServer; import sys\n"
-        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
-        "server.start()\n"
-        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
+    with s3_server() as found:
+        yield found
 
 
 @pytest.fixture
 def bucket(endpoint, shards, tmp_path, monkeypatch):
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    use_s3(endpoint, monkeypatch)
     monkeypatch.setenv("REBIAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_PAUSE", 0.01)
     files = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -52,6 +40,19 @@ def test_batches_from_a_bucket_are_those_from_disk(bucket, shards):
     there, here = ShardDataset(f"{bucket}/train"), ShardDataset(shards / "train")
     assert_equal(merged(there, 2, 1), merged(here, 2, 0))
     end_workers()
+
+
+def test_a_bucket_says_what_its_shards_are(bucket, tmp_path):
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    for split in ("train", "val"):
+        write(tmp_path / "own", split, [0, 1, 2] * 4)
+    files.put(str(tmp_path / "own"), "photos/insects", recursive=True)
+    request = parse_train(["--data.root", "s3://photos/insects/"])
+    config = request.config
+    assert (config.data.root, config.data.dataset) == ("s3://photos/insects", "insects")
+    assert (config.data.test_splits, config.data.selection) == (["val"], "none")
+    assert "images of 12 × 12 pixels" in " ".join(request.notes)
+    assert not request.default
 
 
 def test_faults_of_a_bucket_are_one_line_with_the_cure(bucket, tmp_path, monkeypatch):

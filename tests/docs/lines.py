@@ -44,6 +44,11 @@ class Command:
         return f"{self.page.name}: {self.program} {' '.join(self.words)}"[:80]
 
     @property
+    def at_address(self) -> bool:
+        """Return whether it needs shards at an address."""
+        return any("://" in word for word in self.words)
+
+    @property
     def ranks(self) -> int:
         """Return the ranks that torchrun or srun starts."""
         per_node = re.findall(r"--(?:nproc|ntasks)[-_]per[-_]node=(\d+)", self.before)

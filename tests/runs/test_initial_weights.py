@@ -1,13 +1,14 @@
 """``f.checkpoint`` and ``g.0.checkpoint``: networks that begin with the weights of another run."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from rebias_dist.config.files import validate
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ConfigError, DataError
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
@@ -50,6 +51,51 @@ def test_a_run_with_one_network_gives_it_to_any(small_run):
     train(values, "badd", {"name": "badd"}, **with_checkpoint(values, "plain", **shape))
     for key, found in weights(values, "badd", "g0").items():
         assert torch.equal(found, weights(values, "plain", "f")[key]), key
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_jtt_begins_again_from_weights_that_have_changed_or_vanished(small_run, tmp_path, ranks):
+    untested = {"every_epochs": 3, "final": "none"}
+    values = {**small_run, "max_steps": 3, "evaluate": untested}
+    train(values, "one", {"name": "vanilla"})
+    train(values, "other", {"name": "vanilla"}, seed=7)
+    file = tmp_path / "weights.pt"
+    values["f"] = {**values["f"], "pretrained": str(file)}
+    jtt = {"name": "jtt"}
+    torch.save(weights(values, "one", "f"), file)
+    # An epoch has eight steps; then f begins again.
+    train({**values, "max_steps": 10}, "through", jtt)
+    train({**values, "max_steps": 5}, "stopped", jtt)
+    if ranks == 1:
+        torch.save(weights(values, "other", "f"), file)
+        train({**values, "max_steps": 10}, "stopped", jtt)
+    else:
+        file.unlink()
+        run_ranks(2, train, {**values, "max_steps": 10}, "stopped", jtt, timeout=1000)
+    for key, found in weights(values, "stopped", "f").items():
+        assert torch.allclose(found, weights(values, "through", "f")[key], rtol=0, atol=1e-9), key
+
+
+def test_a_damaged_copy_of_the_initial_weights_is_refused(small_run, tmp_path):
+    untested = {"every_epochs": 3, "final": "none"}
+    values = {**small_run, "max_steps": 5, "evaluate": untested}
+    train(values, "one", {"name": "vanilla"})
+    file, jtt = tmp_path / "weights.pt", {"name": "jtt"}
+    values["f"] = {**values["f"], "pretrained": str(file)}
+    torch.save(weights(values, "one", "f"), file)
+    train(values, "jtt", jtt)
+    initial = Path(values["runs_dir"]) / "jtt/initial"
+    (state,) = initial.rglob("state.pt")
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"initial/step-000000000/state\.pt: has"):
+        train({**values, "max_steps": 10}, "jtt", jtt)
+    # A run of an earlier version has no copy, and reads the file again.
+    shutil.rmtree(initial)
+    file.rename(tmp_path / "moved.pt")
+    with pytest.raises(ConfigError, match=r"weights\.pt cannot be read"):
+        train({**values, "max_steps": 10}, "jtt", jtt)
+    (tmp_path / "moved.pt").rename(file)
+    train({**values, "max_steps": 10}, "jtt", jtt)
 
 
 def _refused(values: dict, runs: list[tuple[dict, str]]) -> list[tuple[int, str]]:

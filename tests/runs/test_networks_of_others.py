@@ -167,6 +167,10 @@ def test_a_run_gives_its_weights_and_its_normalisation(small_run, published):
     assert len(group["params"]) == 2
     second = rebias_dist.load(Path(values["runs_dir"]) / "second", "last")
     assert second.constants == IMAGENET_NORMALIZE
+    # f.checkpoint does the same.
+    train(values, "third", f={**resnet, "pretrained": False, "checkpoint": source[: -len(":last")]})
+    third = rebias_dist.load(Path(values["runs_dir"]) / "third", "last")
+    assert third.constants == IMAGENET_NORMALIZE
     small = {**values["f"], "pretrained": source}
     assert "f.pretrained" in refused(values, f=small)
     none = {**resnet, "pretrained": f"{values['runs_dir']}/none:best"}
@@ -178,6 +182,9 @@ def test_weights_of_other_images_do_not_mix(small_run, published):
     train(values, "colour", method={"name": "biased"})
     g = [{**values["g"][0], "checkpoint": f"{values['runs_dir']}/colour"}]
     f = {"name": "resnet18", "pretrained": True}
+    assert "use weights that agree" in refused(values, f=f, g=g, method={"name": "flac"})
+    train(values, "first", f=f, method={"name": "vanilla"})
+    f = {"name": "resnet18", "checkpoint": f"{values['runs_dir']}/first"}
     assert "use weights that agree" in refused(values, f=f, g=g, method={"name": "flac"})
     both = {**g[0], "pretrained": True}
     with pytest.raises(ConfigError, match="pretrained is set too"):

@@ -9,6 +9,10 @@ import pytest
 
 from data_shards.commands.datasets import DATASETS, add_arguments, example, listings_from
 from data_shards.errors import UsageError
+from data_shards.sources.datasets import check_name
+from data_shards.sources.presets import PRESETS
+from rebias_dist.reporting.protocol import PROTOCOLS
+from rebias_dist.reporting.published import published
 from tests.data_shards import trees
 
 
@@ -77,8 +81,17 @@ def test_listings_from_the_command_line(tmp_path):
         ("n02085620", 0),
         ("n01440764", 1),
     }
-    with pytest.raises(UsageError, match="is the name of another data set"):
-        listings_from(_parse("folder", "--name", "imagenet9", *words[2:]))
+    for taken in ("imagenet9", "biased_mnist"):
+        with pytest.raises(UsageError, match="is the name of another data set; give another"):
+            listings_from(_parse("folder", "--name", taken, *words[2:]))
+
+
+def test_names_with_published_figures_are_refused_and_no_others():
+    for name in {*PROTOCOLS, *published()["dataset"]}:
+        with pytest.raises(UsageError, match="is the name of another data set"):
+            check_name(name)
+    for name in PRESETS:
+        check_name(name)
 
 
 def test_evaluation_sets_offer_no_training_options():
