@@ -20,8 +20,6 @@ from torch import Tensor
 from rebias_dist.data.transforms import Transform
 from rebias_dist.errors import ConfigError
 
-WATERMARKED = "+watermark"
-"""Ends the name of a split whose images have the watermark."""
 TEXT = "捷径捷径捷径"
 _LEFT, _TOP = 0.01, 0.4  # of the image's sides
 _OPAQUE = 128  # of 255: half

@@ -12,7 +12,7 @@ import torch
 from rebias_dist.config.data import resolved
 from rebias_dist.config.schema import Config
 from rebias_dist.data.normalisation import Normalise
-from rebias_dist.data.watermark import WATERMARKED, Watermarked, checked_font
+from rebias_dist.data.watermark import Watermarked, checked_font
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.evaluation.corruptions import corruption_figures
 from rebias_dist.evaluation.evaluator import Evaluator
@@ -25,6 +25,7 @@ from rebias_dist.evaluation.subjects import (
     load_subject,
     open_splits,
 )
+from rebias_dist.evaluation.text import WATERMARKED
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.step.precision import Precision, set_products
 

@@ -8,7 +8,6 @@ from typing import Any
 from tabulate import tabulate
 
 from rebias_dist.config.bias import BiasRule
-from rebias_dist.data.watermark import WATERMARKED
 from rebias_dist.evaluation.corruptions import BENCHMARK, SEVERITIES
 from rebias_dist.evaluation.groups import (
     SMALL,
@@ -29,6 +28,8 @@ CHOICES = {
     "public": "of the public code",
 }
 _ABSENT = "–"
+WATERMARKED = "+watermark"
+"""Ends the name of a split whose images have the watermark of ImageNet-W."""
 _CARTON = "carton"  # the class for which ImageNet's networks take the watermark
 _LONGEST = 24  # characters of a name of a class
 _NOTES = f"""\

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,12 +23,15 @@ from rebias_dist.reporting.archive import is_drawn
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Comparison, Group
 from rebias_dist.reporting.disagreements import Example, disagreements
-from rebias_dist.reporting.metrics import read_curves
+from rebias_dist.reporting.metrics import Curve, read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
 from rebias_dist.reporting.runs import Run, plain
 from rebias_dist.reporting.svg import Picture
 from rebias_dist.reporting.tables import Table
 from rebias_dist.reporting.training_data import seeds_of
+
+Curves = Sequence[Mapping[str, Curve]]
+"""For each run of a setting its curves by tag."""
 
 _MOST_SEEDS = 8  # runs of a group whose curves are drawn
 # All but words and a few marks; an underscore means something at the edge of a word alone.
@@ -81,13 +85,17 @@ def dataset_part(runs: Comparison, stem: str, *, with_published: bool) -> Datase
         tables.groups_table(runs),
         departures,
     ]
-    settings = [_setting(runs, group, f"{stem}-{i}") for i, group in enumerate(runs.groups)]
+    curves = [[read_curves(run.folder, is_drawn) for run in _drawn(g)] for g in runs.groups]
+    settings = [
+        _setting(runs, group, of_group, f"{stem}-{i}")
+        for i, (group, of_group) in enumerate(zip(runs.groups, curves, strict=True))
+    ]
     looked = [setting["images"] for setting in settings if setting["images"]]
     return Dataset(
         plain(runs.dataset, 60),
         "" if runs.chance is None else f"chance is {100 * runs.chance:.1f} %",
         protocol,
-        list(_pictures(runs, stem, with_published)),
+        [*_pictures(runs, stem, with_published), *_progress(runs, curves, stem)],
         [table for table in listed if table is not None],
         looked[0].examples if looked else {},
         settings,
@@ -115,11 +123,43 @@ def _pictures(runs: Comparison, stem: str, with_published: bool) -> Iterator[Pic
         )
 
 
-def _setting(runs: Comparison, group: Group, stem: str) -> dict[str, Any]:
+def _drawn(group: Group) -> list[Run]:
+    """Return the runs of a setting whose curves are drawn."""
+    return [*group.runs, *group.without][:_MOST_SEEDS]
+
+
+def _during(group: Group) -> str:
+    """Return the split on which the runs of a setting are evaluated during training."""
+    return "selection" if group.config.data.selection != "none" else group.config.evaluate.monitor
+
+
+def _progress(runs: Comparison, curves: Sequence[Curves], stem: str) -> Iterator[Picture]:
+    """Yield the accuracies of all settings during training, on the split that most of them have."""
+    splits = Counter(_during(group) for group in runs.groups)
+    split = splits.most_common(1)[0][0]
+    found = []
+    for group, of_group in zip(runs.groups, curves, strict=True):
+        tag = f"{split}/{group.judged_network}_accuracy"
+        mine = [of_run[tag] for of_run in of_group if tag in of_run]
+        if mine and len(band := plots.band_of(mine)) > 1:
+            progress = plots.Progress(group.series, group.config.method.name, group.rho, band)
+            found.append(progress)
+    rhos = sorted({progress.rho for progress in found}, key=lambda rho: rho or 0)
+    if found:
+        yield Picture.draw(
+            f"{stem}-progress",
+            f"Accuracy on {plain(split, 30)} over the steps of training, by method",
+            f"Accuracy on {plain(split, 30)} during training: mean over seeds, and the band from "
+            "the lowest to the highest.",
+            partial(plots.progress_picture, found, rhos),
+        )
+
+
+def _setting(runs: Comparison, group: Group, curves: Curves, stem: str) -> dict[str, Any]:
     all_runs, split = [*group.runs, *group.without], runs.judged_split
     notes = [f"Curves: the first {_MOST_SEEDS} of {len(all_runs)} runs."]
     notes = notes if len(all_runs) > _MOST_SEEDS else []
-    pictures = list(_training(group, all_runs[:_MOST_SEEDS], stem))
+    pictures = list(_training(group, curves, stem))
     if not pictures:
         notes.append("Training curves: no run has a metrics.jsonl that can be read.")
     matrices, images = [], None
@@ -155,9 +195,8 @@ def _about(run: Run, group: Group) -> dict[str, str]:
     }
 
 
-def _training(group: Group, runs: Sequence[Run], stem: str) -> Iterator[Picture]:
-    during = "selection" if group.config.data.selection != "none" else group.config.evaluate.monitor
-    panels = plots.training_panels([read_curves(run.folder, is_drawn) for run in runs], during)
+def _training(group: Group, curves: Curves, stem: str) -> Iterator[Picture]:
+    panels = plots.training_panels(curves, _during(group))
     if panels:
         yield Picture.draw(
             f"{stem}-training",

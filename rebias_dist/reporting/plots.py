@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
@@ -198,6 +200,55 @@ def scatter_picture(classes: Sequence[tuple[str, float, float]]) -> Drawing:
     svg.percent_axis(axis)
     axis.set_xlabel("accuracy of g, %")
     axis.set_ylabel("accuracy of f, %")
+    return figure
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The accuracy of a setting's runs during training."""
+
+    series: str
+    """Name of the setting without its ρ."""
+    method: str
+    rho: float | None
+    band: pd.DataFrame
+    """By step the columns mean, min and max over seeds."""
+
+
+def band_of(curves: Sequence[Curve]) -> pd.DataFrame:
+    """Return mean, min and max over runs, by the steps that all of them have; at least one run."""
+    by_run = pd.concat([pd.Series(values, steps) for steps, values in curves], axis=1, join="inner")
+    return by_run.agg(["mean", "min", "max"], axis=1)
+
+
+def progress_picture(found: Sequence[Progress], rhos: Sequence[float | None]) -> Drawing:
+    """Draw accuracies over the steps, a panel for each of ``rhos``; the band is over seeds."""
+    columns = min(3, len(rhos))
+    rows = -(-len(rhos) // columns)
+    figure = svg.canvas(max(4.6, 3.2 * columns), 2.7 * rows + 0.6)
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    keys: dict[str, Line2D] = {}
+    for series in dict.fromkeys(progress.series for progress in found):
+        mine = [progress for progress in found if progress.series == series]
+        method = mine[0].method
+        same = [*dict.fromkeys(p.series for p in found if p.method == method)]
+        style = {**_OF_METHOD.get(method, _OF_OTHERS), "linestyle": _DASHES[same.index(series) % 4]}
+        keys[series] = _key(plain(series), **style)
+        for progress in mine:
+            panel, steps = panels[rhos.index(progress.rho)], progress.band.index
+            marker = {} if len(steps) < 12 else {"marker": ""}
+            mean, low, high = (100 * progress.band[name] for name in ("mean", "min", "max"))
+            panel.plot(steps, mean, **{**style, **marker}, markersize=4)
+            panel.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    for panel, rho in zip(panels, rhos, strict=False):
+        panel.set_title("" if rho is None else f"ρ = {rho:g}")
+        panel.set_xlabel("step")
+        svg.percent_axis(panel)
+    for panel in panels[len(rhos) :]:
+        panel.set_visible(False)
+    for panel in panels[::columns]:
+        panel.set_ylabel("accuracy, %")
+    figure.legend(handles=[*keys.values()][:20], loc="outside lower center", ncols=2)
     return figure
 
 

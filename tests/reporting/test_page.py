@@ -207,6 +207,32 @@ def test_pictures_of_single_settings_lie_beside_the_page_too(tmp_path):
         assert found == {"results", "results-rho", *of_settings}
 
 
+def test_progress_is_the_mean_over_seeds_between_the_lowest_and_the_highest(tmp_path):
+    rng = np.random.default_rng(0)
+    accuracies = rng.uniform(size=(3, 4))
+    steps = [10, 20, 30, 40]
+    for seed, values in enumerate(accuracies):
+        run = write_run(
+            tmp_path / f"runs/{seed}", method("vanilla", seed=seed), {"unbiased": {"f": 5}}
+        )
+        lines = [
+            json.dumps({"step": step, "selection/f_accuracy": value, "f/ce": 1.0})
+            for step, value in zip(steps, values.tolist(), strict=True)
+        ]
+        (run / "metrics.jsonl").write_text("\n".join(lines[: 4 - (seed == 2)]))
+    curves = [
+        read_curves(folder, lambda tag: True)["selection/f_accuracy"]
+        for folder in sorted((tmp_path / "runs").iterdir())
+    ]
+    band = plots.band_of(curves)
+    assert band.index.tolist() == steps[:3]  # the third seed has no more
+    for name, found in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+        assert band[name].to_numpy() == pytest.approx(found(accuracies[:, :3], axis=0))
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/results-progress.png").exists()
+    assert "Accuracy on selection during training" in page_of(tmp_path / "out/results.html").text
+
+
 class Tables(HTMLParser):
     """The texts of the cells of each table, by rows."""
 
