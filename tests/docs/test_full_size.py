@@ -1,0 +1,71 @@
+"""Every figure at full size on a page is that of an archived run."""
+
+import re
+
+import numpy as np
+import pytest
+
+import rebias_dist
+from rebias_dist.reporting.metrics import read_curves
+from tests import ROOT
+
+ARCHIVES = ROOT / "docs/results/reduced_schedule"
+PAGE = (ROOT / "docs/full-size.md").read_text(encoding="utf-8")
+NAMES = {"ReBias": "rebias", "RUBi": "rubi", "LearnedMixin": "learned_mixin"}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """The figures of the last checkpoints."""
+    found = rebias_dist.results(ARCHIVES)
+    assert (found["status"] == "finished").all()
+    return found[found["checkpoint"] == "last"]
+
+
+def shown(runs, rho: str, method: str, network: str, split: str) -> tuple[str, int]:
+    """The figure as a page shows it, and the number of seeds."""
+    method = NAMES.get(method, method)
+    wanted = {"method": method, "network": network, "split": split, "rho": float(rho)}
+    mine = runs[(runs[list(wanted)] == list(wanted.values())).all(axis=1)]
+    accuracies = 100 * mine["accuracy"].astype(float)
+    if len(mine) == 1:
+        error = 100 * float(mine["standard_error"].iloc[0])
+        return f"{accuracies.iloc[0]:.1f} ({error:.1f})", 1
+    return f"{accuracies.mean():.1f} ± {accuracies.std(ddof=1):.1f}", len(mine)
+
+
+def rows(first: str) -> list[list[str]]:
+    """The rows of the table whose head begins with ``first``, as cells."""
+    lines = PAGE[PAGE.index(f"| {first} ") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_has_the_figures_of_the_archives(runs):
+    head, _, *found = rows("ρ")
+    assert found
+    for rho, method, network, seeds, *figures in found:
+        for split, figure in zip(head[4:], figures, strict=True):
+            split = split.partition(" ")[0]
+            assert (figure, int(seeds)) == shown(runs, rho, method, network, split)
+
+
+def test_the_curves_are_those_of_the_archives(runs):
+    head, _, *found = rows("after epoch")
+    assert head[1:] == [str(epoch) for epoch in range(1, 11)]
+    for method, *figures in found:
+        mine = runs[(runs["method"] == NAMES.get(method, method)) & (runs["rho"] == 0.997)]
+        curves = [
+            read_curves(ARCHIVES / name, lambda tag: True)["unbiased/f_accuracy"][1]
+            for name in sorted(set(mine["run"]))
+        ]
+        assert figures == [f"{100 * value:.1f}" for value in np.mean(curves, axis=0)]
+
+
+def test_the_readme_has_the_figures_of_the_archives(runs):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"ρ = ([\d.]+), after 10 of 80 epochs: ReBias ([\d. ±()]+), vanilla", text)
+    assert said, "the sentence on full size"
+    vanilla = re.search(r"after 10 of 80 epochs: .* vanilla ([\d. ±()]+),", text)
+    for method, figure in (("rebias", said[2]), ("vanilla", vanilla[1])):
+        expected, _ = shown(runs, said[1], method, "f", "unbiased")
+        assert figure == expected
