@@ -46,11 +46,11 @@ def record(folder: Path, name: str, **changes) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        *("median", "coupled", "step", "optimizer", "memory_format", "convert", "checkpoint"),
+        *("median", "optimizer", "memory_format", "convert", "checkpoint"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
-                *("hsic", "communication", "scaling", "scaling_model"),
+                *("coupled", "step", "hsic", "communication", "scaling", "scaling_model"),
                 *("loader", "startup", "step_memory"),
             )
         ),

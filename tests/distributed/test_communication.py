@@ -53,7 +53,10 @@ def test_features_of_f_travel_while_g_runs():
     assert run_ranks(2, _pending_when_g_runs) == [[True, True]] * 2
 
 
-@pytest.mark.parametrize(("world", "sizes"), [(2, [12, 6, 3]), (3, [8, 6, 2])])
+@pytest.mark.parametrize(
+    ("world", "sizes"),
+    [(2, [12, 6, 3]), pytest.param(3, [8, 6, 2], marks=pytest.mark.slow)],
+)
 def test_collectives_of_a_step_are_those_counted(world, sizes):
     for found in run_ranks(world, _all_asked, sizes):
         for b, (counted, asked) in zip(sizes, found, strict=True):

@@ -147,6 +147,7 @@ def test_the_failpoints_lie_where_they_should(small_run, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_one_rank_stopped_here_and_there(small_run):
     # Steps 8 and 16 end epochs, with an evaluation and a best checkpoint.
     steps = {1: 0, 8: 1, 9: 2, 16: 3, 13: 4, 24: 5}

@@ -36,7 +36,12 @@ def fingerprint(values: dict, name: str) -> tuple[str, dict]:
     return _digest(parts), state
 
 
-@pytest.mark.parametrize("name", NEW)
+_LONG = ("softcon", "flac")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _LONG else n for n in NEW]
+)
 def test_stopped_in_an_epoch_and_resumed(name, small_run):
     values = settings(small_run, name)
     main(validate({**values, "name": "through"}))

@@ -61,6 +61,7 @@ def start(hosts: Hosts, file: Path, runs: Path, attempt: int) -> list[subprocess
     return processes
 
 
+@pytest.mark.slow
 def test_a_host_that_is_cut_off_ends_the_run_and_the_run_resumes(hosts, tmp_path, small_run):
     patience = {"start_minutes": 4.0, "step_minutes": 0.25}
     config = configuration(small_run, faults=patience, checkpoint={"every_steps": 1})

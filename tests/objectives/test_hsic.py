@@ -35,6 +35,7 @@ def test_definition_over_all_quadruples(n):
         compare(1e-12, x, y, 1.3, 0.9, reference.over_quadruples, f"N={n} tile={tile}", tile=tile)
 
 
+@pytest.mark.slow
 def test_dcor_agrees():
     # Here, and so in one process: at its first import it compiles, and two that do at a time
     # leave a cache that crashes.

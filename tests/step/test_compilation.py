@@ -74,6 +74,7 @@ def _worst(found: dict, expected: dict) -> float:
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_runs_agree_over_ranks_restarts_and_with_eager_ones(small_run, kernels, tmp_path):
     f = {"name": "simple_convnet", "kernel_size": 3, "width": 0.25, "dropout": 0.3}

@@ -54,6 +54,7 @@ def config_file(small_run, tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_default_runs_on_eight_ranks_without_any_setting(tmp_path):
     done = torchrun(8, "--max-steps", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
