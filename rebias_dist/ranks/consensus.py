@@ -70,7 +70,8 @@ class Consensus:
         if self.world_size > 1:
             for tensor in tensors:
                 values = tensor.contiguous()
-                dist.broadcast(values, 0, group=self.group)
+                # As bytes: gloo knows no int16, for example.
+                dist.broadcast(values.reshape(-1).view(torch.uint8), 0, group=self.group)
                 tensor.copy_(values)
 
     def gather(self, value: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from rebias_dist.errors import ConfigError, DataError, RebiasError
 from rebias_dist.ranks.consensus import Consensus
@@ -53,6 +54,24 @@ def test_all_ranks_hear_and_raise_the_same():
         "rank 0: /nowhere/a: No such file or directory",
         [0, 1, 2],
     ]
+
+
+KINDS = (torch.float64, torch.bfloat16, torch.int16, torch.uint16, torch.bool, torch.complex64)
+
+
+def _copies() -> list[bool]:
+    consensus = Consensus()
+    ones = [torch.ones(2, 3).to(kind) for kind in KINDS]
+    views = [torch.zeros(3, 2).t().clone(memory_format=torch.preserve_format), torch.zeros(())]
+    tensors = [x if consensus.rank == 0 else torch.zeros_like(x) for x in ones]
+    for x in views:
+        x.fill_(1.0 + consensus.rank)
+    consensus.copy_from_zero([*tensors, *views, torch.empty(0)])
+    return [torch.equal(x, torch.ones_like(x)) for x in (*tensors, *views)]
+
+
+def test_tensors_of_any_kind_and_layout_are_those_of_rank_zero():
+    assert run_ranks(2, _copies) == [[True] * (len(KINDS) + 2)] * 2
 
 
 def test_alone_it_decides_for_itself():
