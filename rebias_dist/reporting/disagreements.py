@@ -7,6 +7,9 @@ import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_shards.errors import DataShardsError
 from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.reporting.comparison import Group
@@ -18,7 +21,8 @@ if TYPE_CHECKING:  # they import torch
 
 LOOKED_AT = 2_048
 """The number of images of a split that are looked at, so that a report takes seconds."""
-SHOWN = 12
+SHOWN = 8
+_MOST_PIXELS = 128  # of a side, in a picture of several images
 _LARGE = 64  # pixels; larger images are kept as JPEG
 
 
@@ -36,7 +40,8 @@ class Example(NamedTuple):
 class Sample(NamedTuple):
     """An image as the networks see it, and the classes that they say."""
 
-    uri: str
+    image: NDArray[np.uint8]
+    """``[height, width, 3]``"""
     label: str
     f: str
     g: str
@@ -63,6 +68,11 @@ class Disagreements:
     """For each test split a few of its images."""
     f_alone: Kind = field(default_factory=lambda: Kind("f right, g wrong"))
     g_alone: Kind = field(default_factory=lambda: Kind("g right, f wrong"))
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Return the kinds that have images."""
+        return [kind for kind in (self.f_alone, self.g_alone) if kind.samples]
 
 
 def disagreements(group: Group, split: str) -> Disagreements | str:
@@ -132,7 +142,7 @@ def _look(run: Run, checkpoint: str, split: str) -> Disagreements:
                 kind.count += 1
                 if len(kind.samples) < SHOWN:
                     names = [plain(data.classes[by[i]], 24) for by in (batch.labels, *said)]
-                    kind.samples.append(Sample(_uri(batch.images[i].numpy()), *names))
+                    kind.samples.append(Sample(_small(batch.images[i].numpy()), *names))
             if found.looked_at >= LOOKED_AT:
                 break
     return found
@@ -147,6 +157,15 @@ def _examples(data: Data, transform: Transform) -> dict[str, list[Example]]:
         labels = [plain(data.classes[dataset.labels[i]], 24) for i in places]
         found[plain(split, 30)] = list(map(Example, images, labels))
     return found
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image, uint8 [3, height, width], with sides of 128 pixels at most, as [h, w, 3]."""
+    from PIL import Image
+
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    return np.asarray(picture)
 
 
 def _uri(image: Any) -> str:

@@ -22,7 +22,7 @@ from rebias_dist.reporting import plots, tables
 from rebias_dist.reporting.archive import is_drawn
 from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Comparison, Group
-from rebias_dist.reporting.disagreements import Example, disagreements
+from rebias_dist.reporting.disagreements import Disagreements, Example, disagreements
 from rebias_dist.reporting.metrics import Curve, read_curves
 from rebias_dist.reporting.protocol import PROTOCOLS
 from rebias_dist.reporting.runs import Run, plain
@@ -169,6 +169,10 @@ def _setting(runs: Comparison, group: Group, curves: Curves, stem: str) -> dict[
         if not matrices:
             notes.append(f"Confusion matrices: no run has them for {plain(split, 30)}.")
         images = disagreements(group, split)
+    if isinstance(images, Disagreements) and images.kinds:
+        pictures.append(_images(images, stem))
+    elif isinstance(images, Disagreements):
+        notes.append(f"f and g are right on the same images of {plain(split, 30)}.")
     if isinstance(images, str):
         notes.append(f"Images on which f and g disagree: not shown; {images}.")
         images = None
@@ -204,6 +208,22 @@ def _training(group: Group, curves: Curves, stem: str) -> Iterator[Picture]:
             "Training; a line a seed.",
             partial(plots.training_picture, panels),
         )
+
+
+def _images(found: Disagreements, stem: str) -> Picture:
+    """Return the picture of images on which f and g disagree."""
+    told = "; ".join(
+        f"{kind.title} on {kind.count:,}: "
+        + ", ".join(f"{s.label} (f {s.f}, g {s.g})" for s in kind.samples)
+        for kind in found.kinds
+    )
+    return Picture.draw(
+        f"{stem}-images",
+        f"Images of {found.split} on which f and g disagree; {told}",
+        f"Where f and g disagree: {found.run}, {found.split}, as the networks see it. Below each "
+        "image its class, and what f and g say.",
+        partial(plots.disagreements_picture, found),
+    )
 
 
 def _scatter(runs: Comparison, group: Group, stem: str) -> Iterator[Picture]:

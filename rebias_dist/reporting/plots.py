@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from rebias_dist.methods.registry import METHODS
 from rebias_dist.reporting import svg
 from rebias_dist.reporting.comparison import Comparison
+from rebias_dist.reporting.disagreements import SHOWN, Disagreements
 from rebias_dist.reporting.frame import Figure
 from rebias_dist.reporting.metrics import Curve
 from rebias_dist.reporting.published import published
@@ -249,6 +250,23 @@ def progress_picture(found: Sequence[Progress], rhos: Sequence[float | None]) ->
     for panel in panels[::columns]:
         panel.set_ylabel("accuracy, %")
     figure.legend(handles=[*keys.values()][:20], loc="outside lower center", ncols=2)
+    return figure
+
+
+def disagreements_picture(found: Disagreements) -> Drawing:
+    """Draw images on which f and g disagree, a row for each kind that has some."""
+    kinds = found.kinds
+    figure = svg.canvas(1.15 * SHOWN, 2.1 * len(kinds))
+    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
+    for row, kind in zip(rows, kinds, strict=True):
+        row.suptitle(f"{kind.title}: {kind.count:,} of {found.looked_at:,}", fontsize=10)
+        axes = row.subplots(1, SHOWN, squeeze=False)[0]
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, sample in zip(axes, kind.samples, strict=False):
+            axis.imshow(sample.image, interpolation="nearest")
+            said = f"{sample.label}\nf: {sample.f}\ng: {sample.g}"
+            axis.text(0.5, -0.06, said, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     return figure
 
 

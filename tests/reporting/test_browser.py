@@ -96,7 +96,7 @@ def test_a_browser_shows_tables_pictures_and_images(page, scheme, javascript):
         assert [text.split()[-1] for text in splits] == ["biased", "unbiased", "rho0"]
         # It is open, for its images are what there is to see.
         part = view.locator("details", has=view.locator("summary", has_text="rebias")).first
-        images = part.locator(".images img")
+        images = part.locator("figure svg image")
         assert images.count() > 0
         widths = [image.bounding_box()["width"] for image in images.all()]
         assert min(widths) > 40
