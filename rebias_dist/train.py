@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import logging
 from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from rebias_dist import assemble
@@ -238,7 +239,7 @@ class Trainer:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
             weights = {name: player.modules for name, player in parts.players.items()}
             check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
-            leave = self.keeper.go_on
+            leave = partial(self.keeper.leave_if_asked, save=True)
             with self.forecast.evaluating():
                 figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
             tensorboard.show(self.telemetry, at.step, number, figures)
@@ -268,7 +269,7 @@ class Trainer:
             return {}
         self.forecast.tell(1 if at.best_step == at.step else 2)
         telemetry.state("evaluating", step=at.step, epoch=at.epoch)
-        leave = self.keeper.leave_unsaved_if_asked
+        leave = partial(self.keeper.leave_if_asked, save=False)
         final = test_and_record(self.config, parts, self.evaluator, telemetry, leave)
         self.keeper.status = "finished"
         return final

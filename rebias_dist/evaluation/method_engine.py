@@ -47,7 +47,7 @@ class MethodEngine:
         with consensus.on_rank_zero() as leader:
             if leader:
                 found, constants = read_weights(config, parts.networks, len(parts.data.classes))
-                if found and type(parts.method).before_epoch is not Method.before_epoch:
+                if found and _gets_turns(type(parts.method)):
                     # For restart(): their file or their run may change or vanish meanwhile.
                     states = {name: initial.state for name, initial in found.items()}
                     kept = {"step": 0, "networks": states}
@@ -128,3 +128,9 @@ class MethodEngine:
         if dist.is_initialized():
             dist.all_reduce(total)
         return total
+
+
+def _gets_turns(method: type[Method]) -> bool:
+    """Return whether a method gets the engine, and so may restart a network."""
+    base = Method.before_epoch, Method.after_step
+    return (method.before_epoch, method.after_step) != base

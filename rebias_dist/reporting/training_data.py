@@ -19,7 +19,7 @@ _NO_SETTINGS = frozenset({"seed", "samples_per_shard", "bytes_per_shard"})
 
 
 def made_with(folder: Path, config: Config) -> Mapping[str, Any]:
-    """Return the options of a run's training shards, without lists; empty if not at hand.
+    """Return the options of a run's training shards that are one line; empty if not at hand.
 
     Args:
         folder: of the run. An archive has the options itself, for its ``data.root`` is no folder of
@@ -34,7 +34,12 @@ def made_with(folder: Path, config: Config) -> Mapping[str, Any]:
         options = read_json(path, _LARGEST_MANIFEST)["options"].items()
     except (AttributeError, DataShardsError, KeyError, OSError, TypeError):
         return {}
-    return {key: value for key, value in options if isinstance(value, (bool, int, float, str))}
+    # Anyone may have written the file; a lone surrogate cannot be printed or written.
+    return {
+        key: value
+        for key, value in options
+        if isinstance(value, (bool, int, float, str)) and f"{key}{value}".isprintable()
+    }
 
 
 def rho_of(config: Config, made_with: Mapping[str, Any]) -> float | None:

@@ -82,20 +82,22 @@ class Keeper:
         if every and self._at.step % every == 0 and self._at.step > self._saved_step:
             self.begin_to_save()
         wish = self._agree(fault)
-        if wish >= _Wish.SAVE:
+        if wish == _Wish.SAVE:
             self.begin_to_save()
         if wish == _Wish.LEAVE:
-            self.wait()
-            self._leave()
+            self._leave(save=True)
 
-    def leave_unsaved_if_asked(self) -> None:
-        """Leave without saving if any rank was asked to; a collective.
+    def leave_if_asked(self, *, save: bool) -> None:
+        """Leave if any rank was asked to; a collective.
 
-        For the final evaluation: everything is saved by then, and the networks may be those of the
-        best checkpoint, which must not be saved as the newest.
+        For evaluations. What is due is saved after one, so that a resumed run need not repeat it.
+
+        Args:
+            save: save before. In the final evaluation everything is saved already, and the networks
+                may be those of the best checkpoint, which must not be saved as the newest.
         """
         if self._agree() == _Wish.LEAVE:
-            self._leave()
+            self._leave(save=save)
 
     def _agree(self, fault: RebiasError | None = None) -> int:
         fault = fault or self._telemetry.fault or self._saver.fault()
@@ -106,7 +108,10 @@ class Keeper:
         late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
         return late and self._ranks.consensus.rank == 0 and self._at.step > self._saved_step
 
-    def _leave(self) -> NoReturn:
+    def _leave(self, *, save: bool) -> NoReturn:
+        if save:
+            self.begin_to_save()
+            self.wait()
         raise InterruptedRun(
             f"interrupted; saved at step {self._at.step}; to continue, use the same command "
             f"with --name {self._at.config.name}"

@@ -1,11 +1,14 @@
 """``rebias-train --data.root X`` alone reads from the shards what it needs."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli as shards_cli
-from data_shards.format.manifest import load_manifest
+from data_shards.format.manifest import INDEX_NAME, MANIFEST_NAME, load_manifest
+from data_shards.format.writer import npy
 from rebias_dist.commands.train import cli, parse_train
 from rebias_dist.data import remote
 from rebias_dist.data.split_names import TRIED
@@ -232,6 +235,26 @@ def test_faults_of_a_server_are_one_line(server, capsys):
     page.write_text("<!DOCTYPE html>")
     server.faults = {}
     assert parsed(server.url)[0].data.test_splits == ["test", "val"]
+
+
+def test_an_empty_training_split_is_one_line(server, capsys):
+    root = shards(server.folder, (16, 16))
+    train = server.folder / "train"
+    empty = npy(np.load(train / INDEX_NAME)[:0])
+    (train / INDEX_NAME).write_bytes(empty)
+    manifest = load_manifest(train).model_copy(
+        update={
+            **{"samples": 0, "class_counts": (0, 0), "shards": (), "attributes": (), "files": {}},
+            "index_sha256": hashlib.sha256(empty).hexdigest(),
+        }
+    )
+    (train / MANIFEST_NAME).write_bytes(manifest.to_json())
+    for place in (root, server.url):
+        with pytest.raises(SystemExit) as left:
+            cli(["--data.root", place, "--dry-run"])
+        assert left.value.code == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{place}/train: has no readable image" in line
 
 
 def test_a_wrong_test_split_names_those_that_are_there(tmp_path, capsys):

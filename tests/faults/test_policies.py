@@ -141,6 +141,24 @@ def test_a_step_is_settled_before_it_is_saved(small_run, saves, tmp_path):
     assert max(steps, default=4) == 4
 
 
+@pytest.mark.parametrize("saves", [{"every_steps": 4}, {"every_minutes": 1e-9}])
+def test_the_checkpoint_of_an_evaluated_step_is_written_once_and_after_it(
+    small_run, saves, monkeypatch
+):
+    saved: list[tuple[int, int]] = []
+    save = checkpoint.save
+
+    def noting(folder, step, state, **options):
+        saved.append((step, state["epoch"]))
+        return save(folder, step, state, **options)
+
+    monkeypatch.setattr(checkpoint, "save", noting)
+    main(validate({**settings(small_run), "name": "a", "checkpoint": saves}))
+    # An epoch has 8 steps, and its evaluation belongs to it.
+    assert saved == [(step, step // 8) for step in sorted(dict(saved))]
+    assert {8, 16, 24} <= dict(saved).keys()
+
+
 def _skipping(values: dict) -> tuple[list[int], str]:
     from _pytest.monkeypatch import MonkeyPatch
 

@@ -9,6 +9,7 @@ import pytest
 
 from rebias_dist.commands import report
 from rebias_dist.errors import ConfigError
+from rebias_dist.reporting.frame import results
 from tests.commands.test_report import method, write_options, write_run
 
 
@@ -66,6 +67,25 @@ def test_nothing_is_overwritten(runs, tmp_path):
     with pytest.raises(ConfigError, match="called rebias-1; archive them into two folders"):
         report.main([str(runs), str(again), "--archive", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"options": {"\\ud800": "\\udfff", "\\u001b[31m": "\\u001b[0m", "rho": 0.9}}',
+        '{"options": {"rho": -1, "seed": -1, "z": 1e300}}',
+        '{"options": [1]}',
+    ],
+)
+def test_options_that_anyone_may_have_written_do_no_harm(tmp_path, text):
+    for seed in (0, 1):
+        values = method("rebias", seed=seed, data={"root": "shards"}, runs_dir="runs")
+        folder = write_run(tmp_path / f"runs/{seed}", values, COUNTS)
+    (folder / "shards.json").write_text(text)
+    known = results(tmp_path / "runs").drop_duplicates("run")["rho"].dropna()
+    assert list(known) == [0.9] * ("0.9" in text)
+    figures(tmp_path / "runs", tmp_path / "a")
+    assert "\x1b" not in (tmp_path / "a/results.html").read_text()
 
 
 COUNTS = {"biased": {"f": 900, "g0": 990}, "unbiased": {"f": 500, "g0": 100}}

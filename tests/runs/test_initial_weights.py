@@ -3,12 +3,15 @@
 import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from rebias_dist.config.files import validate
 from rebias_dist.errors import ConfigError, DataError
+from rebias_dist.methods.base import Engine, Method
+from rebias_dist.methods.registry import Facts
 from rebias_dist.runs.checkpoint import load_choice
 from rebias_dist.train import main
 from tests.distributed.ranks import run_ranks
@@ -74,6 +77,27 @@ def test_jtt_begins_again_from_weights_that_have_changed_or_vanished(small_run, 
         run_ranks(2, train, {**values, "max_steps": 10}, "stopped", jtt, timeout=1000)
     for key, found in weights(values, "stopped", "f").items():
         assert torch.allclose(found, weights(values, "through", "f")[key], rtol=0, atol=1e-9), key
+
+
+class Again(Method):
+    facts = Facts(has_g=False)
+    file: ClassVar[Path]
+
+    def after_step(self, step: int, engine: Engine) -> None:
+        self.file.unlink()
+        engine.restart("f")
+
+
+def test_a_method_may_begin_again_after_a_step_too(small_run, tmp_path, monkeypatch):
+    values = {**small_run, "max_steps": 1}
+    train(values, "one", {"name": "vanilla"})
+    initial, file = weights(values, "one", "f"), tmp_path / "weights.pt"
+    torch.save(initial, file)
+    monkeypatch.setattr(Again, "file", file, raising=False)
+    values["f"] = {**values["f"], "pretrained": str(file)}
+    train(values, "again", {"name": f"{__name__}:Again"})
+    for key, found in weights(values, "again", "f").items():
+        assert torch.equal(found, initial[key]), key
 
 
 def test_a_damaged_copy_of_the_initial_weights_is_refused(small_run, tmp_path):
