@@ -311,6 +311,6 @@ def _text(value: object) -> str | None:
         return None
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int | float) and str(value).isprintable():
         return str(value)
     raise _UnfitSampleError("refused", "no-plain-value")

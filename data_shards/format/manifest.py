@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -50,6 +51,19 @@ _FileName = Annotated[str, StringConstraints(pattern=r"^[a-z]+\.(jsonl|npy)$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 _Count = Annotated[int, Field(ge=0)]
+
+
+def _printable(text: str) -> str:
+    """Return a name that terminals and logs may show; others could hide or change what they show.
+
+    ValueError if it has another character.
+    """
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has a character that cannot be printed")
+    return text
+
+
+_Name = Annotated[str, AfterValidator(_printable)]
 _Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 
 # Rows of the index that are checked at a time: opening one must not copy it.
@@ -106,7 +120,7 @@ class Attribute(_Record):
     """
 
     name: _AttributeName
-    values: Annotated[tuple[str, ...], Field(min_length=1)]
+    values: Annotated[tuple[_Name, ...], Field(min_length=1)]
     counts: tuple[tuple[_Count, ...], ...]
 
 
@@ -122,9 +136,9 @@ class Manifest(_Record):
     """
 
     format: int
-    dataset: str
-    split: str
-    classes: tuple[str, ...]
+    dataset: _Name
+    split: _Name
+    classes: tuple[_Name, ...]
     samples: _Count
     class_counts: tuple[_Count, ...]
     normalize: Normalize

@@ -42,6 +42,11 @@ def numbered(
     if empty and not blank:
         raise UsageError(f"{first[empty[0]]}: the {what} is empty; fill the cell or remove the row")
     words = [cell for cell in first if cell.strip()]
+    if odd := [word for word in words if not word.strip().isprintable()]:
+        raise UsageError(
+            f"{first[odd[0]]}: the {what} {odd[0]!r} has a character that cannot be printed; "
+            "correct the cell"
+        )
     spelled: dict[str, str] = {}
     for word in words:
         other = spelled.setdefault(_spelling(word), word)

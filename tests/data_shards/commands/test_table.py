@@ -329,6 +329,7 @@ def bird(row, **changes):
         ({}, ["--attributes", "path"], "has 48 values in 48 rows, so it forms no groups"),
         ({3: LAND}, [], "birds.csv:5: the path 'images/landbirds/002.jpg' is also that of"),
         ({3: bird(WATER, place="Water")}, [], "5: the place 'Water' is written 'water' in"),
+        ({3: bird(WATER, place="\x1b[2J")}, [], r"5: the place '\x1b[2J' has a character that"),
         ({3: bird(WATER, place="water ")}, [], "5: the place 'water ' is written 'water' in"),
         ({3: bird(WATER, label="WaterBird")}, [], "'WaterBird' is written 'waterbird' in"),
         ({3: bird(WATER, split="Train")}, [], "the split 'Train' is also written 'train'"),

@@ -81,6 +81,8 @@ def test_manifest_round_trip_and_digest(split):
         (lambda f: _edit_manifest(f, samples="50"), "malformed at samples"),
         (lambda f: _edit_manifest(f, format=1), "format 1 is not"),
         (lambda f: _edit_manifest(f, surprise=1), "malformed at surprise"),
+        (lambda f: _edit_manifest(f, dataset="\x1b[2J"), r"malformed at dataset: .*'\\x1b\[2J'"),
+        (lambda f: _edit_manifest(f, classes=["\x07", *"012345678"]), "malformed at classes.0"),
         (lambda f: _edit_manifest(f, samples=51), "add up"),
         (lambda f: _edit_manifest(f, shards=[]), "add up"),
         (
