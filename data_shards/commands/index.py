@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         metavar="NAME",
         help="default: the name of the tars' folder; with --output, what the names of the tars "
-        "have in common",
+        "have in common before their numbers, or the folder's name if that is nothing",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the split's folder")
     parser.add_argument(
@@ -169,7 +169,8 @@ def _folder(tars: list[Path], split: str | None, output: Path | None) -> Path:
         common = tars[0].stem
         while not all(path.name.startswith(common) for path in tars):
             common = common[:-1]
-        name = split or common.rstrip("0123456789").rstrip("-_.") or common
+        of_folder = tars[0].parent.name if len(folders) == 1 else common
+        name = split or common.rstrip("0123456789").rstrip("-_.") or of_folder
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a split; give --split")
         folder = Path(os.path.abspath(output)) / name

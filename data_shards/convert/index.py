@@ -185,7 +185,10 @@ def _check_loss(
 ) -> None:
     total = len(index) + len(left_out)
     if not len(index):
-        first = f"; {left_out[0].path}: {', '.join(left_out[0].reasons)}" if left_out else ""
+        first = ""
+        if left_out:
+            path, reasons = left_out[0].path, left_out[0].reasons
+            first = f"; {path}: {', '.join(reasons)}{_cure(indexing.reading, reasons)}"
         raise DataShardsError(
             f"{indexing.folder.name}: none of {total} samples can be used, so nothing is "
             f"written{first}"
@@ -196,6 +199,18 @@ def _check_loss(
             f"it {len(left_out)} of {total} images are left out, more than {limit.option} allows; "
             "nothing is written"
         )
+
+
+def _cure(reading: Reading, reasons: Sequence[str]) -> str:
+    """Return where the label of a sample without one is looked for, or which labels there are."""
+    if "unknown-class" in reasons:
+        names = reading.classes.classes
+        return f"; the classes are {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}"
+    if "no-label" in reasons and reading.label_field is not None:
+        return f"; its .json has no field {reading.label_field!r}, which --label-field names"
+    if "no-label" in reasons:
+        return "; it has no .cls and no folder; --label-field names a field of its .json"
+    return ""
 
 
 def _with_unique_keys(index: NDArray[np.void], tars: Sequence[Tar]) -> NDArray[np.void]:

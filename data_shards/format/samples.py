@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,10 @@ def split_folders(folder: Path) -> list[Path]:
         return [folder]
     found = [path.parent for path in children(folder, f"*/{MANIFEST_NAME}")]
     if not found:
-        raise UsageError(f"{folder}: no {MANIFEST_NAME} here or in a subfolder")
+        # A path has no '//'.
+        away = re.match(r"(s3|gs|https?):/", str(folder))
+        cure = "; an address is for training alone: give a folder of this machine" if away else ""
+        raise UsageError(f"{folder}: no {MANIFEST_NAME} here or in a subfolder{cure}")
     return found
 
 

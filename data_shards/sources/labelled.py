@@ -259,13 +259,16 @@ def _rank(split: str) -> int:
 
 
 def _check_paths(rows: Sequence[Row]) -> None:
-    for what, cells in (("path", [r.path for r in rows]), ("id", [r.key for r in rows])):
+    other = "; name another column with --id-column, or none with --id-column ''"
+    for what, cells, cure in (
+        ("path", [row.path for row in rows], "; remove one of the rows"),
+        ("id", [row.key for row in rows], other),
+    ):
         first: dict[str, str] = {}
         for row, cell in zip(rows, cells, strict=True):
             if cell and first.setdefault(cell, row.where) != row.where:
                 raise UsageError(
-                    f"{row.where}: the {what} {cell!r} is also that of {first[cell]}; "
-                    "remove one of the rows"
+                    f"{row.where}: the {what} {cell!r} is also that of {first[cell]}{cure}"
                 )
 
 
@@ -332,6 +335,11 @@ def _with_warnings(listings: Sequence[Listing], missing: int) -> list[Listing]:
     told: list[list[str]] = [[] for _ in listings]
     if missing:
         told[0].append(f"{missing:,} rows have no file and are left out")
+    if len(listings[0].classes) == 1:
+        told[0].append(
+            f"all images have the class {listings[0].classes[0]!r}, so there is nothing to learn; "
+            "--label-column names the column of the classes"
+        )
     names = [listing.split for listing in listings]
     for name, lines in zip(names, told, strict=True):
         if name in _VALIDATION and TRAIN in names and SELECTION not in names:
@@ -352,6 +360,8 @@ def _with_warnings(listings: Sequence[Listing], missing: int) -> list[Listing]:
                 lines.append(f"{blank:,} images have no {name}, because their cells are empty")
             here = {value for _, value in cells if value >= 0}
             known = seen.setdefault(name, here)
+            if listing.split == TRAIN and len(here) == 1:
+                lines.append(f"{name}: all images have {values[min(here)]}, so it forms no groups")
             if here - known:
                 only = [values[value] for value in sorted(here - known)]
                 lines.append(f"{name}: {listings[0].split} has no {_some(only)}")

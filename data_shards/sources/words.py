@@ -15,10 +15,10 @@ _SHOWN: Final = 5
 
 
 def hint(word: str, known: Sequence[str]) -> str:
-    """Return the end of a message: the known word that is nearest to ``word``, "" if none is."""
+    """Return the known word that is nearest to ``word``, as a message has it; "" if none is."""
     folded = {name.strip().casefold(): name for name in reversed(known)}
     near = get_close_matches(word.strip().casefold(), folded, n=1, cutoff=0.5)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def numbered(
@@ -93,7 +93,10 @@ def _by_name(
     ids = {name: number for number, name in enumerate(names)}
     for word, where in words.items():
         if word.strip() not in ids:
-            raise UsageError(f"{where}: the {what} {word!r} is none of {option}{hint(word, names)}")
+            raise UsageError(
+                f"{where}: the {what} {word!r} is none of {option}{hint(word, names)}; add it "
+                "there or mend the cell"
+            )
     return names, {word: ids[word.strip()] for word in words}
 
 
@@ -127,9 +130,9 @@ def split_names(cells: Sequence[tuple[str, str]], names: Mapping[str, str]) -> d
         if not word:
             raise UsageError(f"{where}: the split is empty; fill the cell or remove the row")
         if names and word not in names:
-            known = ", ".join(names)
             raise UsageError(
-                f"{where}: the split {word!r} is none of --splits ({known}){hint(word, [*names])}"
+                f"{where}: the split {word!r} is none of --splits{hint(word, [*names])}; add "
+                f"{word}=NAME to {','.join(map('='.join, names.items()))}"
             )
         if not names and number is not None:
             numbers = sorted({word.strip() for _, word in cells})

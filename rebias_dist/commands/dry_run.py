@@ -16,10 +16,15 @@ from rebias_dist.config.schema import Config
 from rebias_dist.data import open_split, plan_biased_mnist, root_and_split
 from rebias_dist.data.bias import Values, find_rule
 from rebias_dist.data.splits import open_data
-from rebias_dist.errors import ConfigError
+from rebias_dist.errors import ConfigError, RebiasError
 from rebias_dist.evaluation.splits import check_select, too_small
 from rebias_dist.ranks.process_group import resolve_placement
-from rebias_dist.runs.networks import build_networks, check_features
+from rebias_dist.runs.networks import (
+    build_networks,
+    check_features,
+    network_config,
+    read_weights,
+)
 from rebias_dist.runs.preparation import check_labels, prepare_method, training_set
 from rebias_dist.step.precision import Precision
 
@@ -50,6 +55,13 @@ def print_plan(config: Config) -> None:
     print("\n".join(plan.describe(config, layout, facts)))
     if data.rule.doubt:
         print(f"warning: {data.rule.doubt}")
+    for name in networks:
+        # Another run may still have to write the weights; published ones may be downloaded.
+        if network_config(config, name).pretrained is not True:
+            try:
+                read_weights(config, [name], len(data.classes))
+            except RebiasError as error:
+                print(f"warning: {error}")
 
 
 def _outline(config: Config) -> Outline:

@@ -64,7 +64,8 @@ def read_from(
     named = list(tests) or [split for split in splits if split not in ("train", "selection")]
     if not named:
         raise ConfigError(
-            f"data.root: {root} has no test split beside {', '.join(splits)}{_tried(root)}"
+            f"data.root: {root} has no test split beside {', '.join(splits)}{_tried(root)}; "
+            "convert one too, as with --hold-out test=0.2, or give a --config"
         )
     held_out = "selection" in splits
     data: dict[str, Any] = {"dataset": manifest.dataset, "root": root, "test_splits": named}

@@ -118,7 +118,8 @@ def _figures(loaded: LoadedRun, choice: str, written: str) -> str:
             ]
             rows.append("| " + " | ".join(cells) + " |")
     notes = [
-        "Percent, of one run with one seed; the interval is a bootstrap over the images. "
+        "Percent, of one run with one seed; the interval is a bootstrap over the images "
+        "(Wilson's if all or none are right). "
         "Unbiased: mean over cells of class and texture cluster. Conflicting: images with another "
         "bias than that which goes with their class. Worst group: of class and bias. Only "
         f"{written} is in these files."
@@ -152,9 +153,10 @@ def _training(loaded: LoadedRun, description: Mapping[str, Any]) -> str:
         f"| {plain(split)} | `{plain(digest)}` |"
         for split, digest in description["data_digests"].items()
     )
+    most = "" if config.max_steps is None else f" or {config.max_steps:,} steps at most"
     return (
         f"Global batch {config.global_batch} in micro-batches of {config.b}, {config.epochs} "
-        f"epochs, {config.optimizer.name} with learning rate {config.optimizer.lr:g}, seed "
+        f"epochs{most}, {config.optimizer.name} with learning rate {config.optimizer.lr:g}, seed "
         f"{config.seed}, {config.precision}. All settings are in `config.yaml`; with the same "
         "data `rebias-train --config config.yaml` trains it again, on any number of ranks.\n\n"
         f"rebias-dist {description['versions']['rebias_dist']}, torch "

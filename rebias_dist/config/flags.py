@@ -23,7 +23,7 @@ from rebias_dist.config.files import (
     section_of,
     validate,
 )
-from rebias_dist.config.schema import Config
+from rebias_dist.config.schema import OF_CONVNET, Config, NetworkConfig
 from rebias_dist.errors import ConfigError
 from rebias_dist.methods.options import (
     OPTIONS,
@@ -209,7 +209,8 @@ def resolve_config(arguments: argparse.Namespace, values: dict[str, Any], where:
             dropped.add("views")
         merged = {**merged, "data": {k: v for k, v in data.items() if k not in dropped}}
     # Shorter keys first: '--g [...]' sets the list in which '--g.0.width 2' then changes a field.
-    for dotted in sorted(overrides, key=lambda key: key.count(".")):
+    # A name before the other fields, for it drops those of the file's network.
+    for dotted in sorted(overrides, key=lambda key: (key.count("."), not key.endswith(".name"))):
         merged = _with(merged, dotted.split("."), overrides[dotted], Config)
     try:
         return validate(merged)
@@ -241,6 +242,10 @@ def _with(values: Any, path: list[str], value: Any, section: type[Any] | None, a
         return entries
     if not isinstance(values, dict):
         raise ConfigError(f"{at}: {values!r} is not a mapping of names to values")
+    convnet = NetworkConfig.model_fields["name"].default
+    is_name = section is NetworkConfig and head == "name"
+    if is_name and value != convnet == values.get(head, convnet):
+        values = {key: kept for key, kept in values.items() if key not in OF_CONVNET}
     field = section.model_fields.get(head) if section else None
     inner = values.get(head)
     if inner is None and rest and field is not None:

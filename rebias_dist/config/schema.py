@@ -7,7 +7,7 @@ docstring below each field is the text that ``--help`` prints for it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -37,6 +37,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 # Names become file names, arguments and lines of batch scripts, so they hold no character that
 # a shell interprets.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+
+
+OF_CONVNET: Final = frozenset({"kernel_size", "width", "norm", "dropout"})
+"""The fields of a network that simple_convnet alone has."""
 
 
 class Section(BaseModel):
@@ -111,7 +115,7 @@ class NetworkConfig(Section):
 
     def build_options(self) -> dict[str, Any]:
         """Return the options that were set, as ``models.build`` takes them."""
-        ours = {"kernel_size", "width", "norm", "dropout", "feature"}
+        ours = {*OF_CONVNET, "feature"}
         return {**self.model_dump(include=ours, exclude_none=True), **self.options}
 
 

@@ -101,8 +101,31 @@ def find_rule(
         ConfigError: the table cannot be read, or does not fit.
     """
     if table is not None:
-        return table_rule(table, values, classes, bias)
-    return majority_rule(values, classes, labels, bias)
+        rule = table_rule(table, values, classes, bias)
+    else:
+        rule = majority_rule(values, classes, labels, bias)
+    doubts = [rule.doubt, _odd_values(values, bias, set(rule.aligned.values()))]
+    return rule.model_copy(update={"doubt": "; ".join(filter(None, doubts))})
+
+
+def _odd_values(values: Values, bias: NDArray[np.integer], aligned: set[str]) -> str:
+    """Return which values no class is ``aligned`` with and no training sample has, if there are.
+
+    Or that all training samples have the same value.
+    """
+    if values.attribute is None:
+        return ""
+    seen = set(bias[bias != NO_BIAS].tolist())
+    if len(seen) == 1:
+        name = values.names[min(seen)]
+        return f"all training images have the {values.attribute} {name!r}, so it is no bias"
+    unseen = [n for i, n in enumerate(values.names) if i not in seen and n not in aligned]
+    if not seen or not unseen:
+        return ""
+    return (
+        f"no training image has the {values.attribute} {', '.join(map(repr, unseen[:10]))}"
+        f"{', …' if unseen[10:] else ''}, so test images with it count as conflicting"
+    )
 
 
 def majority_rule(

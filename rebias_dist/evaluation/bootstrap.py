@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rebias_dist.evaluation.groups import interval
 from rebias_dist.evaluation.unbiased import SMALLEST_CELL
 
 RESAMPLES = 1000
@@ -33,7 +34,8 @@ def intervals(
     """Return percentile intervals ``[low, high]`` of accuracies, None where there is no sample.
 
     n of the n samples are drawn with replacement, ``RESAMPLES`` times, always with the same seed.
-    The cells of the unbiased accuracy are those with enough of the original samples.
+    The cells of the unbiased accuracy are those with enough of the original samples. If all samples
+    are right, or none is, all draws are alike; then an accuracy has Wilson's interval.
 
     Args:
         labels: ``[n]``.
@@ -74,11 +76,16 @@ def intervals(
         warnings.simplefilter("ignore", RuntimeWarning)  # about empty cells
         means = [np.nanmean(cell, axis=1) for cell in cells]
         return {
-            "accuracy": _interval(total[:, 0]),
-            "aligned": _interval(sides[:, 1]),
-            "conflicting": _interval(sides[:, 0]),
+            "accuracy": _interval(total[:, 0], n),
+            "aligned": _interval(sides[:, 1], int(aligned.sum())),
+            "conflicting": _interval(sides[:, 0], int(conflicting.sum())),
             "unbiased": _interval(np.mean(means, axis=0)) if means else None,
-            "by_class": [_interval(column) for column in by_class.T],
+            "by_class": [
+                _interval(column, samples)
+                for column, samples in zip(
+                    by_class.T, np.bincount(labels, minlength=classes).tolist(), strict=True
+                )
+            ],
         }
 
 
@@ -107,6 +114,9 @@ def _resamples(n: int, shares: NDArray[np.float64]) -> Iterator[NDArray[np.int64
         yield random.multinomial(n, shares, size=min(at_once, RESAMPLES - begin))
 
 
-def _interval(values: NDArray[np.float64]) -> list[float] | None:
+def _interval(values: NDArray[np.float64], samples: int = 0) -> list[float] | None:
+    """Return the interval of drawn ``values``; ``samples``: of a share, 0: of a mean of shares."""
     known = values[np.isfinite(values)]
+    if samples and len(known) and known.min() == known.max():
+        return interval(float(known[0]), samples)
     return np.percentile(known, [_LOW, _HIGH]).tolist() if len(known) else None

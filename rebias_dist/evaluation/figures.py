@@ -72,7 +72,7 @@ def network_figures(
         samples, their mean confidence and their accuracy;
     ``intervals``
         with ``with_intervals``: 95 % bootstrap intervals of ``accuracy``, ``unbiased``,
-        ``aligned``, ``conflicting`` and each of ``by_class``.
+        ``aligned``, ``conflicting`` and each of ``by_class``; Wilson's where all or none are right.
 
     Args:
         truth: of the split's n samples.

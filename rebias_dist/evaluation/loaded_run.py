@@ -123,9 +123,11 @@ class LoadedRun:
             ArgumentError: labels or biases do not fit the images; or as in :meth:`predict`.
             ConfigError: as in :meth:`predict`.
         """
-        truth = _whole_numbers("labels", labels, 0, len(self.classes) - 1)
+        truth = _whole_numbers("labels", labels, 0, len(self.classes) - 1, self.classes)
         n = len(truth)
-        biases = np.full(n, -1) if bias is None else _whole_numbers("bias", bias, -1, _LARGEST_BIAS)
+        biases = np.full(n, -1)
+        if bias is not None:
+            biases = _whole_numbers("bias", bias, -1, _LARGEST_BIAS, self.rule.values)
         predicted: dict[str, list[Tensor]] = {name: [] for name in self.networks()}
         confidence: dict[str, list[Tensor]] = {name: [] for name in predicted}
         features: dict[str, list[Tensor]] = {name: [] for name in predicted}
@@ -194,13 +196,22 @@ class LoadedRun:
 
 
 def _whole_numbers(
-    name: str, given: Sequence[int] | NDArray[np.integer] | Tensor, low: int, high: int
+    name: str,
+    given: Sequence[int] | NDArray[np.integer] | Tensor,
+    low: int,
+    high: int,
+    words: Sequence[str],
 ) -> NDArray[np.int64]:
-    """Return numbers as int64 ``[n]``; ArgumentError if they are no whole numbers in a range."""
+    """Return numbers as int64 ``[n]``; ArgumentError if they are no whole numbers in a range.
+
+    ``words`` are what the numbers stand for, for the message.
+    """
     numbers = np.asarray(given)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
         kind = f"{numbers.dtype} {list(numbers.shape)}"
-        raise ArgumentError(f"{name} must be whole numbers [n], not {kind}")
+        some = ", ".join(f"{number} for {word}" for number, word in enumerate(words[:3]))
+        cure = f"; write {some}{' …' if words[3:] else ''}" if numbers.dtype.kind in "UO" else ""
+        raise ArgumentError(f"{name} must be whole numbers [n], not {kind}{cure}")
     if ((numbers < low) | (numbers > high)).any():
         raise ArgumentError(
             f"{name} must be from {low} to {high}, not {numbers.min()} to {numbers.max()}"

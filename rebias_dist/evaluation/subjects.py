@@ -17,6 +17,7 @@ from data_shards.litter import children
 from data_shards.sources.listing import IMAGENET_NORMALIZE
 from rebias_dist.assemble import data_root
 from rebias_dist.config.bias import BiasRule
+from rebias_dist.config.data import is_address
 from rebias_dist.config.schema import Config
 from rebias_dist.data import ShardDataset
 from rebias_dist.data.bias import values_of
@@ -187,6 +188,11 @@ def find_splits(given: Sequence[str]) -> dict[str, Path]:
 def _folders(given: Sequence[str]) -> Iterator[tuple[str, Path]]:
     for text in given:
         name, _, rest = text.partition("=")
+        if is_address(text) or is_address(rest):
+            raise ConfigError(
+                f"--on {text}: must be a folder of this machine; 'rebias-evaluate RUN --data.root "
+                "ADDRESS' evaluates the test splits at an address"
+            )
         folder = Path(text if Path(text).exists() or not rest else rest)
         own = name if rest and folder == Path(rest) else ""
         if (folder / MANIFEST_NAME).exists():

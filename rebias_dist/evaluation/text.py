@@ -33,7 +33,8 @@ WATERMARKED = "+watermark"
 _CARTON = "carton"  # the class for which ImageNet's networks take the watermark
 _LONGEST = 24  # characters of a name of a class
 _NOTES = f"""\
-accuracy: in percent, with a 95 % bootstrap interval over the images; other seeds vary more
+accuracy: in percent, with a 95 % bootstrap interval over the images (Wilson's if all or none are
+right); other seeds vary more
 unbiased: mean over cells of class and texture cluster with {SMALLEST_CELL} images or more
 worst group: of class and bias, the lowest accuracy with {SMALLEST_CELL} images or more; groups \
 have Wilson's interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from tabulate import tabulate
 
-from rebias_dist.reporting.comparison import Comparison, Group
+from rebias_dist.reporting.comparison import MARK_NOTE, Comparison, Group
 from rebias_dist.reporting.protocol import PROTOCOLS, departures
 from rebias_dist.reporting.published import published
 from rebias_dist.reporting.runs import plain
@@ -17,15 +17,17 @@ def text_of(runs: Comparison) -> str:
     chance = "" if runs.chance is None else f"; chance {100 * runs.chance:.1f}"
     head = f"data set {plain(runs.dataset)}; accuracy in percent{chance}"
     key = "a ± b: mean and standard deviation over seeds; a (b): one seed, binomial s.e."
-    lines = [head, key, "", _aligned(results_table(runs))]
+    table = results_table(runs)
+    lines = [head, key, "", _aligned(table), *(n for n in table.notes if n == MARK_NOTE)]
     if runs.grouped and (groups := groups_table(runs)):
         lines += ["", groups.caption, _aligned(groups)]
         shown = {*runs.grouped, runs.judged_split}
         lines += runs.left_out(split for split in runs.splits if split in shown)
-    table = corruption_table(runs)
-    if table is not None:  # the page has the whole table
-        table.body = table.body[table.body["corruption"].str.startswith("mean of ")]
-        lines += ["", "ImageNet-C, the checkpoint that counts", _aligned(table)]
+    corruptions = corruption_table(runs)
+    if corruptions is not None:  # the page has the whole table
+        body = corruptions.body
+        corruptions.body = body[body["corruption"].str.startswith("mean of ")]
+        lines += ["", "ImageNet-C, the checkpoint that counts", _aligned(corruptions)]
     lines += [f"\n{line}" for group in runs.groups for line in _published(runs, group)]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from rebias_dist.config.schema import Config
 
 KEPT = "shards.json"
 """The file in the archive of a run with the options of its training shards."""
+_DIGITS = 8  # of a hash, for a name that can be read
 _LARGEST_MANIFEST = 64 << 20  # bytes
 # Options of shards that decide no figure, or that are told apart as seeds are.
 _NO_SETTINGS = frozenset({"seed", "samples_per_shard", "bytes_per_shard"})
@@ -67,7 +68,13 @@ def settings_of(config: Config, made_with: Mapping[str, Any]) -> dict[str, Any]:
     if config.data.root is None:
         source = "unset" if config.data.source is None else "given"
         return settings | {"data.source": source}
-    options = {f"data.{key}": value for key, value in made_with.items() if key not in _NO_SETTINGS}
+    # The listing has the images; the plan adds their order and the shards they are in.
+    left_out = _NO_SETTINGS | ({"plan_sha256"} if "listing_sha256" in made_with else set())
+    options = {
+        f"data.{key}": value[:_DIGITS] if key.endswith("_sha256") else value
+        for key, value in made_with.items()
+        if key not in left_out
+    }
     # With a root these fields of the configuration change nothing.
     fields = ("data.rho", "data.confusing_colours", "data.image_size")
     return (

@@ -265,9 +265,11 @@ def choose(folder: Path, choice: str) -> int:
     """Return the step of the ``best`` or the ``last`` checkpoint.
 
     Raises:
-        ConfigError: there is none yet.
+        ConfigError: there is none yet, or ``choice`` is another word.
         DataError: the newest checkpoint, which names the best, is damaged.
     """
+    if choice not in ("best", "last"):
+        raise ConfigError(f"{folder}: there is no checkpoint {choice!r}; name 'best' or 'last'")
     newest = max(steps(folder), default=None)
     step = newest
     if newest is not None and choice == "best":

@@ -88,7 +88,8 @@ def check_features(
         except Exception as error:  # a network may raise anything on images of another size
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
-                f"{key}: {own.name} fails on images {list(shape)}: {reason}"
+                f"{key}: {own.name} fails on images {list(shape)}: {reason}; set the size of "
+                f"images in {key}.options, or crop them with data.augmentation and data.crop"
             ) from error
         # simple_convnet has its map before the pooling only by a choice that names it.
         if features.shape[1] > WIDEST and own.feature != "pre":

@@ -49,6 +49,14 @@ def test_the_plan_says_what_would_be_made_where(empty, few_digits, capsys):
     assert told.endswith("from train-images-idx3-ubyte")
 
 
+def test_a_plan_warns_of_weights_that_cannot_be_read(empty, few_digits, capsys):
+    flags = [*SMALL, "--data.source", str(few_digits), "--g.0.pretrained", "missing.pth"]
+    with pytest.raises(SystemExit):
+        cli([*flags, "--dry-run"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("warning: g.0.pretrained: missing.pth cannot be read: No such file")
+
+
 def test_a_plan_needs_no_cache_that_can_be_written(empty, few_digits, monkeypatch, capsys):
     (empty / "file").write_text("")
     monkeypatch.setenv("REBIAS_CACHE", str(empty / "file"))

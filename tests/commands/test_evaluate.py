@@ -171,6 +171,7 @@ def test_shards_that_do_not_fit_are_one_line(runs, tmp_path, capsys):
         (other, "its class 'ant' is none of the 10"),
         (empty, "there are no shards here"),
         (tmp_path / "nowhere", "there are no shards here"),
+        ("https://example.org/pets/val", "must be a folder of this machine"),
     ):
         code, out, err = run(capsys, runs / "a", "--on", on)
         assert (code, out, err.count("\n")) == (2, "", 1)

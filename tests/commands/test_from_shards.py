@@ -63,6 +63,18 @@ def test_networks_and_augmentation_fit_the_images(tmp_path, sizes, augmentation,
     assert config.data.augmentation == augmentation
     assert (config.f.name, config.g[0].name) == ("resnet18", "bagnet18")
     assert said in notes
+
+
+def test_another_network_by_a_flag_has_no_fields_of_the_default_one(tmp_path):
+    root = shards(tmp_path, (16, 16))
+    flags = ["--f.feature", "layer3", "--f.name", "resnet18", "--g.0.name", "bagnet18"]
+    config, _ = parsed(root, *flags)
+    assert config.f.build_options() == {"feature": "layer3"}
+    assert config.g[0].build_options() == {}
+    kept, _ = parsed(root, "--f.width", "2", "--f.name", "simple_convnet")
+    assert kept.f.build_options() == {"kernel_size": 7, "width": 2.0}
+    given, _ = parsed(root, "--f.width", "2", "--f.name", "small:Small")
+    assert given.f.build_options() == {"width": 2.0}
     # What is given counts.
     flags = ["--data.augmentation", "none", "--f.name", "simple_convnet", "--method", "group_dro"]
     config, _ = parsed(config.data.root, *flags)

@@ -74,6 +74,20 @@ def test_the_majority_of_the_training_samples_is_aligned(root):
     assert "no value of the bias prevails in 2 of the 2 classes (landbird: 2 of 3" in place.doubt
 
 
+def test_values_that_tell_nothing_put_the_rule_in_doubt(root, tmp_path):
+    for bias, said in (("place", "the place 'sea'"), ("day", "the day 'sun'")):
+        doubt = opened(root, bias=bias).rule.doubt
+        assert doubt.endswith(
+            f"no training image has {said}, so test images with it count as conflicting"
+        )
+    write_attributes(tmp_path, "train", [0] * 5 + [1] * 5, {"place": ["land"] * 10})
+    write_attributes(tmp_path, "test", [0, 1], {"place": ["land", "sea"]})
+    doubt = opened(tmp_path).rule.doubt
+    assert doubt == "all training images have the place 'land', so it is no bias"
+    write_attributes(tmp_path, "some", [0] * 5 + [1] * 5, {"place": ["land"] * 5 + ["sea"] * 5})
+    assert opened(tmp_path, train_split="some").rule.doubt == ""
+
+
 @given(seed=st.integers(0, 2**32 - 1), values=st.integers(1, 5), n=st.integers(0, 300))
 @settings(max_examples=60, deadline=None)
 def test_the_majority_is_that_of_a_slow_count(seed, values, n):

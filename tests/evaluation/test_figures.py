@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rebias_dist.evaluation.bootstrap import intervals
 from rebias_dist.evaluation.figures import Truth, calibration, network_figures
+from rebias_dist.evaluation.groups import interval
 
 
 def case(seed: int, n: int, classes: int, clusterings: int, biases: int):
@@ -140,7 +141,21 @@ def test_what_is_not_measured_is_none():
         assert found[name] is None
     assert found["calibration"] == {"ece": None, "bins": []}
     assert found["intervals"]["unbiased"] is found["intervals"]["conflicting"] is None
-    assert found["intervals"]["by_class"] == [[1.0, 1.0], None]
+    assert found["intervals"]["by_class"] == [interval(1.0, 9), None]
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_a_share_of_none_or_all_has_an_interval_with_a_width(is_right):
+    right = np.full(6, is_right)
+    conflicting = np.array([True] + [False] * 5)
+    aligned = np.arange(6) % 2 == 1
+    labels = np.array([0, 0, 0, 0, 0, 1])
+    found = intervals(labels, right, conflicting, np.zeros((0, 6), int), 3, aligned)
+    assert found["accuracy"] == interval(float(is_right), 6)
+    assert found["aligned"] == interval(float(is_right), 3)
+    assert found["conflicting"] == interval(float(is_right), 1)
+    expected = [interval(float(is_right), 5), interval(float(is_right), 1), None]
+    assert found["by_class"] == expected
 
 
 def test_confidences_that_are_right_have_no_calibration_error():

@@ -74,10 +74,13 @@ def test_images_in_memory_have_the_figures_of_their_split(small_run):
         (test.labels, test.bias[1:], "there are 120 images, 120 labels and 119 biases"),
         (test.labels + 1, None, "labels must be from 0 to 9, not 1 to 10"),
         (test.labels / 2, None, "labels must be whole numbers [n], not float64 [120]"),
+        (["cat"] * 120, None, "not <U3 [120]; write 0 for 0, 1 for 1, 2 for 2 …"),
         (test.labels, test.bias - 2, "bias must be from -1 to 10000, not -2 to 7"),
     ):
         with pytest.raises(ValueError, match=re.escape(named)):
             run.evaluate(images, labels, bias)
+    with pytest.raises(ConfigError, match="no checkpoint 'bst'; name 'best' or 'last'"):
+        rebias_dist.load(f"{run.config.runs_dir}/{run.config.name}", "bst")
     with pytest.raises(ValueError, match="there are no images"):
         run.evaluate([], test.labels[:0])
 

@@ -16,6 +16,8 @@ from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published
 from rebias_dist.reporting.tables import leads_table, published_table, results_table
+from rebias_dist.reporting.text import text_of
+from rebias_dist.reporting.training_data import settings_of
 from tests.commands.test_report import compared, method, write_run
 
 SHIPPED = [name for name, _ in list_configs() if "/sweeps/" not in name]
@@ -231,10 +233,13 @@ def test_methods_that_see_bias_labels_are_marked(tmp_path):
         assert "end †" in names
         assert "vanilla †" not in names
         assert table.notes[-1] == "† : trained with the bias labels of the training images."
+    mark = "† : trained with the bias labels of the training images."
+    assert text_of(runs).splitlines().count(mark) == 1
     names = published_table(runs).body["method"].tolist()
     seeing = {"BiasBal", "BiasCon+BiasBal", "EnD", "FairKL"}
     assert {name for name in names if name.endswith("†")} == {f"{n} †" for n in (*seeing, "end")}
     (alone,), _ = compared(tmp_path / "a")
+    assert "†" not in text_of(alone)
     assert not [note for note in results_table(alone).notes if "†" in note]
 
 
@@ -358,3 +363,15 @@ def test_the_command_of_any_configuration_gives_it_back(values):
 
 def test_a_text_that_is_for_no_terminal_is_in_no_command():
     assert command_of(validate({"data": {"source": "a\x1b[2Jb"}})) is None
+
+
+def test_the_order_of_images_in_shards_is_no_setting_and_hashes_are_short():
+    """Shards of the same listing differ in their plan if their seed or their size differs."""
+    config = validate({"data": {"dataset": "birds", "root": "shards/birds"}})
+    one = {"listing_sha256": "a" * 64, "plan_sha256": "b" * 64, "seed": 0}
+    other = {**one, "plan_sha256": "c" * 64, "seed": 1, "samples_per_shard": 9}
+    assert settings_of(config, one) == settings_of(config, other)
+    assert settings_of(config, one)["data.listing_sha256"] == "aaaaaaaa"
+    # Indexed tars have no listing: their plan is all that tells them apart.
+    indexed = settings_of(config, {"indexed": True, "plan_sha256": "b" * 64})
+    assert indexed["data.plan_sha256"] == "bbbbbbbb"

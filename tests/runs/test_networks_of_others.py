@@ -80,7 +80,10 @@ def test_features_that_are_too_wide_or_detached_are_refused_at_the_start(small_r
 
 def test_a_network_that_cannot_take_the_images_is_one_line(small_run):
     other = {"name": f"{NETS}:vit", "feature": "encoder"}
-    assert re.search(r"f: .*vit fails on images \[3, 8, 8\]", refused(untested(small_run), f=other))
+    assert re.search(
+        r"f: .*vit fails on images \[3, 8, 8\].*; set the size",
+        refused(untested(small_run), f=other),
+    )
 
 
 def test_a_network_in_the_working_folder_is_found_by_the_console_script(small_run, tmp_path):

@@ -123,3 +123,10 @@ def test_damaged_source_is_a_finding(tmp_path, capsys):
     command = ["convert", "biased-mnist", "--source", str(tmp_path / "in")]
     assert cli([*command, "--output", str(tmp_path / "o")]) == 1
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_an_address_where_a_folder_is_needed_is_named(command, capsys):
+    assert cli([command, "s3://photos/pets"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("; an address is for training alone: give a folder of this machine\n")

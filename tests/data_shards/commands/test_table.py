@@ -294,6 +294,18 @@ def test_what_is_odd_but_allowed_is_said(tmp_path, capsys):
     assert sum(sum(row) for row in manifest.attributes[1].counts) == manifest.samples - blank
 
 
+def test_a_class_or_a_bias_that_tells_nothing_apart_is_said(tmp_path, capsys):
+    table = [("path", "place", "split"), *((row[0], "land", row[4]) for row in birds.rows(8))]
+    table = [(path.replace("waterbirds", "landbirds"), *rest) for path, *rest in table]
+    birds.write_images(tmp_path, [row[0] for row in table[1:]])
+    path = birds.write_table(tmp_path / "t.csv", table)
+    assert cli(command(path, tmp_path / "out", "--dry-run")) == 0
+    told = capsys.readouterr().err
+    assert "train: all images have the class 'landbirds', so there is nothing to learn" in told
+    assert "train: place: all images have land, so it forms no groups\n" in told
+    assert told.count("\n") == 2
+
+
 def test_rows_without_files_may_be_left_out(tmp_path, capsys):
     path = birds.write_birds(tmp_path)
     (tmp_path / "images/landbirds/000.jpg").unlink()
@@ -315,18 +327,23 @@ def bird(row, **changes):
 @pytest.mark.parametrize(
     ("changed", "more", "words"),
     [
-        ({}, ["--label-column", "lable"], "no column 'lable'; did you mean 'label'?"),
-        ({}, ["--label-column", "Label"], "no column 'Label'; did you mean 'label'?"),
-        ({}, ["--attributes", "place,sax"], "no column 'sax'; did you mean 'sex'?"),
+        ({}, ["--label-column", "lable"], "no column 'lable' (did you mean 'label'?); it has"),
+        ({}, ["--label-column", "Label"], "no column 'Label' (did you mean 'label'?); it has"),
+        ({}, ["--attributes", "place,sax"], "no column 'sax' (did you mean 'sex'?); it has"),
         ({}, ["--attributes", "place,place"], "'place' must be there once"),
         ({}, ["--classes", "landbird,waterbrid"], "did you mean 'waterbrid'?"),
-        ({}, ["--values", "place=land"], "the place 'water' is none of --values"),
+        ({}, ["--values", "place=land"], "the place 'water' is none of --values; add it there or"),
         ({}, ["--values", "palce=land,water"], "did you mean 'place'?"),
-        ({}, ["--splits", "train=train,sel=selection"], "the split 'selection' is none of"),
+        (
+            {},
+            ["--splits", "train=train,sel=selection"],
+            "selection=NAME to train=train,sel=selection",
+        ),
         ({}, ["--splits", "train"], "must be two words, such as 0=train"),
         ({}, ["--images", "{}/nowhere"], "no such folder of images"),
         ({}, ["--name", "Birds!"], "--name Birds!"),
         ({}, ["--attributes", "path"], "has 48 values in 48 rows, so it forms no groups"),
+        ({}, ["--id-column", "place"], "; name another column with --id-column, or none with"),
         ({3: LAND}, [], "birds.csv:5: the path 'images/landbirds/002.jpg' is also that of"),
         ({3: bird(WATER, place="Water")}, [], "5: the place 'Water' is written 'water' in"),
         ({3: bird(WATER, place="\x1b[2J")}, [], r"5: the place '\x1b[2J' has a character that"),
@@ -343,7 +360,7 @@ def bird(row, **changes):
         (
             {3: bird(WATER, path="images/waterbirds/003.JPG")},
             [],
-            "'images/waterbirds/003.JPG' in {}; did you mean 'images/waterbirds/003.jpg'?",
+            "'images/waterbirds/003.JPG' in {} (did you mean 'images/waterbirds/003.jpg'?); mend",
         ),
         (
             {3: bird(WATER, path="images/waterbird/003.jpg")},

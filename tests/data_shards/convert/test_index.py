@@ -290,6 +290,7 @@ def test_tars_that_cannot_be_used_are_all_named_with_the_cure(tmp_path, classes,
 def test_wrong_use_is_refused_with_the_cure(tmp_path, classes, capsys):
     one = write_tar(tmp_path / "a/x-0.tar", sample("a", 0, 1, place="sea"))
     two = write_tar(tmp_path / "b/x-1.tar", sample("b", 9, 2))
+    bare = write_tar(tmp_path / "c/x.tar", sample("a", 0, 1)[:1])
     (tmp_path / "a/x.tar.gz").write_bytes(b"\x1f\x8b")
     for arguments, said in (
         ([one, two], "several folders; give --output"),
@@ -302,11 +303,30 @@ def test_wrong_use_is_refused_with_the_cure(tmp_path, classes, capsys):
         ([one, "--attributes", "a b"], "must be a name"),
         ([one, "--attributes", "colour"], "no sample has this field"),
         ([two], "none of 1 samples can be used, so nothing is written; x-1.tar/b.jpg: unknown"),
+        ([two], "unknown-class; the classes are cat, dog, owl\n"),
+        ([one, "--label-field", "kind"], "no-label; its .json has no field 'kind', which"),
+        ([bare], "no-label; it has no .cls and no folder; --label-field names a field of"),
     ):
         assert index(*arguments, classes=classes) in (1, 2)
         assert said in capsys.readouterr().err
     assert [path.name for path in two.parent.iterdir()] == ["x-1.tar"]
     assert sorted(path.name for path in one.parent.iterdir()) == ["x-0.tar", "x.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("train/0000.tar",), "train"),
+        (("train/0000.tar", "train/0001.tar"), "train"),
+        (("all/pets-val-000.tar", "all/pets-val-001.tar"), "pets-val"),
+    ],
+)
+def test_the_split_below_output_is_named_by_the_tars_or_their_folder(
+    tmp_path, classes, names, split
+):
+    tars = [write_tar(tmp_path / name, sample(name[-5], 0, 1)) for name in names]
+    assert index(*tars, "--output", tmp_path / "out", classes=classes) == 0
+    assert load_split(tmp_path / "out" / split)[0].split == split
 
 
 def test_verify_names_what_changed_in_tars_of_others(tmp_path, classes):
