@@ -1,5 +1,6 @@
 """One HTTP request and everything that can go wrong with it."""
 
+import asyncio
 import ssl
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -96,7 +97,7 @@ class Fetcher:
             return Failure("connect-timeout", again=True, host=True)
         except aiohttp.SocketTimeoutError:
             return Failure("read-timeout", again=True)
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):  # two classes in Python 3.10
             return Failure("timeout", again=True)
         except aiohttp.ClientPayloadError:
             return Failure("incomplete", again=True)

@@ -237,7 +237,8 @@ def _headers(archive: _Archive, where: str, begin: int, end: int) -> Iterator[ta
     position = 0
     try:
         with _Tar(fileobj=window, encoding="utf-8", errors="surrogateescape") as tar:
-            while (info := tar.next()) is not None:
+            # In a tar without members, next() of Python 3.10 seeks to a place before its begin.
+            while tar.offset and (info := tar.next()) is not None:
                 tar.members.clear()  # a million of them take more than a gigabyte
                 window.left = _LONGEST_HEADER
                 size = f"{printable(info.name)} of {info.size} bytes"

@@ -90,7 +90,9 @@ def write_settings(path: Path, comparisons: Sequence[Comparison]) -> None:
     theirs = published()
     theirs = theirs[theirs["dataset"].isin([runs.dataset for runs in comparisons])]
     theirs = theirs.assign(accuracy=(theirs["percent"] / 100).round(6), setting=theirs["label"])
-    both = pd.concat([ours, theirs]).reindex(columns=_OF_SETTINGS.split())
+    columns = _OF_SETTINGS.split()
+    # Of one type: pandas 2 warns where a column without values would decide the type.
+    both = pd.concat([part.reindex(columns=columns).astype(object) for part in (ours, theirs)])
     _write(path, both, ["seeds", "departures_from_protocol"])
 
 

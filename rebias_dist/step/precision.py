@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -47,8 +48,11 @@ def set_products(precision: str) -> None:
     tf32 = precision == "tf32"
     # The two older settings keep the newer ones in step with them. The reverse is not true, and
     # torch.compile raises where they differ.
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    with warnings.catch_warnings():
+        # torch 2.9 advises against them.
+        warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
     # Otherwise it inherits torch.backends.fp32_precision, which a notebook may have set.
     torch.backends.cudnn.fp32_precision = "tf32" if tf32 else "ieee"
 

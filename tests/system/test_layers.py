@@ -15,7 +15,7 @@ PACKAGES = ("rebias_dist", "data_shards", "launch", "benchmarks")
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; from importlinter.cli import lint_imports_command as c; c()"
-    command = [sys.executable, "-c", code, "setup.cfg", "--no-cache", "--no-logo"]
+    command = [sys.executable, "-c", code, "--no-cache", "--no-logo"]
     return subprocess.run(
         command,
         cwd=folder,
