@@ -20,7 +20,7 @@ from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.faults import reason
 from rebias_dist.ranks.placement import Placement, how_to_run_alone
 from rebias_dist.ranks.roll_call import call_the_roll, facts_of
-from rebias_dist.ranks.versions import set_timeout
+from rebias_dist.ranks.versions import gloo_on_stderr, set_timeout
 from rebias_dist.ranks.waits import told
 
 # How long to wait for a peer that does not answer; torch's default is 30 minutes.
@@ -120,14 +120,15 @@ def process_group(
             store = _meeting_point(place, patience)
             store.set_timeout(patience)
             call_the_roll(store, facts_of(place, device, settings or {}), place.world_size)
-            dist.init_process_group(
-                backend,
-                store=PrefixStore("ranks", store),
-                timeout=patience,
-                rank=place.rank,
-                world_size=place.world_size,
-                device_id=device if backend == "nccl" else None,
-            )
+            with gloo_on_stderr():
+                dist.init_process_group(
+                    backend,
+                    store=PrefixStore("ranks", store),
+                    timeout=patience,
+                    rank=place.rank,
+                    world_size=place.world_size,
+                    device_id=device if backend == "nccl" else None,
+                )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise _not_together(place, minutes, error) from None
     consensus = _beside_nccl(patience) if backend == "nccl" else Consensus()
@@ -190,7 +191,8 @@ def set_time_out(consensus: Consensus, minutes: float) -> None:
 
 def _beside_nccl(patience: timedelta) -> Consensus:
     # Consensus exchanges tensors on the CPU; beside NCCL it needs groups of its own.
-    own, signs_of_life = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+    with gloo_on_stderr():
+        own, signs_of_life = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
     assert isinstance(own, dist.ProcessGroup)
     assert isinstance(signs_of_life, dist.ProcessGroup)
     return Consensus(own, signs_of_life)

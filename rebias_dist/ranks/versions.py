@@ -5,6 +5,9 @@
 """
 
 import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,3 +25,22 @@ def set_timeout(patience: timedelta, group: dist.ProcessGroup | None) -> None:
     # Newer versions deprecate the older name.
     name = "set_timeout" if hasattr(dist, "set_timeout") else "_set_pg_timeout"
     getattr(dist.distributed_c10d, name)(patience, group)
+
+
+@contextmanager
+def gloo_on_stderr() -> Iterator[None]:
+    """Send what gloo of torch 2.9 says of its connections to standard error.
+
+    It writes to descriptor 1, where the JSON of a command would no longer be JSON.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:  # the stream is closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
