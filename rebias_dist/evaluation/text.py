@@ -29,7 +29,8 @@ CHOICES = {
 }
 _ABSENT = "–"
 WATERMARKED = "+watermark"
-"""Ends the name of a split whose images have the watermark of ImageNet-W."""
+"""Ends the name of a split whose images have the watermark of ImageNet-W. It stands here because a
+report imports this module and imports no torch."""
 _CARTON = "carton"  # the class for which ImageNet's networks take the watermark
 _LONGEST = 24  # characters of a name of a class
 _NOTES = f"""\

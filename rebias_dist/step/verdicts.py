@@ -20,8 +20,7 @@ class _Judged:
     """The updates of a step, and the norms of their gradients on their way to the host."""
 
     step: int
-    players: list[Player]
-    metrics: list[Metrics]
+    updates: list[tuple[Player, Metrics]]
     norms: HostCopy
     features: Mapping[str, Tensor]
 
@@ -56,8 +55,8 @@ class Verdicts:
         updates, self._open = self._open, []
         judged = None
         if updates:
-            players, norms, metrics = map(list, zip(*updates, strict=True))
-            judged = _Judged(step, players, metrics, HostCopy(torch.stack(norms)), features)
+            norms = HostCopy(torch.stack([norm for _, norm, _ in updates]))
+            judged = _Judged(step, [(player, m) for player, _, m in updates], norms, features)
         self.settle()
         self._last = judged
 
@@ -70,8 +69,7 @@ class Verdicts:
         last, self._last = self._last, None
         if last is None:
             return
-        norms = last.norms.wait().tolist()
-        for player, metrics, norm in zip(last.players, last.metrics, norms, strict=True):
+        for (player, metrics), norm in zip(last.updates, last.norms.wait().tolist(), strict=True):
             if not math.isfinite(norm):
                 error = player.not_finite()
                 raise explained(error, last.step, player.name, metrics, last.features)
