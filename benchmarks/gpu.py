@@ -32,6 +32,7 @@ from benchmarks.gpu_parts import PRECISIONS, Machine
 from benchmarks.harness import Benchmark
 from benchmarks.step import CONVNETS, CPU, RADII, batches_of, build_game
 from rebias_dist.config.schema import OptimizerConfig
+from rebias_dist.evaluation.dependence import dependence
 from rebias_dist.objectives import hsic, median_distance
 from rebias_dist.runs import checkpoint
 from rebias_dist.step.minimax import Minimax
@@ -98,6 +99,12 @@ def objectives(machine: Machine) -> None:
             medians = [median_distance([t.detach()]) for t in (x.to(machine.device), x)]
             if medians[0] != medians[1]:
                 failed.append(f"median of {n} rows in {dtype}: {medians[0]} and {medians[1]}")
+            evaluated = [
+                dependence({"f": a, "g0": b}, None)["cka"][0]
+                for a, b in ((x.to(machine.device), h.to(machine.device)), (x.double(), h.double()))
+            ]
+            if abs(evaluated[0] - evaluated[1]) > limits[dtype]:
+                failed.append(f"CKA of {n} rows in {dtype}: {evaluated[0]} and {evaluated[1]}")
     for name in PLAIN:
         for n in (64,) if machine.quick else (256, 2048):
             if not machine.has_time:

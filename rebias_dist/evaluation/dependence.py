@@ -22,7 +22,8 @@ def dependence(features: Mapping[str, Tensor], radii: Radii | None) -> dict[str,
     """Return the dependence between the features of ``f`` and of each g, as plain JSON data.
 
     Args:
-        features: ``[m, d]`` by network (also ``f_ema``), the same samples in the same order.
+        features: ``[m, d]`` by network (also ``f_ema``), the same samples in the same order, on one
+            device, where HSIC and the median distances are computed.
         radii: of the kernels; None: the median distances of these features.
 
     Returns:
@@ -95,7 +96,7 @@ def _hsic(
 
 
 def _kernel_quantiles(rows: Tensor, sigma: float | None) -> list[float] | None:
-    rows = rows[:_KERNEL_SAMPLES].double()
+    rows = rows[:_KERNEL_SAMPLES].double().cpu()
     if sigma is None or len(rows) < 2 or not rows.isfinite().all():
         return None
     entries = torch.exp(-torch.nn.functional.pdist(rows).square() / (2 * sigma**2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def evaluate_split(
     told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
     with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
+            # HSIC takes up to a second on a CPU, for which the other ranks would wait.
+            device = evaluator.precision.device
+            features = {name: rows.to(device) for name, rows in predictions.features.items()}
             found = figures_of(
-                predictions,
+                replace(predictions, features=features),
                 truth_of(dataset, evaluator.rule),
                 dataset.manifest.classes,
                 dataset.values.names,
