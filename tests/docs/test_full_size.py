@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import rebias_dist
 from rebias_dist.reporting.metrics import read_curves
@@ -69,3 +70,18 @@ def test_the_readme_has_the_figures_of_the_archives(runs):
     for method, figure in (("rebias", said[2]), ("vanilla", vanilla[1])):
         expected, _ = shown(runs, said[1], method, "f", "unbiased")
         assert figure == expected
+
+
+def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
+    mine = runs[(runs["network"] == "f") & (runs["split"] == "unbiased") & (runs["rho"] == 0.997)]
+    by_method = {name: rows.set_index("seed") for name, rows in mine.groupby("method")}
+    leads = 100 * (by_method["rebias"]["accuracy"] - by_method["vanilla"]["accuracy"]).dropna()
+    leads = leads.astype(float)
+    half = stats.t.ppf(0.975, len(leads) - 1) * leads.std(ddof=1) / len(leads) ** 0.5
+    said = " ".join(PAGE.split())
+    found = re.search(r"by ([\d.]+) points; the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", said)
+    lead = leads.mean()
+    assert found.groups() == tuple(f"{value:.1f}" for value in (lead, lead - half, lead + half))
+    right = re.search(r"vanilla is right on ([\d.]+) % and ReBias on ([\d.]+) %", said)
+    expected = [by_method[name]["conflicting"].astype(float) for name in ("vanilla", "rebias")]
+    assert right.groups() == tuple(f"{100 * values.mean():.1f}" for values in expected)
