@@ -26,14 +26,19 @@ def describe_cpu(precision: str) -> str:
             f"; other programs use about {cores - free} of {cores} cores, so "
             f"OMP_NUM_THREADS={free} may be faster"
         )
-    if precision in ("float32", "tf32") and _has_amx():
-        text += "; it has AMX, so --precision bf16 may be 2 to 3 times as fast"
+    if precision in ("float32", "tf32"):
+        text += _faster_precision()
     return text
 
 
-def _has_amx() -> bool:
-    """Return whether the processor multiplies matrices in bfloat16 (Intel's AMX)."""
+def _faster_precision() -> str:
+    """Return what bf16 gains if the processor multiplies in bfloat16 (docs/performance.md)."""
     try:
-        return "amx_bf16" in _CPUINFO.read_text(encoding="utf-8").split()
+        flags = _CPUINFO.read_text(encoding="utf-8").split()
     except OSError:
-        return False
+        return ""
+    known = (("amx_bf16", "AMX", "2 to 3"), ("avx512_bf16", "AVX-512", "1.2 to 2.7"))
+    for flag, name, gain in known:
+        if flag in flags:
+            return f"; it has {name} for bfloat16, so --precision bf16 may be {gain} times as fast"
+    return ""
