@@ -55,11 +55,13 @@ def disentangle(features: Tensor, bias: Tensor) -> Tensor:
         features: ``(N, d)`` with unit rows.
         bias: ``(N,)``
     """
-    pairs = _earlier(features) & (bias[:, None] == bias)
-    groups, of_sample = torch.unique(bias, return_inverse=True)
+    same = bias[:, None] == bias
+    pairs = _earlier(features) & same
     rows = (_cosines(features) * pairs).sum(1)
-    sums = (rows[:, None] * torch.nn.functional.one_hot(of_sample, len(groups))).sum(0)
-    return sums.abs().sum() / pairs.sum().clamp(min=1)
+    # The sum of its bias for every sample, in equal parts: without a list of the biases, for which
+    # the host would wait.
+    sums = (rows * same).sum(1).abs() / same.sum(1)
+    return sums.sum() / pairs.sum().clamp(min=1)
 
 
 def entangle(features: Tensor, labels: Tensor, bias: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from rebias_dist.methods.base import Method, TrainingSet
 from rebias_dist.methods.options import options_class
 from rebias_dist.methods.radii import Radii
 from rebias_dist.methods.registry import METHODS
+from rebias_dist.methods.spectral_decoupling import class_weights
 from rebias_dist.step import metrics, minimax, player, verdicts
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.skipif(
     reason="older versions of torch start CUDA for fake tensors too",
 )
 
-# EnD asks once more how many biases a batch has; the others run a network before the first step.
-OTHERS = {"end", "badd", "fairkl"}
+# These run a network before the first step.
+OTHERS = {"badd", "fairkl"}
 CLASSES, SAMPLES, N, SIDE = 4, 60, 8, 16
 GPU = torch.device("cuda", 0)
 PIXELS = Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -200,6 +201,12 @@ def test_one_read_a_step(name, parts, reads):
     observes = [()] if game.method.observes else []
     assert found == [*observes, (updates,)]
     assert copies == []
+
+
+def test_weights_of_classes_wait_for_nothing(reads):
+    weights = class_weights(torch.empty(N, dtype=torch.int64, device=GPU))
+    assert weights.shape == (N,)
+    assert reads == []
 
 
 def test_verdicts_wait_for_the_next_step(reads):
