@@ -29,7 +29,6 @@ from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.evaluation.final import Forecast, test_and_record
 from rebias_dist.evaluation.method_engine import MethodEngine
 from rebias_dist.evaluation.splits import check_select, evaluate_splits, too_small
-from rebias_dist.ranks.device_wait import wait_for
 from rebias_dist.ranks.equal_weights import check_equal_weights
 from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
@@ -79,7 +78,8 @@ def main(config: Config, resume: str = "auto", overrides: Collection[str] = ()) 
                     return Trainer(config, ranks, held).run(resume, overrides)
             except RolledBack:
                 resume = "auto"
-            gc.collect()  # DDP keeps the networks in cycles, and new ones come now
+            # DDP refers to the networks in cycles. Else they may lie in memory beside the new ones.
+            gc.collect()
 
 
 class Trainer:
@@ -236,7 +236,6 @@ class Trainer:
         """Evaluate where that is due, and save a new best and the last step."""
         at, parts, number = self.at, self.parts, self.epoch.number
         parts.game.verdicts.settle()
-        wait_for(self.ranks.device)
         done = at.step >= parts.layout.total_steps
         improved = False
         if done or (number + 1) % self.config.evaluate.every_epochs == 0:

@@ -68,7 +68,7 @@ def evaluate_split(
     told_of = told(f"figures of {dataset.manifest.split}", aloud=leads)
     with evaluator.consensus.on_rank_zero() as leader, told_of:
         if leader:
-            # HSIC takes up to a second on a CPU, for which the other ranks would wait.
+            # The other ranks wait for HSIC, which can take a second on a CPU.
             device = evaluator.precision.device
             features = {name: rows.to(device) for name, rows in predictions.features.items()}
             found = figures_of(

@@ -58,8 +58,8 @@ def disentangle(features: Tensor, bias: Tensor) -> Tensor:
     same = bias[:, None] == bias
     pairs = _earlier(features) & same
     rows = (_cosines(features) * pairs).sum(1)
-    # The sum of its bias for every sample, in equal parts: without a list of the biases, for which
-    # the host would wait.
+    # Each sample has an equal part of the sum of its bias, so each bias counts once. For a list
+    # of the biases the host would have to wait.
     sums = (rows * same).sum(1).abs() / same.sum(1)
     return sums.sum() / pairs.sum().clamp(min=1)
 

@@ -9,7 +9,6 @@ from typing import NoReturn
 
 from rebias_dist.config.schema import CheckpointConfig
 from rebias_dist.errors import InterruptedRun, RebiasError
-from rebias_dist.ranks.device_wait import wait_for
 from rebias_dist.ranks.session import Session
 from rebias_dist.runs.saver import Saver
 from rebias_dist.runs.snapshot import Snapshot
@@ -58,7 +57,6 @@ class Keeper:
         A disk error on rank 0 is raised on all ranks in :meth:`go_on`.
         """
         self._settle()
-        wait_for(self._ranks.device)  # watched, as a plain copy to the host is not
         at = self._at
         if self._ranks.consensus.rank == 0:
             self._telemetry.flush()

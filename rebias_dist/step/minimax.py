@@ -102,7 +102,8 @@ class Minimax:
         self.first_step = first_step
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
-        self.verdicts = Verdicts()
+        anyone = next(player for player in (f, *gs) if player is not None)
+        self.verdicts = Verdicts(anyone.precision.device)
         """To be settled before the weights are saved or evaluated."""
 
     def set_learning_rate(self, rate: float) -> None:

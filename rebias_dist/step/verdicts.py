@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rebias_dist.errors import NonFiniteError
-from rebias_dist.ranks.device_wait import HostCopy
+from rebias_dist.ranks.device_wait import HostCopy, wait_for
 from rebias_dist.step.metrics import Metrics
 from rebias_dist.step.player import Player
 
@@ -31,9 +31,13 @@ class Verdicts:
     The norms of a step are copied to the host at its end and read at the end of the next step, when
     the GPU has work to go on with. That is early enough where a gradient that is not finite ends
     the run or rolls it back, if :meth:`settle` is called before the weights are saved or evaluated.
+
+    Args:
+        device: of the networks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._open: list[tuple[Player, Tensor, Metrics]] = []
         self._last: _Judged | None = None
 
@@ -57,15 +61,21 @@ class Verdicts:
         if updates:
             norms = HostCopy(torch.stack([norm for _, norm, _ in updates]))
             judged = _Judged(step, [(player, m) for player, _, m in updates], norms, features)
-        self.settle()
+        self._read()
         self._last = judged
 
     def settle(self) -> None:
-        """Wait until the device has ended the steps up to the last that was copied.
+        """Read all verdicts, and wait until the device has ended all steps.
+
+        What reads the weights next then need not wait inside CUDA, where no signal is heard.
 
         Raises:
             NonFiniteError: alike on all ranks, for the first bad update, with its step.
         """
+        self._read()
+        wait_for(self._device)
+
+    def _read(self) -> None:
         last, self._last = self._last, None
         if last is None:
             return
@@ -77,7 +87,7 @@ class Verdicts:
     def first(self, error: NonFiniteError) -> NonFiniteError:
         """Return the error of the last step, if its verdict was open and is bad, else ``error``."""
         try:
-            self.settle()
+            self._read()
         except NonFiniteError as earlier:
             return earlier
         return error

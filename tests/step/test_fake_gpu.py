@@ -78,8 +78,8 @@ def zeros(value, inputs, **options) -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture
 def reads(monkeypatch):
-    """A fake GPU; the shapes of what is read from it."""
-    found: list[tuple[int, ...]] = []
+    """A fake GPU; the shapes of what is read from it, and the GPU where all its work is awaited."""
+    found: list[tuple[int, ...] | torch.device] = []
 
     def read(values: torch.Tensor) -> np.ndarray:
         found.append(tuple(values.shape))
@@ -92,6 +92,7 @@ def reads(monkeypatch):
     for module in (metrics, minimax, player):
         monkeypatch.setattr(module, "to_host", read)
     monkeypatch.setattr(verdicts, "HostCopy", Copy)
+    monkeypatch.setattr(verdicts, "wait_for", found.append)
     monkeypatch.setattr(Player, "backward", without_autograd)
     monkeypatch.setattr(torch.autograd, "grad", zeros)
     monkeypatch.setattr(minimax, "keyed", lambda *key: nullcontext())  # needs CUDA's generators
@@ -216,7 +217,7 @@ def test_verdicts_wait_for_the_next_step(reads):
         assert reads == expected
     game.verdicts.settle()
     game.verdicts.settle()
-    assert reads == [(2,)] * 3
+    assert reads == [(2,), (2,), (2,), GPU, GPU]
 
 
 @pytest.mark.parametrize("optimizer", ["adamp", "adam", "adamw", "sgd"])
