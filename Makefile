@@ -9,7 +9,7 @@ RANKS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: browser help demo results test test-oldest test-slow coverage lint docs soak bench simd no-simd clean
+.PHONY: browser help demo results test test-oldest test-slow coverage lint docs dist soak bench simd no-simd clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -74,6 +74,12 @@ coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of w
 
 docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.html
 	$(BIN)/mkdocs build --strict
+
+dist: .venv/.created  ## the wheel and the sdist of a release, checked, in dist
+	@$(PIP) 'build>=1.2' 'twine>=6.1'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # The second mypy finds names that Python 3.10 lacks. It reads the stubs of newer packages only in part.
 lint: .venv/.installed-dev  ## style, format, types, and the layers of the packages

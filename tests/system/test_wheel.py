@@ -1,22 +1,52 @@
-"""The wheel works outside the checkout and holds what it should."""
+"""The sdist is the repository; the wheel made of it works outside the checkout."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import rebias_dist
 from tests import ROOT
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def sdist(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, timeout=1000)
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
-    subprocess.run([*command, str(ROOT)], check=True, timeout=1000)
+    subprocess.run([*command, str(sdist)], check=True, timeout=1000)
     return next(folder.glob("*.whl"))
+
+
+def test_the_sdist_is_the_repository(sdist):
+    with tarfile.open(sdist) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    folders = ("benchmarks", "configs", "data_shards", "docs", "examples", "launch", "tests")
+    files = [path for folder in (*folders, "rebias_dist") for path in ROOT.glob(f"{folder}/**/*")]
+    ours = {
+        str(path.relative_to(ROOT))
+        for path in (*files, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.c*f*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert ours - names == set()
+    assert {"Makefile", "LICENSE", ".ci/run", ".github/workflows/ci.yml"} <= names
+
+
+def test_changelog_and_citation_name_the_version():
+    version = rebias_dist.version()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_configurations_and_class_files_are_inside_tests_are_not(wheel):
