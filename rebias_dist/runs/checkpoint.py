@@ -265,12 +265,17 @@ def choose(folder: Path, choice: str) -> int:
     """Return the step of the ``best`` or the ``last`` checkpoint.
 
     Raises:
-        ConfigError: there is none yet, or ``choice`` is another word.
+        ConfigError: there is none yet or none any more, or ``choice`` is another word.
         DataError: the newest checkpoint, which names the best, is damaged.
     """
     if choice not in ("best", "last"):
         raise ConfigError(f"{folder}: there is no checkpoint {choice!r}; name 'best' or 'last'")
     newest = max(steps(folder), default=None)
+    if newest is None and (folder.parent / "results.json").is_file():
+        raise ConfigError(
+            f"{folder.parent}: it has results but no checkpoints, as an archive of a run that is "
+            "kept for reports; name the run itself"
+        )
     step = newest
     if newest is not None and choice == "best":
         step = _record(folder / f"step-{newest:09d}", newest)["best_step"]

@@ -192,16 +192,19 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(runs, tmp_path):
     (taken / "file").write_text("mine")
     unfinished = shutil.copytree(runs / "a", tmp_path / "unfinished")
     shutil.rmtree(unfinished / "checkpoints")
+    archived = shutil.copytree(unfinished, tmp_path / "archived")
+    (unfinished / "results.json").unlink()
     for run, out, named in (
         (runs / "biased", "out", "trains no f"),
         (runs / "a", "taken", "exists already"),
         (tmp_path, "out", "no run here"),
         (unfinished, "out", "no best checkpoint yet"),
+        (archived, "out", "it has results but no checkpoints"),
     ):
         with pytest.raises(ConfigError, match=named) as error:
             export.export_run(run, tmp_path / out)
         assert "\n" not in str(error.value)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["taken", "unfinished"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["archived", "taken", "unfinished"]
     assert [p.name for p in taken.iterdir()] == ["file"]
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+import rebias_dist
 from rebias_dist.commands import report
 from rebias_dist.errors import ConfigError
 from rebias_dist.reporting.frame import results
@@ -132,3 +133,9 @@ def test_a_report_of_the_archive_knows_the_shards_of_data_root(tmp_path, monkeyp
     write_options(tmp_path / "elsewhere/one/at/unknown", rho=0.5, seed=7)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert written(tmp_path / "kept", tmp_path / "b", tmp_path) == of_runs
+
+
+def test_an_archive_is_refused_where_weights_are_needed(runs, tmp_path):
+    report.main([str(runs), "--archive", str(tmp_path / "kept")])
+    with pytest.raises(ConfigError, match="rebias-1: it has results but no checkpoints, as an ar"):
+        rebias_dist.load(tmp_path / "kept/rebias-1")
