@@ -1,5 +1,6 @@
 """Every figure at full size on a page is that of an archived run."""
 
+import csv
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests import ROOT
 
 ARCHIVES = ROOT / "docs/results/reduced_schedule"
 PAGE = (ROOT / "docs/full-size.md").read_text(encoding="utf-8")
+SAID = " ".join(PAGE.split())
 NAMES = {"ReBias": "rebias", "RUBi": "rubi", "LearnedMixin": "learned_mixin"}
 
 
@@ -64,12 +66,29 @@ def test_the_curves_are_those_of_the_archives(runs):
 
 def test_the_readme_has_the_figures_of_the_archives(runs):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    said = re.search(r"ρ = ([\d.]+), after 10 of 80 epochs: ReBias ([\d. ±()]+), vanilla", text)
-    assert said, "the sentence on full size"
-    vanilla = re.search(r"after 10 of 80 epochs: .* vanilla ([\d. ±()]+),", text)
-    for method, figure in (("rebias", said[2]), ("vanilla", vanilla[1])):
-        expected, _ = shown(runs, said[1], method, "f", "unbiased")
-        assert figure == expected
+    row = re.search(r"\| here, in bf16 .*? \| 10 \| (\d) \| ([\d. ±]+) \| ([\d. ±]+) \|\n", text)
+    for method, figure in (("vanilla", row[2]), ("rebias", row[3])):
+        assert (figure, int(row[1])) == shown(runs, "0.997", method, "f", "unbiased")
+    lead = re.search(r"the lead is ([\d.]+) to ([\d.]+) points \(95 %\)", text).groups()
+    assert lead == re.search(r"the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", SAID).groups()
+
+
+def test_the_published_figures_beside_them_are_those_of_reports():
+    with (ROOT / "rebias_dist/reporting/published.csv").open(encoding="utf-8") as file:
+        published = {
+            (row["source"], row["method"]): row["percent"]
+            for row in csv.DictReader(file)
+            if (row["dataset"], row["measure"]) == ("biased_mnist", "unbiased")
+            and float(row["rho"] or 0) == 0.997
+        }
+    rerun = "ML Reproducibility Challenge 2020"
+    for said, source in (
+        ("Bahng et al., ICML 2020", "Bahng et al., ICML 2020, table 1 (arXiv 1910.02806)"),
+        (f"re-run, {rerun}", f"re-run of the paper, {rerun}"),
+    ):
+        vanilla, rebias = (published[source, method] for method in ("vanilla", "rebias"))
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert f"| {said} | 80 | – | {vanilla} | {rebias} |" in text
 
 
 def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
@@ -78,10 +97,9 @@ def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
     leads = 100 * (by_method["rebias"]["accuracy"] - by_method["vanilla"]["accuracy"]).dropna()
     leads = leads.astype(float)
     half = stats.t.ppf(0.975, len(leads) - 1) * leads.std(ddof=1) / len(leads) ** 0.5
-    said = " ".join(PAGE.split())
-    found = re.search(r"by ([\d.]+) points; the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", said)
+    found = re.search(r"by ([\d.]+) points; the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", SAID)
     lead = leads.mean()
     assert found.groups() == tuple(f"{value:.1f}" for value in (lead, lead - half, lead + half))
-    right = re.search(r"vanilla is right on ([\d.]+) % and ReBias on ([\d.]+) %", said)
+    right = re.search(r"vanilla is right on ([\d.]+) % and ReBias on ([\d.]+) %", SAID)
     expected = [by_method[name]["conflicting"].astype(float) for name in ("vanilla", "rebias")]
     assert right.groups() == tuple(f"{100 * values.mean():.1f}" for values in expected)
