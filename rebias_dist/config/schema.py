@@ -123,7 +123,8 @@ class OptimizerConfig(Section):
     """The optimizer; each network has one of its own with these settings."""
 
     name: Literal["adamp", "adam", "adamw", "sgd"] = "adamp"
-    """adamp (package adamp, as published), adam, adamw or sgd."""
+    """adamp (the authors of ReBias recommend it; the figures of their paper are with adam), adam,
+    adamw or sgd."""
     lr: Positive = 1e-3
     """Learning rate at the first epoch, or after the warm-up."""
     weight_decay: NonNegative = 1e-4

@@ -327,6 +327,7 @@ def test_csv_holds_every_figure_and_the_picture_is_one(tmp_path, capsys):
 PROTOCOL = {
     "method": {"name": "vanilla"},
     "micro_batch": 256,
+    "optimizer": {"name": "adam"},
     "radius": {"f": 1.0, "g": 1.0},
     "data": {"selection": "none", "rho": 0.997, "source": "mnist"},
 }
@@ -339,6 +340,7 @@ PROTOCOL = {
         ({}, 1_000, False),
         ({"epochs": 10}, 10_000, False),
         ({"micro_batch": 32}, 10_000, False),
+        ({"optimizer": {"name": "adamp"}}, 10_000, False),
         ({"data": {**PROTOCOL["data"], "rho": 0.95}}, 10_000, False),
         ({"data": {"rho": 0.997, "source": "mnist"}}, 10_000, False),
     ],

@@ -66,10 +66,12 @@ def test_the_curves_are_those_of_the_archives(runs):
 
 def test_the_readme_has_the_figures_of_the_archives(runs):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    row = re.search(r"\| here, in bf16 .*? \| 10 \| (\d) \| ([\d. ±]+) \| ([\d. ±]+) \|\n", text)
+    row = re.search(
+        r"\| here, AdamP, bf16 .*? \| 10 \| (\d) \| ([\d. ±]+) \| ([\d. ±]+) \|\n", text
+    )
     for method, figure in (("vanilla", row[2]), ("rebias", row[3])):
         assert (figure, int(row[1])) == shown(runs, "0.997", method, "f", "unbiased")
-    lead = re.search(r"the lead is ([\d.]+) to ([\d.]+) points \(95 %\)", text).groups()
+    lead = re.search(r"the lead's 95 % interval is ([\d.]+) to ([\d.]+) points", text).groups()
     assert lead == re.search(r"the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", SAID).groups()
 
 
@@ -88,7 +90,7 @@ def test_the_published_figures_beside_them_are_those_of_reports():
     ):
         vanilla, rebias = (published[source, method] for method in ("vanilla", "rebias"))
         text = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert f"| {said} | 80 | – | {vanilla} | {rebias} |" in text
+        assert f"| {said}, Adam | 80 | 3 | {vanilla} | {rebias} |" in text
 
 
 def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
@@ -100,6 +102,23 @@ def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
     found = re.search(r"by ([\d.]+) points; the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", SAID)
     lead = leads.mean()
     assert found.groups() == tuple(f"{value:.1f}" for value in (lead, lead - half, lead + half))
-    right = re.search(r"vanilla is right on ([\d.]+) % and ReBias on ([\d.]+) %", SAID)
-    expected = [by_method[name]["conflicting"].astype(float) for name in ("vanilla", "rebias")]
-    assert right.groups() == tuple(f"{100 * values.mean():.1f}" for values in expected)
+    for said, column in (
+        (r"Vanilla is right on ([\d.]+) % of them and ReBias on ([\d.]+) %", "conflicting"),
+        (r"class on ([\d.]+) % of them and ReBias on ([\d.]+) %", "follows_bias"),
+    ):
+        means = (by_method[name][column].astype(float).mean() for name in ("vanilla", "rebias"))
+        assert re.search(said, SAID).groups() == tuple(f"{100 * mean:.1f}" for mean in means)
+    of_rebias = by_method["rebias"][["conflicting", "follows_bias"]].astype(float).mean()
+    left = of_rebias["conflicting"] / (1 - of_rebias["follows_bias"])
+    assert "it is right four times in five" in SAID
+    assert left == pytest.approx(4 / 5, abs=0.05)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"follows the colour on {100 * of_rebias['follows_bias']:.1f} % of the digits" in readme
+
+
+def test_the_oracles_are_those_of_the_archives():
+    found = rebias_dist.results(ARCHIVES)
+    oracles = found[(found["checkpoint"] == "oracle") & (found["rho"] == 0.997)]
+    said = re.search(r"an oracle, has ([\d. ±]+) for vanilla and ([\d. ±]+) for ReBias", SAID)
+    for figure, method in zip(said.groups(), ("vanilla", "rebias"), strict=True):
+        assert figure == shown(oracles, "0.997", method, "f", "unbiased")[0]

@@ -64,6 +64,9 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
     if config.data.dataset == "imagenet9":
         named.add("precision")
         assert "bf16" in config_comment(name).partition("Precision:")[2]
+    if config.optimizer.name == "adamp":
+        named.add("optimizer.name")
+        assert "AdamP" in config_comment(name) or _LARGE.search(name)
     if _LARGE.search(name):  # a larger batch for more ranks, or for GPUs
         named |= {"global_batch", "optimizer.lr"}
         assert "not the published protocol" in config_comment(name)
@@ -77,7 +80,7 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
         ({"epochs": 81}, "epochs"),
         ({"max_steps": 7}, "max_steps"),
         ({"precision": "bf16"}, "precision"),
-        ({"optimizer": {"name": "sgd"}}, "optimizer.name"),
+        ({"optimizer": {"name": "adamp"}}, "optimizer.name"),
         ({"f": {"kernel_size": 5}}, "f.kernel_size"),
         ({"g": [{"kernel_size": 1}, {"kernel_size": 3}]}, "g"),
         ({"radius": {"f": "median", "g": 1.0}}, "radius.f"),
@@ -88,6 +91,7 @@ def test_shipped_configurations_depart_from_the_protocol_as_they_say(name):
 def test_each_departure_is_named(change, key):
     known = {
         "micro_batch": 256,
+        "optimizer": {"name": "adam"},
         "radius": {"f": 1.0, "g": 1.0},
         "data": {"selection": "none", "source": "mnist"},
     }
