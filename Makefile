@@ -38,7 +38,9 @@ demo: .venv/.installed  ## train vanilla, biased and rebias on 3,600 digits, com
 
 results: .venv/.installed  ## seven methods, three rho, three seeds each; writes docs/results.md
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --ranks $(RANKS)
-	$(BIN)/rebias-report runs/results-*-rho* --published --out report --name results
+	rm -rf docs/results/small_digits
+	$(BIN)/rebias-report runs/results-*-rho* --archive docs/results/small_digits
+	$(BIN)/rebias-report docs/results/small_digits --published --out report --name results
 	cp report/results.md report/results.png report/results-rho.png docs/
 
 # Some tests open pages in Debian's Chromium. Without it they are skipped.

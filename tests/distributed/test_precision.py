@@ -203,7 +203,7 @@ def test_hsic_under_autocast_is_exact_here_and_noise_when_written_plainly():
             ours = float(hsic(x, y, 32.0, 32.0, group=LOCAL))
         print(f"HSIC {true:.2e}: plainly {plain:+.2e} under autocast, ours {ours:+.2e}")
         assert ours == pytest.approx(true, rel=1e-4)
-        assert abs(plain - true) > 10 * true
+        assert abs(plain - true) > 100 * true
 
 
 def test_hsic_per_micro_batch_is_another_gradient():
@@ -212,4 +212,4 @@ def test_hsic_per_micro_batch_is_another_gradient():
     off = float((naive - exact).norm() / exact.norm())
     cosine = float(torch.nn.functional.cosine_similarity(exact, naive, dim=0))
     print(f"HSIC per micro-batch: gradient off by {100 * off:.0f} %, cosine {cosine:.2f}")
-    assert off > 0.1
+    assert (off, cosine) == pytest.approx((1.2, 0.52), abs=0.02)
