@@ -37,11 +37,13 @@ demo: .venv/.installed  ## train vanilla, biased and rebias on 3,600 digits, com
 	$(BIN)/rebias-report runs/demo-* --out report --name demo
 
 results: .venv/.installed  ## seven methods, three rho, three seeds each; writes docs/results.md
-	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --ranks $(RANKS)
+	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --jobs $(RANKS)
+	rm -rf build/small_digits
+	$(BIN)/rebias-report runs/results-*-rho* --archive build/small_digits
 	rm -rf docs/results/small_digits
-	$(BIN)/rebias-report runs/results-*-rho* --archive docs/results/small_digits
+	mv build/small_digits docs/results/
 	$(BIN)/rebias-report docs/results/small_digits --published --out report --name results
-	cp report/results.md report/results.png report/results-rho.png docs/
+	cp report/results.md report/results.png report/results-rho.png report/results-progress.png docs/
 
 # Some tests open pages in Debian's Chromium. Without it they are skipped.
 browser:

@@ -74,7 +74,17 @@ def test_both_kinds_of_heads_are_frozen(monkeypatch):
         assert [parameter.requires_grad for parameter in heads.parameters()] == [False, False]
 
 
-def test_the_sweep_of_frozen_heads_has_each_method_with_and_without(monkeypatch):
+def test_the_sweep_of_frozen_heads_differs_from_that_of_the_results_in_the_heads_alone(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    cells = plan_cells(read_sweep(str(EXAMPLES / "frozen_heads.yaml")), "a test")
-    assert len(cells) == 24
+    frozen = plan_cells(read_sweep(str(EXAMPLES / "frozen_heads.yaml")), "a test")
+    trained = plan_cells(read_sweep("biased_mnist/sweeps/results"), "a test")
+    assert len(frozen) == 12
+    names = {"FrozenRUBi": "rubi", "FrozenLearnedMixin": "learned_mixin"}
+
+    def settings(cell, name=None):
+        values = cell.config.model_dump(exclude={"name"})
+        return {**values, "method": {**values["method"], "name": name or values["method"]["name"]}}
+
+    known = [settings(cell) for cell in trained]
+    for cell in frozen:
+        assert settings(cell, names[cell.config.method.name.partition(":")[2]]) in known
