@@ -113,6 +113,8 @@ class _Pool(Generic[T, R]):
     ) -> None:
         self._arguments = (function, memory, seconds)
         self._count = workers
+        # All that live: an interrupt may come while one is neither idle nor busy.
+        self._workers: list[_Worker[T, R]] = []
         self._idle: list[_Worker[T, R]] = []
         self._busy: dict[object, tuple[_Worker[T, R], _Job[T]]] = {}
         self._results: dict[int, R | Crash] = {}
@@ -148,11 +150,16 @@ class _Pool(Generic[T, R]):
                     self._take(*self._busy.pop(ready))
 
     def close(self) -> None:
-        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+        for worker in self._workers:
             worker.end()
 
+    def _begin(self) -> _Worker[T, R]:
+        worker: _Worker[T, R] = _Worker(*self._arguments)
+        self._workers.append(worker)
+        return worker
+
     def _assign(self, job: _Job[T]) -> None:
-        worker = self._idle.pop() if self._idle else _Worker(*self._arguments)
+        worker = self._idle.pop() if self._idle else self._begin()
         worker.state[_ITEM] = worker.state[_POSITION] = -1
         try:
             worker.connection.send(job.items)
@@ -175,6 +182,7 @@ class _Pool(Generic[T, R]):
 
     def _bury(self, worker: _Worker[T, R], job: _Job[T]) -> None:
         code = worker.end()
+        self._workers.remove(worker)
         fault = worker.state[_ITEM]
         if fault < 0:
             self._failed_starts += 1

@@ -1,10 +1,12 @@
 import functools
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,22 @@ def test_items_are_drawn_as_they_are_needed_and_closing_ends_the_workers():
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
     results.close()
     assert len(drawn) < 60
+
+
+@pytest.mark.parametrize("moment", ["send", "recv"])
+def test_an_interrupt_while_a_worker_changes_hands_ends_it_too(monkeypatch, moment):
+    """Otherwise it goes on with its item, and its files are left."""
+    plain = getattr(Connection, moment)
+
+    def interrupted(self, *arguments):
+        plain(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, moment, interrupted)
+    results = map_surviving(abs, [-1], workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert multiprocessing.active_children() == []
 
 
 def _note_and_hang(path):
