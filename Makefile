@@ -80,7 +80,7 @@ docs: .venv/.installed-dev  ## the documentation as a site: build/site/index.htm
 	$(BIN)/mkdocs build --strict
 
 dist: .venv/.created  ## the wheel and the sdist of a release, checked, in dist
-	@$(PIP) 'build>=1.2' 'twine>=6.1'
+	@$(PIP) --editable '.[dist]'
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*

@@ -36,11 +36,18 @@ def test_the_sdist_is_the_repository(sdist):
     files = [path for folder in (*folders, "rebias_dist") for path in ROOT.glob(f"{folder}/**/*")]
     ours = {
         str(path.relative_to(ROOT))
-        for path in (*files, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.c*f*"))
+        for path in (*files, *ROOT.glob("*.md"), *ROOT.glob("*.toml"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert ours - names == set()
-    assert {"Makefile", "LICENSE", ".ci/run", ".github/workflows/ci.yml"} <= names
+    assert {
+        "Makefile",
+        "LICENSE",
+        "setup.cfg",
+        "CITATION.cff",
+        ".ci/run",
+        ".github/workflows/ci.yml",
+    } <= names
 
 
 def test_changelog_and_citation_name_the_version():
