@@ -36,14 +36,14 @@ demo: .venv/.installed  ## train vanilla, biased and rebias on 3,600 digits, com
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/demo.yaml --ranks $(RANKS)
 	$(BIN)/rebias-report runs/demo-* --out report --name demo
 
-results: .venv/.installed  ## seven methods, three rho, three seeds each; writes docs/results.md
+results: .venv/.installed  ## seven methods, three rho, three seeds each; writes docs/small-digits.md
 	$(BIN)/rebias-sweep configs/biased_mnist/sweeps/results.yaml --jobs $(RANKS)
 	rm -rf build/small_digits
 	$(BIN)/rebias-report runs/results-*-rho* --archive build/small_digits
 	rm -rf docs/results/small_digits
 	mv build/small_digits docs/results/
-	$(BIN)/rebias-report docs/results/small_digits --published --out report --name results
-	cp report/results.md report/results.png report/results-rho.png report/results-progress.png docs/
+	$(BIN)/rebias-report docs/results/small_digits --published --out report --name small-digits
+	cp report/small-digits.md report/small-digits.png report/small-digits-rho.png report/small-digits-progress.png docs/
 
 # Some tests open pages in Debian's Chromium. Without it they are skipped.
 browser:

@@ -20,7 +20,6 @@ from rebias_dist.errors import ConfigError
 from rebias_dist.reporting.metrics import read_curves
 from rebias_dist.reporting.runs import Run
 from rebias_dist.reporting.training_data import KEPT
-from rebias_dist.runs import results
 
 _Part = TypeVar("_Part", bound=BaseModel)
 _DIGITS = 5  # significant digits of the points of curves
@@ -63,16 +62,17 @@ def archive(runs: Sequence[Run], out: Path) -> list[Path]:
 
 def _files(run: Run, short: Mapping[str, str]) -> dict[str, bytes]:
     assert run.config is not None
+    assert run.results is not None
     state = read_json(run.folder / "state.json")
     kept = {key: state[key] for key in _STATE if key in state}
-    figures = results.read(run.folder / "results.json")
     # Options that are not known are kept too: 'root' may be another folder of another machine.
     options = json.dumps({"options": dict(run.made_with)}, indent=1) + "\n"
     return {
         **({} if run.config.data.root is None else {KEPT: options.encode()}),
         "config.yaml": to_yaml(_with_paths(run.config, short.__getitem__)).encode(),
         "state.json": (json.dumps(kept, indent=1) + "\n").encode(),
-        "results.json": (json.dumps(figures, separators=(",", ":")) + "\n").encode(),
+        # Only what a report reads: groups and intervals come from the counts again.
+        "results.json": (run.results.model_dump_json(exclude_unset=True) + "\n").encode(),
         "metrics.jsonl": _metrics(run.folder),
     }
 
