@@ -65,8 +65,8 @@ def results_table(runs: Comparison) -> Table:
             rows.append((name, f"no results\n{why}", ABSENT, "0", *[ABSENT] * len(columns)))
     notes = [
         "a ± b: mean and standard deviation over seeds; below it Student's 95 % interval of "
-        "the mean. a (b): one seed with its binomial standard error; below it Wilson's 95 % "
-        "interval, which says nothing of other seeds."
+        "the mean, cut at 0 and 100. a (b): one seed with its binomial standard error; below it "
+        "Wilson's 95 % interval, which says nothing of other seeds."
     ]
     if clustered:
         notes.append("unbiased: mean over cells of class and texture cluster.")
@@ -174,7 +174,8 @@ def leads_table(runs: Comparison) -> Table | None:
     columns = [_NAME, "reading", "lead", "95 % interval", "seeds in common"]
     note = (
         "Differences seed by seed between f of the method and f of vanilla under the same "
-        "setting, with the checkpoint that counts; Student's interval. It is wide with few seeds."
+        "setting, with the checkpoint that counts; Student's 95 % interval. It is wide with few "
+        "seeds, and one in twenty excludes 0 by chance where nothing differs."
     )
     caption = f"Lead over vanilla on {plain(runs.judged_split, 30)}, in percentage points"
     notes = [note, *_legend(name for name, *_ in rows)]
@@ -307,22 +308,31 @@ def corruption_table(runs: Comparison) -> Table | None:
 
 def departures_table(runs: Comparison, source: str) -> Table | None:
     """Return a row for each setting that differs from the published protocol; None without any."""
-    here: dict[tuple[str, str], dict[str, list[str]]] = {}
+    here: dict[tuple[str, str], dict[str, list[Group]]] = {}
     for group in runs.groups:
         for one in departures(group) or []:
             values = here.setdefault((one.key, one.published), {})
-            values.setdefault(plain(one.here), []).append(plain(group.label))
+            values.setdefault(plain(one.here), []).append(group)
     rows = []
     for (key, known), values in here.items():
-        everywhere = [len(labels) for labels in values.values()] == [len(runs.groups)]
+        everywhere = [len(groups) for groups in values.values()] == [len(runs.groups)]
         texts = [
-            value if everywhere else f"{value} ({', '.join(labels)})"
-            for value, labels in values.items()
+            value if everywhere else f"{value} ({_names(groups, runs.groups)})"
+            for value, groups in values.items()
         ]
         rows.append({"setting": key, "here": "; ".join(texts), "published": known})
     note = "Computed from each run's configuration and test set; seeds are not compared."
     caption = f"What differs from the published protocol ({source})"
     return Table(caption, pd.DataFrame(rows), 3, [note]) if rows else None
+
+
+def _names(some: Sequence[Group], every: Sequence[Group]) -> str:
+    """Return the labels of groups; a method of which all groups are meant is named once."""
+    others = {one.config.method.name for one in every if one not in some}
+    labels = (
+        one.label if one.config.method.name in others else one.config.method.name for one in some
+    )
+    return " / ".join(plain(label) for label in dict.fromkeys(labels))
 
 
 def matrices(runs: Comparison, group: Group) -> Iterator[Table]:

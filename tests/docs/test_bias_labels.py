@@ -4,11 +4,13 @@ import re
 import shlex
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data_shards.__main__ import cli
 from data_shards.format.manifest import load_split
 from data_shards.sources.presets import PRESETS
+from rebias_dist.commands.train import cli as train
 from tests import ROOT
 from tests.docs.lines import commands_of_page
 
@@ -37,6 +39,29 @@ def test_the_blocks_run_from_images_to_inspect(tmp_path, monkeypatch, capsys):
     counts = np.array(load_split(tmp_path / "shards/birds/train")[0].attributes[0].counts)
     assert counts.sum() == 80
     assert (counts.diagonal() > 4 * (counts.sum(1) - counts.diagonal())).all()
+
+
+def test_the_commands_of_the_readme_take_the_table_of_waterbirds(tmp_path, monkeypatch, capsys):
+    """Its splits are numbers and its column of images has a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    rows = ["img_id,img_filename,y,split,place,place_filename"]
+    (tmp_path / "birds").mkdir()
+    for number in range(120):
+        name = f"birds/{number}.png"
+        shade = np.full((8, 8, 3), number, np.uint8)
+        Image.fromarray(shade).save(tmp_path / name)
+        rows.append(f"{number},{name},{number % 2},{number // 40},{number // 2 % 2},forest.jpg")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    words = [one.words for one in commands_of_page(ROOT / "README.md")]
+    assert (
+        cli([*next(one for one in words if one[:2] == ["convert", "table"]), "--workers", "1"]) == 0
+    )
+    with pytest.raises(SystemExit) as left:
+        train([*next(one for one in words if "group_dro" in one), "--dry-run"])
+    assert left.value.code == 0
+    assert "best            chosen on selection by the accuracy of the worst group" in (
+        capsys.readouterr().out
+    )
 
 
 def test_arrays_of_lff_become_a_table(tmp_path, monkeypatch):

