@@ -127,11 +127,15 @@ def _read_from_shards(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], s
 
 
 def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
-    splits = ["train", "selection", *config.data.test_splits]
-    known = [*_leaves(config.identity()), "data.aligned"]
+    """Refuse a key that no resumed run is checked for; the recorded run is not at hand here."""
+    splits = ["train", "selection", *config.data.test_splits, *config.data.other_tests]
+    # The run may have skipped damaged samples; then its data.verify counts.
+    known = [*_leaves(config.identity()), "data.aligned", "data.verify"]
     known += [f"manifest.{split}" for split in splits]
+    # A factory's options have any names, and so have those of a method that the run had before.
+    free = ("f.options.", *(["method."] if "method.name" in overrides else []))
     for key in overrides:
-        if key not in known:
+        if key not in known and not key.startswith(free):
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see the keys of --print-config"
             raise ConfigError(
