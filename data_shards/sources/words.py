@@ -77,13 +77,30 @@ def _by_number(
     shown = [_shown(numbers[word]) for word in ranked]
     if not order:
         return tuple(shown), {word: number for number, word in enumerate(ranked)}
-    if set(shown) <= set(order):
-        return tuple(order), {w: order.index(s) for w, s in zip(ranked, shown, strict=True)}
-    # The order names the numbers 0, 1, …
+    # A number in the order stands for its value, in any spelling: 00 and 0.0 are the number 0.
+    places: dict[float, int] = {}
+    for place, name in enumerate(order):
+        number = _number(name)
+        if number is not None and places.setdefault(number, place) != place:
+            twice = order[places[number]]
+            raise UsageError(f"{option}: {twice} and {name} are the same number; give one of them")
+    missing = [word for word in ranked if numbers[word] not in places]
+    if not missing:
+        return tuple(order), {word: places[value] for word, value in numbers.items()}
+    # Otherwise the order names the numbers 0, 1, …, which its own numbers must not contradict.
+    odd = [order[place] for number, place in places.items() if number != place]
+    if odd:
+        raise UsageError(
+            f"{option}: has the number {odd[0]}, but not {missing[0].strip()}, which the "
+            f"{what} has; give every number of the {what}, or only names that are no numbers"
+        )
     if all(value.is_integer() and 0 <= value < len(order) for value in numbers.values()):
         return tuple(order), {word: int(value) for word, value in numbers.items()}
     some = ", ".join(shown[:_SHOWN])
-    raise UsageError(f"{option}: names {len(order)}, but the {what} has the numbers {some}")
+    raise UsageError(
+        f"{option}: names {len(order)}, but the {what} has the numbers {some}; the names are those "
+        "of 0, 1, …, so give one for each, or every number itself"
+    )
 
 
 def _by_name(

@@ -249,6 +249,22 @@ def test_a_table_with_numbers_is_named(tmp_path, capsys):
     assert "these classes have no images: 15" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("zero", "one"), [("00", "01"), ("0.0", "1.0"), ("0", "1")])
+def test_classes_and_values_are_matched_to_the_numbers_of_the_table(tmp_path, zero, one):
+    table = [("file", "y", "place"), *((f"{n}.jpg", zero, one) for n in range(5))]
+    table.append(("5.jpg", one, zero))
+    birds.write_images(tmp_path, [row[0] for row in table[1:]])
+    path = birds.write_table(tmp_path / "z.csv", table)
+    more = ["--classes", f"{one},{zero}", "--values", f"place={one},{zero}"]
+    assert cli(command(path, tmp_path / "out", "--attributes", "place", *more)) == 0
+    manifest, index = load_split(tmp_path / "out" / "train")
+    assert manifest.classes == manifest.attributes[0].values == (one, zero)
+    for row in index:
+        is_last = row["key"] == b"5"
+        assert manifest.classes[row["label"]] == (one if is_last else zero)
+        assert manifest.attributes[0].values[row["bias"]] == (zero if is_last else one)
+
+
 def test_validation_data_under_another_name_than_selection_are_a_warning(tmp_path, capsys):
     table = [("file", "y", "place", "split")]
     for n in range(12):
