@@ -270,7 +270,9 @@ class ShardDataset:
 
 def root_and_split(place: str) -> tuple[str, str]:
     """Return the folder or the address above that of a split, and the split's name."""
-    root, _, split = (place if "/" in place else f"./{place}").rpartition("/")
+    if not is_address(place):  # of /val the folder is /, and not the working folder
+        return str(Path(place).parent), Path(place).name
+    root, _, split = place.rpartition("/")
     return root, split
 
 

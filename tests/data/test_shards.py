@@ -6,6 +6,7 @@ import pickle
 import shutil
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_shards.format.manifest import Normalize
 from data_shards.format.writer import Plan, split_writer
-from rebias_dist.data import ShardDataset, open_split
+from rebias_dist.data import ShardDataset, open_split, root_and_split
 from rebias_dist.errors import ConfigError, DataError
 
 
@@ -207,3 +208,23 @@ def test_open_split_checks_what_is_there(shards):
     with pytest.raises(ConfigError, match="oops: there are no shards here") as caught:
         open_split(shards, "oops", dataset="biased_mnist")
     assert str(shards / "oops") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/val", "val", "../val", "a/val", "/a/b/val/", "s3://bucket/val", "s3://bucket/a/val"],
+)
+def test_a_split_and_its_root_are_found_from_its_place(place):
+    root, split = root_and_split(place)
+    assert split == "val"
+    assert f"{root}/{split}" == place if "://" in place else Path(root, split) == Path(place)
+
+
+def test_a_split_below_the_root_folder_is_not_looked_for_in_the_working_folder(
+    shards, tmp_path, monkeypatch
+):
+    name = tmp_path.name  # no folder below / has it
+    shutil.copytree(shards / "train", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^/{name}: there are no shards here"):
+        open_split(*root_and_split(f"/{name}"))
