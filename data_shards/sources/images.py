@@ -10,7 +10,7 @@ from typing import Final
 from data_shards.errors import UsageError
 from data_shards.findings import Finding
 from data_shards.sources.archives import packed_name, printable
-from data_shards.sources.datasets import TEST, TRAIN, VAL, Dataset
+from data_shards.sources.datasets import SELECTION, TEST, TRAIN, VAL, Dataset
 from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, File, Folder, Scanner, is_image
 from data_shards.sources.found import UNKNOWN, Found, Row
 from data_shards.sources.labels import DEVKIT, KAGGLE, Labels, find_labels, load_labels
@@ -19,6 +19,7 @@ from data_shards.sources.naming import class_in, key_of
 
 _VALIDATION: Final = "ILSVRC2012_val_"
 _TEST: Final = "ILSVRC2012_test_"
+_SHOWN: Final = 5  # names in a message
 _LABELS_UPWARDS: Final = 5  # Kaggle's file is that many folders above its validation images
 
 
@@ -92,6 +93,8 @@ class _SourceReader:
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
         self._deeper: defaultdict[str | None, list[str]] = defaultdict(list)
         self._ignored: list[str] = []
+        # The folders of class folders of which no name says the split: are they in an archive?
+        self._above: dict[str, bool] = {}
 
     def read(self, *, md5: bool, progress: bool) -> None:
         """Walk through the source."""
@@ -101,18 +104,47 @@ class _SourceReader:
         for folder in self._scanner.scan(self._source):
             self._take(folder)
         default = self._layout.default_split
-        unnamed = self._rows.get(None)
-        if unnamed and default is None:
-            raise UsageError(
-                f"{self._source}: does not say which split it is (for example "
-                f"{unnamed[0].source}); give --split"
-            )
-        if unnamed and self._rows.get(default):
+        if self._rows.get(None):
+            self._check_unnamed(self._rows[None][0].source, default)
+        self.splits = self._dataset.order({split or default or "" for split in self._rows})
+
+    def _check_unnamed(self, example: str, default: str | None) -> None:
+        """Raise UsageError unless the images without a named split are clearly of ``default``."""
+        if default is not None and self._rows.get(default):
             raise UsageError(
                 f"{self._source}: holds {default} images in a folder of that name and elsewhere "
-                f"(for example {unnamed[0].source}); give the folder that is meant as --source"
+                f"(for example {example}); give the folder that is meant as --source"
             )
-        self.splits = self._dataset.order({split or default or "" for split in self._rows})
+        # Without a wanted split, a table of labels will say which images belong to it.
+        by_table = default is None and self._given is not None and self._given.is_table
+        folders = set(self._above) - {str(self._source)}
+        others = default is None and len(self._rows) > 1
+        several = len(self._above) > 1 and not self._layout.names_split
+        if folders and (several or others) and not by_table:
+            raise UsageError(self._unclear(default))
+        if default is None:
+            raise UsageError(
+                f"{self._source}: does not say which split it is (for example {example}); "
+                "give --split"
+            )
+
+    def _unclear(self, default: str | None) -> str:
+        """Return the message that the class folders may be of different splits."""
+        paths = sorted(self._above)
+        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        shown = ", ".join(map(printable, paths[:_SHOWN])) + more
+        known = ", ".join(self._dataset.splits or (TRAIN, SELECTION, VAL, TEST))
+        one = len(paths) == 1
+        cure = f"give {'it' if one else 'those that are meant'} as --source"
+        if default is None:
+            cure += " with --split"
+        if str(self._source) in self._above:
+            cure = f"move those that are not meant out of {self._source}"
+        elif any(self._above.values()):
+            cure = f"unpack the archive and {cure}"
+        else:
+            cure += f", or name {'it' if one else 'each'} after its split ({known})"
+        return f"{self._source}: no name says the split of the class folders in {shown}; {cure}"
 
     @property
     def is_empty(self) -> bool:
@@ -224,6 +256,10 @@ class _SourceReader:
 
     def _take_class(self, folder: Folder, split: str | None, place: Place, before: str) -> None:
         self._note_form(folder, split)
+        if split is None:
+            above = self._layout.above(folder.parts)
+            root = self._source if self._source.is_dir() else self._source.parent
+            self._above[str(root.joinpath(*above))] = folder.archive in above[:-1]
         wnid = place.wnid
         rows = [
             Row(key_of(wnid, name), before + printable(name), wnid, path, offset, length)

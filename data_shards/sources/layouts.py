@@ -70,6 +70,11 @@ class Layout:
         """The split that the name of the source itself says."""
         return self._named_split(self._context)
 
+    @property
+    def names_split(self) -> bool:
+        """Whether the source's own name says a split, not only that of the folder above it."""
+        return self._named_split(self._context[-1:]) is not None
+
     def means_images(self, name: str) -> bool:
         """Return whether an archive of this name, without endings, holds a split or a class."""
         return (
@@ -92,6 +97,12 @@ class Layout:
             # The source is itself a class folder.
             return Place(self._split_of(parts), self._context[-1], True)
         return Place(self._split_of(parts), "", False)
+
+    def above(self, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the folder that holds the class folders on the way to ``parts``."""
+        labels = self._dataset.class_map.labels
+        known = (at for at, name in enumerate(parts) if _without_tar(name) in labels)
+        return parts[: next(known, len(parts))]
 
     def wanted(self, parts: tuple[str, ...]) -> bool:
         """Return whether a folder or tar may hold images of the wanted split."""
