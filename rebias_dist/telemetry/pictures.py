@@ -49,6 +49,7 @@ def confusion_image(
         )
     # Imported here because matplotlib takes a second, and only rank 0 draws. Not pyplot, which
     # keeps figures in global state and looks for a display.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,32 +65,35 @@ def confusion_image(
     left = 0.7 + 0.08 * max(map(len, row_labels), default=0)
     below = 0.6 + (0.06 * max(map(len, column_labels)) if slanted else 0)
     total = left + width + 0.2, below + height + 0.4
-    figure = Figure(figsize=total, dpi=100)
-    canvas: Any = FigureCanvasAgg(figure)
-    axes = figure.add_axes((left / total[0], below / total[1], width / total[0], height / total[1]))
-    axes.imshow(matrix, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    axes.set_title(title)
-    axes.set_ylabel(row_axis)
-    axes.set_xlabel(column_axis)
-    row_ticks, column_ticks = (range(0, n, -(-n // _LABELS)) for n in (rows, columns))
-    axes.set_yticks(row_ticks, [row_labels[i] for i in row_ticks])
-    axes.set_xticks(
-        column_ticks,
-        [column_labels[i] for i in column_ticks],
-        rotation=45 if slanted else 0,
-        ha="right" if slanted else "center",
-        rotation_mode="anchor" if slanted else "default",
-    )
-    if with_values:
-        for (row, column), value in np.ndenumerate(matrix):
-            if np.isfinite(value):
-                # The lower half of cividis is dark.
-                ink = "white" if value < top / 2 else "black"
-                text = f"{value:d}" if are_counts else f"{value:.2f}"
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)
-    return np.ascontiguousarray(pixels[:, :, :3].transpose(2, 0, 1))
+    with rc_context({"text.parse_math": False}):  # names are no formulas: a class may be '$$'
+        figure = Figure(figsize=total, dpi=100)
+        canvas: Any = FigureCanvasAgg(figure)
+        axes = figure.add_axes(
+            (left / total[0], below / total[1], width / total[0], height / total[1])
+        )
+        axes.imshow(matrix, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        axes.set_title(title)
+        axes.set_ylabel(row_axis)
+        axes.set_xlabel(column_axis)
+        row_ticks, column_ticks = (range(0, n, -(-n // _LABELS)) for n in (rows, columns))
+        axes.set_yticks(row_ticks, [row_labels[i] for i in row_ticks])
+        axes.set_xticks(
+            column_ticks,
+            [column_labels[i] for i in column_ticks],
+            rotation=45 if slanted else 0,
+            ha="right" if slanted else "center",
+            rotation_mode="anchor" if slanted else "default",
+        )
+        if with_values:
+            for (row, column), value in np.ndenumerate(matrix):
+                if np.isfinite(value):
+                    # The lower half of cividis is dark.
+                    ink = "white" if value < top / 2 else "black"
+                    text = f"{value:d}" if are_counts else f"{value:.2f}"
+                    axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)
+        return np.ascontiguousarray(pixels[:, :, :3].transpose(2, 0, 1))
 
 
 def sample_grid(images: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:

@@ -80,6 +80,19 @@ def test_confusion_takes_missing_cells_and_many_classes():
         confusion_image(np.eye(2), ["a", "b", "c"], ["a", "b"], "t")
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_name_with_dollar_signs_is_drawn_as_it_is_and_no_formula(place):
+    def drawn(name: str) -> np.ndarray:
+        texts = [["a"], ["b"], "title", "rows", "columns"]
+        texts[place] = [name] if place < 2 else name
+        return confusion_image(np.zeros((1, 1), dtype=np.int64), *texts)
+
+    for name in ("$$", "$\\foo$", "$_$", "$", "a_b^c{"):  # most are no formula at all
+        drawn(name)
+    # As formulas these would look alike.
+    assert (drawn("$a b$") != drawn("$ab $")).any()
+
+
 def test_figures_need_no_display_and_no_pyplot():
     code = (
         "import sys, rebias_dist.telemetry.pictures as f; assert 'matplotlib' not in sys.modules;"
