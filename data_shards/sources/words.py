@@ -1,7 +1,7 @@
 """Number the words of a table's column: classes, values of an attribute, splits."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
@@ -12,6 +12,7 @@ _SPLIT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _NUMBER: Final = re.compile(r"\s*[+-]?\d{1,15}(\.\d{1,15})?\s*", re.ASCII)
 _FEW_VALUES, _MOST_VALUES = 20, 1000  # of an attribute; more form no groups
 _SHOWN: Final = 5
+_MOST_PAIRS: Final = 20  # of --splits in a message
 
 
 def hint(word: str, known: Sequence[str]) -> str:
@@ -119,8 +120,13 @@ def _by_name(
 
 def _spelling(word: str) -> str:
     """Return what all spellings of a word share."""
+    return " ".join(_plain(word).casefold().split())
+
+
+def _plain(word: str) -> str:
+    """Return a word without blanks around it; a number in its shortest form."""
     number = _number(word)
-    return " ".join(word.casefold().split()) if number is None else _shown(number)
+    return word.strip() if number is None else _shown(number)
 
 
 def _number(word: str) -> float | None:
@@ -134,31 +140,30 @@ def _shown(number: float) -> str:
 def split_names(cells: Sequence[tuple[str, str]], names: Mapping[str, str]) -> dict[str, str]:
     """Return the name of the split for each word of ``cells``, which are words with their lines.
 
-    ``names`` are names by word; without them, the words are the names. UsageError for a word
-    without a name and for a name that is none of a folder.
+    ``names`` are names by word, numbers in any spelling; without them, the words are the names.
+    UsageError for a word without a name and for a name that is none of a folder.
     """
+    given = _by_plain_word(names)
     found: dict[str, str] = {}
     spelled: dict[str, str] = {}
     for where, cell in cells:
         if cell in found:
             continue
-        number = _number(cell)
-        word = cell.strip() if number is None else _shown(number)
+        word, is_number = _plain(cell), _number(cell) is not None
         if not word:
             raise UsageError(f"{where}: the split is empty; fill the cell or remove the row")
-        if names and word not in names:
+        if "," in word or "=" in word:
+            # --splits could not name it.
+            raise UsageError(f"{where}: the split {word!r} has a ',' or '='; correct the cell")
+        if given and word not in given:
+            near = "" if is_number else hint(word, [*names])
             raise UsageError(
-                f"{where}: the split {word!r} is none of --splits{hint(word, [*names])}; add "
+                f"{where}: the split {word!r} is none of --splits{near}; add "
                 f"{word}=NAME to {','.join(map('='.join, names.items()))}"
             )
-        if not names and number is not None:
-            numbers = sorted({word.strip() for _, word in cells})
-            example = ",".join(map("{}={}".format, numbers, (TRAIN, SELECTION, TEST)))
-            raise UsageError(
-                f"{where}: the splits are numbers ({', '.join(numbers[:_SHOWN])}); name them, "
-                f"such as --splits {example}"
-            )
-        name = names.get(word, word)
+        if not given and is_number:
+            raise _unnamed(where, (word for _, word in cells))
+        name = given.get(word, word)
         other = spelled.setdefault(name.casefold(), name)
         if other != name:
             raise UsageError(
@@ -170,3 +175,36 @@ def split_names(cells: Sequence[tuple[str, str]], names: Mapping[str, str]) -> d
             )
         found[cell] = name
     return found
+
+
+def _by_plain_word(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of splits by words in one spelling; UsageError if two names are for one."""
+    given: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for word, name in names.items():
+        plain = _plain(word)
+        pair = f"{word}={name}"
+        if given.setdefault(plain, name) != name:
+            raise UsageError(f"--splits: {pair} and {first[plain]} name the same split; give one")
+        first.setdefault(plain, pair)
+    return given
+
+
+def _unnamed(where: str, cells: Iterable[str]) -> UsageError:
+    """Return the error for splits that are numbers, with a value of --splits that names all."""
+    words = {_plain(cell) for cell in cells} - {""}
+    ranked = sorted(words, key=lambda word: (_number(word) is None, _number(word) or 0, word))
+    taken = {word.casefold() for word in words}
+    free = [name for name in (TRAIN, SELECTION, TEST) if name not in taken]
+    free += [f"split-{place}" for place in range(len(words))]
+    pairs = []
+    for word in ranked[:_MOST_PAIRS]:
+        is_name = _number(word) is None and _SPLIT.fullmatch(word)
+        pairs.append(f"{word}={word if is_name else free.pop(0)}")
+    example = ",".join([*pairs, *(["…"] if len(words) > len(pairs) else [])])
+    # The value of an option must not begin with a minus.
+    between = "=" if example.startswith("-") else " "
+    return UsageError(
+        f"{where}: the splits are numbers ({', '.join(ranked[:_SHOWN])}); name them, such as "
+        f"--splits{between}{example}"
+    )

@@ -265,6 +265,21 @@ def test_classes_and_values_are_matched_to_the_numbers_of_the_table(tmp_path, ze
         assert manifest.attributes[0].values[row["bias"]] == (zero if is_last else one)
 
 
+@pytest.mark.parametrize("spelling", ["0{}", "{}.0"])
+def test_the_names_that_a_message_suggests_for_splits_are_taken(tmp_path, capsys, spelling):
+    table = [("file", "y", "split")]
+    table += [(f"{n}.jpg", "ab"[n % 2], spelling.format(n % 3)) for n in range(12)]
+    birds.write_images(tmp_path, [row[0] for row in table[1:]])
+    path = birds.write_table(tmp_path / "t.csv", table)
+    assert cli(command(path, tmp_path / "out")) == 2
+    suggested = capsys.readouterr().err.strip().partition("such as --splits ")[2]
+    written = ",".join(f"{spelling.format(n)}={name}" for n, name in enumerate(SPLITS))
+    for number, words in enumerate((suggested, written)):
+        output = tmp_path / f"out{number}"
+        assert cli(command(path, output, "--splits", words)) == 0
+        assert [load_split(output / split)[0].samples for split in SPLITS] == [4, 4, 4]
+
+
 def test_validation_data_under_another_name_than_selection_are_a_warning(tmp_path, capsys):
     table = [("file", "y", "place", "split")]
     for n in range(12):

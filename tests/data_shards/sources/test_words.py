@@ -1,9 +1,12 @@
 """The numbers that the words of a column get, however they are spelled."""
 
+import argparse
+
 import pytest
 
+from data_shards.commands.tables import add_arguments
 from data_shards.errors import UsageError
-from data_shards.sources.words import numbered
+from data_shards.sources.words import numbered, split_names
 
 
 def classes_of(labels, order):
@@ -58,3 +61,65 @@ def test_an_order_that_could_be_meant_in_two_ways_is_refused(labels, order, word
         classes_of(labels, order)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def splits_of(words, names=()):
+    """Return the name of the split of each word."""
+    cells = [(f"z.csv:{line}", word) for line, word in enumerate(words, 2)]
+    found = split_names(cells, dict(names))
+    return [found[word] for word in words]
+
+
+@pytest.mark.parametrize("words", [(*spelling, "2") for spelling in SPELLINGS])
+@pytest.mark.parametrize("given", [(*spelling, "2.0") for spelling in SPELLINGS])
+def test_numbers_of_splits_are_named_in_any_spelling(words, given):
+    names = ("train", "selection", "test")
+    assert splits_of(words, zip(given, names, strict=True)) == [*names]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("0", "1", "2"),
+        ("0.0", "1.0", "2.0"),
+        ("00", "01"),
+        ("1", "10", "2", "9", "11", "3"),
+        ("-1", "0", "1"),
+        ("0", "train", "Selection"),
+        ("1", "a/b", "test"),
+    ],
+)
+def test_the_example_for_numbers_is_accepted_as_it_is_printed(words):
+    with pytest.raises(UsageError, match="the splits are numbers") as caught:
+        splits_of(words)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    option = str(caught.value).partition("such as ")[2]
+    pairs = parser.parse_args(["z.csv", *option.split(" ")]).splits
+    names = dict(pair.split("=") for pair in pairs.split(","))
+    found = splits_of(words, names.items())
+    assert len({*map(str.casefold, found)}) == len(words)
+    assert found[words.index("train") if "train" in words else 0] == "train"
+
+
+def test_blank_cells_and_many_numbers_leave_the_example_readable():
+    with pytest.raises(UsageError, match=r"\(0, 1\); .* 0=train,1=selection$"):
+        splits_of(["1", "", "0"])
+    with pytest.raises(UsageError, match=r"\(0, 1, 2, 3, 4\); .* 0=train,.*,19=split-16,…$"):
+        splits_of([str(n) for n in range(300)])
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "told"),
+    [
+        (["3.0"], {"0.0": "train", "2.0": "test"}, "the split '3' is none of --splits; add 3=NAME"),
+        (["trian"], {"train": "train"}, "'trian' is none of --splits (did you mean 'train'?); add"),
+        (["0"], {"0": "train", "0.0": "test"}, "--splits: 0.0=test and 0=train name the same"),
+        (["a=b"], {"a": "b"}, "the split 'a=b' has a ',' or '='; correct the cell"),
+        (["a,b"], {}, "the split 'a,b' has a ',' or '='; correct the cell"),
+    ],
+)
+def test_splits_without_one_name_are_refused(words, names, told):
+    with pytest.raises(UsageError) as caught:
+        splits_of(words, names.items())
+    assert told in str(caught.value)
