@@ -77,6 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     training += [] if arguments.name is None else [f"--name={arguments.name}"]
     # The trainer's parser checks the command line before any process is started.
     request = parse_train(training, program="rebias-launch local")
+    if request.dry_run:
+        raise ConfigError(
+            "--dry-run: a supervisor is not needed for a plan; use rebias-train with --dry-run"
+        )
     config = request.config
     most = config.global_batch // config.b
     ranks = arguments.ranks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(script, end="")
         return EXIT_FINISHED
     launcher, logs = folder / "launcher", folder / "logs"
+    is_new = not folder.exists()
     try:
         launcher.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
@@ -81,7 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
         write_synced(launcher / "job.sbatch", script.encode())
     except OSError as error:
         raise ConfigError(f"runs_dir: {folder} cannot be written: {error.strerror}") from None
-    job = submit([*rest, str(launcher / "job.sbatch")])
+    try:
+        job = submit([*rest, str(launcher / "job.sbatch")])
+    except ConfigError:  # there is no job
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     options = [*given_flags(arguments), f"--name={config.name}", f"--runs-dir={config.runs_dir}"]
     write_command_line(folder, CommandLine("slurm", arguments.config, options, rest, job=job))
     print(f"submitted job {job}, run {config.name}; its output goes to {logs}")

@@ -51,7 +51,7 @@ class Sweep(Section):
     set: Settings = Field(default_factory=dict)
     """Settings of every cell."""
     where: dict[str, dict[str, Settings]] = Field(default_factory=dict)
-    """Settings of the cells in which a key has a value: {key: {value: settings}}."""
+    """Settings of the cells in which a key has a value, as in YAML: {key: {value: settings}}."""
 
     @field_validator("grid", "zip", "set")
     @classmethod
@@ -81,7 +81,7 @@ class Sweep(Section):
     def _where_names_cells(self) -> Sweep:
         axes = {**self.grid, **self.zip}
         for key, cases in self.where.items():
-            known = {str(value) for value in axes.get(key, ())}
+            known = {_text(value) for value in axes.get(key, ())}
             for value, settings in cases.items():
                 if value not in known:
                     raise ValueError(f"where.{key}.{value}: no cell has this value")
@@ -91,6 +91,25 @@ class Sweep(Section):
                         "grid; remove it"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _where_decides_once(self) -> Sweep:
+        for name, settings in self.cells():
+            decided: dict[str, tuple[str, Value]] = {}
+            for key, case in self._cases_of(settings):
+                for field, value in case.items():
+                    by, other = decided.setdefault(field, (key, value))
+                    if other != value:
+                        raise ValueError(
+                            f"where: {field} of the cell {name} is {_text(other)} by {by} and "
+                            f"{_text(value)} by {key}; keep one"
+                        )
+        return self
+
+    def _cases_of(self, settings: Settings) -> Iterator[tuple[str, Settings]]:
+        """Yield the cases of ``where`` that a cell with these settings meets, with their keys."""
+        for key, cases in self.where.items():
+            yield key, cases.get(_text(settings.get(key, "")), {})
 
     def cells(self) -> Iterator[tuple[str, Settings]]:
         """Yield the run name and the settings of each cell; the first key varies slowest."""
@@ -103,9 +122,15 @@ class Sweep(Section):
             settings = dict(self.set)
             for part in combination:
                 settings |= part
-            for key, cases in self.where.items():
-                settings |= cases.get(str(settings.get(key)), {})
+            met = [case for _, case in self._cases_of(settings)]
+            for case in met:
+                settings |= case
             yield "-".join([self.name, *labels]), settings
+
+
+def _text(value: Value) -> str:
+    """Return a value as YAML has it, which is also how a flag takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _label(key: str, value: Value) -> str:
@@ -173,21 +198,31 @@ def read_sweep(path: str, given: Mapping[str, str] | None = None) -> Sweep:
 
     Args:
         path: a file or the name of a shipped sweep.
-        given: settings of every cell, in YAML, in addition to those of the file.
+        given: settings of every cell, in YAML. They count more than ``set`` and ``where`` of the
+            file.
 
     Raises:
         ConfigError: one line for the first fault.
     """
     values = read_config_file(path)
     own = values.get("set") or {}
-    if given and isinstance(own, dict):  # anything else is refused below
+    given = given or {}
+    if isinstance(own, dict):  # anything else is refused below
         parsed = {key: parse_yaml(text, f"--set {key}={text}") for key, text in given.items()}
         values["set"] = {**own, **parsed}
     try:
-        return Sweep.model_validate(values)
+        sweep = Sweep.model_validate(values)
     except ValidationError as invalid:
         fault = first_fault(invalid, values, lambda location: list(Sweep.model_fields))
         raise ConfigError(f"{path}: {fault}") from None
+    where = {
+        key: {
+            value: {field: one for field, one in settings.items() if field not in given}
+            for value, settings in cases.items()
+        }
+        for key, cases in sweep.where.items()
+    }
+    return sweep.model_copy(update={"where": where})
 
 
 def plan_cells(
@@ -209,7 +244,7 @@ def plan_cells(
         arguments = [f"--config={sweep.config}", f"--name={name}"]
         arguments += [] if runs_dir is None else [f"--runs-dir={runs_dir}"]
         for key, value in settings.items():
-            arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+            arguments.append(f"--{key}={_text(value)}")
         try:
             config = parse_train(arguments, program=f"rebias-sweep: {where}").config
             check_world(config, ranks or sweep.ranks)

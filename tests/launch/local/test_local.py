@@ -325,6 +325,7 @@ def test_exit_codes_when_no_restart_can_help(small_run, short, tmp_path):
         (("local", "biased_mnist/demo", "--name", "x; touch y"), "'x; touch y'"),
         (("local", "biased_mnist/demo", "--name", "a\nb"), r"'a\nb'"),
         (("local", "biased_mnist/demo", "--", "--lr", "1"), "--optimizer.lr"),
+        (("local", "biased_mnist/demo", "--name", "a", "--", "--dry-run"), "use rebias-train"),
         (("local",), "CONFIG"),
         (("stop", "x; touch y"), "'x; touch y'"),
         (("status", "../etc"), "'../etc'"),

@@ -122,6 +122,7 @@ def test_without_slurm(tmp_path):
     said = slurm("biased_mnist/demo", f"--runs-dir={tmp_path / 'runs'}", PATH="/nowhere")
     assert said.returncode == 2
     assert "sbatch: not found" in said.stderr
+    assert list((tmp_path / "runs").iterdir()) == []  # no run that list and resume do not know
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,28 @@ def test_settings_of_some_cells(tmp_path):
     assert [c.config.method.g_pretrain_epochs for c in cells] == [0, 5]
 
 
+def test_the_values_of_where_are_those_of_yaml(tmp_path):
+    cells = planned(
+        tmp_path,
+        grid={"compile": [False, True], "data.rho": [0.9, 0.99]},
+        where={"compile": {"true": {"epochs": 3}}, "data.rho": {"0.99": {"global_batch": 32}}},
+    )
+    assert [(c.config.epochs, c.config.global_batch) for c in cells] == [
+        (8, 64), (8, 32), (3, 64), (3, 32)
+    ]  # fmt: skip
+
+
+def test_a_setting_of_the_command_line_counts_more_than_where(tmp_path):
+    path = written(
+        tmp_path,
+        grid={"method.name": ["rubi", "learned_mixin"]},
+        where={"method.name": {"learned_mixin": {"method.g_pretrain_epochs": 5, "epochs": 3}}},
+    )
+    cells = plan_cells(read_sweep(path, {"method.g_pretrain_epochs": "1"}), path)
+    assert [c.config.method.g_pretrain_epochs for c in cells] == [1, 1]
+    assert [c.config.epochs for c in cells] == [8, 3]
+
+
 def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
     (cell,) = planned(
         tmp_path,
@@ -98,6 +120,13 @@ def test_the_command_is_an_argument_list_and_resolves_to_the_cell(tmp_path):
         ({"grid": {"data.source": ["a b", "a/b"]}}, "two cells are named s-a_b"),
         ({"where": {"method.name": {"rubi": {"seed": 1}}}}, "where.method.name.rubi"),
         ({"grid": {"seed": [1]}, "where": {"seed": {"1": {"seed": 2}}}}, "where.seed.1.seed"),
+        (
+            {
+                "grid": {"method.name": ["rubi"], "seed": [0, 1]},
+                "where": {"method.name": {"rubi": {"epochs": 3}}, "seed": {"1": {"epochs": 5}}},
+            },
+            "epochs of the cell s-rubi-seed1 is 3 by method.name and 5 by seed; keep one",
+        ),
         ({"ranks": 9}, "micro_batch"),
         ({"ranks": 0}, "ranks"),
         ({"name": "../up"}, "name"),
