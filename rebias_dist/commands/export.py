@@ -216,10 +216,13 @@ def write_network(loaded: LoadedRun, folder: Path) -> None:
             f"{loaded.config.f.name}: torch.export cannot export it: {reason}"
         ) from None
     (folder / "model.pt2").write_bytes(content.getbuffer())
+    weights = folder / "model.safetensors"
     try:
-        save_model(f, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        save_model(f, str(weights), metadata={"format": "pt"})
     except SafetensorError as error:
-        raise RebiasError(f"model.safetensors cannot be written: {error}") from None
+        raise RebiasError(f"{weights} cannot be written: {error}") from None
+    # safetensors makes files that only their owner can read, whatever the umask.
+    weights.chmod((folder / "model.pt2").stat().st_mode & 0o777)
 
 
 def check(loaded: LoadedRun, folder: Path) -> float:

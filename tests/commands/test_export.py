@@ -72,6 +72,11 @@ def test_both_files_say_what_the_run_says_of_its_test_images(runs, exported):
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_all_files_can_be_read_by_those_whom_the_umask_lets(exported):
+    modes = {path.name: path.stat().st_mode for path in exported.iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_the_code_of_the_card_runs_without_this_package(runs, exported, tmp_path):
     run = load(runs / "a")
     image = open_data(run.config, data_root(run.config)).tests["rho0"].image(5)
