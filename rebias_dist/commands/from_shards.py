@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from data_shards.errors import DataShardsError
@@ -18,7 +21,7 @@ from rebias_dist.config.data import CACHE_GB, is_address
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, DataError
 
-_LOOKED_AT = 100  # training images whose size is read
+_LOOKED_AT = 100  # images of a split whose size is read
 _SMALL = 32  # pixels; simple_convnet is for images up to this side
 _BATCH = int(Config.model_fields["global_batch"].default)
 _SHOWN = 10  # names of classes and values in a line
@@ -31,7 +34,7 @@ class _Found:
     manifest: Manifest
     splits: list[str]
     sizes: list[tuple[int, int]]
-    """Of the images that were read: width and height, each once, ascending."""
+    """Of the images that were read in all splits: width and height, each once, ascending."""
 
 
 def read_from(
@@ -54,10 +57,10 @@ def read_from(
 
     Raises:
         ConfigError: there is no split ``train``, or no test split; or the root cannot be read.
-        DataError: the training split is damaged.
+        DataError: a split is damaged, or no training image can be read.
         RebiasError: a server does not answer.
     """
-    found = _at_address(root, tests, cache_gb) if is_address(root) else _in_folder(root)
+    found = _at_address(root, tests, cache_gb) if is_address(root) else _in_folder(root, tests)
     if found is None:
         return None
     manifest, splits, sizes = found.manifest, found.splits, found.sizes
@@ -89,20 +92,32 @@ def read_from(
     return values, lines
 
 
-def _in_folder(root: str) -> _Found | None:
+def _in_folder(root: str, tests: Sequence[str]) -> _Found | None:
     splits = [path.parent.name for path in children(Path(root), f"*/{MANIFEST_NAME}")]
     _check_train(root, splits)
+    sizes = {}
     try:
-        manifest, index = load_split(Path(root) / "train")
-        if manifest.dataset == "biased_mnist":
+        train, _ = load_split(Path(root) / "train")
+        if train.dataset == "biased_mnist":
             return None
-
-        def read(i: int) -> bytes:
-            return read_image(Path(root) / "train", manifest, index[i])
-
-        return _Found(manifest, splits, _sizes(root, len(index), read, DataShardsError))
+        for split in _used(splits, tests):
+            folder = Path(root) / split
+            manifest, index = load_split(folder)
+            read = functools.partial(_image, folder, manifest, index)
+            sizes[split] = _sizes(len(index), read, DataShardsError)
     except DataShardsError as error:
         raise DataError(str(error)) from None
+    return _Found(train, splits, _all_sizes(root, sizes))
+
+
+def _image(folder: Path, manifest: Manifest, index: NDArray[np.void], i: int) -> bytes:
+    return read_image(folder, manifest, index[i])
+
+
+def _used(splits: Sequence[str], tests: Sequence[str]) -> list[str]:
+    """Return the splits that a run reads, the training split first."""
+    others = [s for s in splits if s != "train"]
+    return ["train", *(s for s in others if s == "selection" or not tests or s in tests)]
 
 
 def _at_address(root: str, tests: Sequence[str], cache_gb: float) -> _Found | None:
@@ -115,9 +130,13 @@ def _at_address(root: str, tests: Sequence[str], cache_gb: float) -> _Found | No
     train = ShardDataset(f"{root}/train", cache_gb=cache_gb)
     if train.manifest.dataset == "biased_mnist":
         return None
-    # More shards would be long in coming.
-    images = next(filter(None, train.manifest.shard_counts), 0)
-    return _Found(train.manifest, splits, _sizes(root, images, train.read, DamagedSample))
+    sizes = {}
+    for split in _used(splits, tests):
+        data = ShardDataset(f"{root}/{split}", cache_gb=cache_gb)
+        # More shards would be long in coming.
+        images = next(filter(None, data.manifest.shard_counts), 0)
+        sizes[split] = _sizes(images, data.read, DamagedSample)
+    return _Found(train.manifest, splits, _all_sizes(root, sizes))
 
 
 def _check_train(root: str, splits: Sequence[str]) -> None:
@@ -156,7 +175,7 @@ def _lines(
         )
     shown = " to ".join(f"{w} × {h}" for w, h in dict.fromkeys((sizes[0], sizes[-1])))
     crop = "; they differ, so data.augmentation is crop_flip" if len(sizes) > 1 else ""
-    looked_at = " in the first shard" if is_address(root) else ""
+    looked_at = " in the first shard of each split" if is_address(root) else ""
     lines.append(f"images of {shown} pixels{looked_at}{crop}")
     f, g = ("simple_convnet",) * 2 if _are_small(sizes) else ("resnet18", "bagnet18")
     lines.append(f"f {f}, g {g} unless --f.name and --g.0.name are given")
@@ -169,9 +188,9 @@ def _are_small(sizes: list[tuple[int, int]]) -> bool:
 
 
 def _sizes(
-    root: str, images: int, read: Callable[[int], bytes], damaged: type[Exception]
-) -> list[tuple[int, int]]:
-    """Return the sizes (width, height) of images spread over so many, each once, ascending.
+    images: int, read: Callable[[int], bytes], damaged: type[Exception]
+) -> set[tuple[int, int]]:
+    """Return the sizes (width, height) of images spread over so many.
 
     ``read`` returns the file of an image, or raises ``damaged``; training says what to do then.
     """
@@ -186,6 +205,11 @@ def _sizes(
                 found.add(image.size)
         except Exception:  # Pillow raises many kinds of errors on hostile bytes
             continue
-    if not found:
+    return found
+
+
+def _all_sizes(root: str, found: Mapping[str, set[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """Return the sizes in all splits, each once, ascending."""
+    if not found["train"]:
         raise DataError(f"{root}/train: has no readable image; make the shards again")
-    return sorted(found)
+    return sorted(set().union(*found.values()))

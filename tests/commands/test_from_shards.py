@@ -1,6 +1,7 @@
 """``rebias-train --data.root X`` alone reads from the shards what it needs."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -63,6 +64,22 @@ def test_networks_and_augmentation_fit_the_images(tmp_path, sizes, augmentation,
     assert config.data.augmentation == augmentation
     assert (config.f.name, config.g[0].name) == ("resnet18", "bagnet18")
     assert said in notes
+
+
+@pytest.mark.parametrize("different", ["selection", "test"])
+@pytest.mark.parametrize("sizes", [((16, 16), (20, 16)), ((40, 40),)])
+def test_the_images_of_every_split_are_looked_at(tmp_path, different, sizes):
+    """Else a run ends in its last evaluation, or tests images at another scale."""
+    root = shards(tmp_path, (16, 16), splits=("train", "selection", "test"))
+    shutil.rmtree(tmp_path / different)
+    shards(tmp_path, *sizes, splits=(different,))
+    config, notes = parsed(root)
+    assert config.data.augmentation == "crop_flip"
+    assert "they differ" in notes
+    # A split that the run does not read has no say.
+    shards(tmp_path, (16, 16), splits=("val",))
+    wanted = parsed(root, "--data.test_splits", "[val]")[0].data.augmentation
+    assert wanted == ("none" if different == "test" else "crop_flip")
 
 
 def test_another_network_by_a_flag_has_no_fields_of_the_default_one(tmp_path):
@@ -186,7 +203,9 @@ def test_an_address_gives_what_its_folder_gives(server, sizes, splits):
     found = f"splits found: {', '.join(sorted(splits))} (tried {', '.join(TRIED)}; name others "
     assert found in notes
     expected = said.replace(str(server.folder), server.url)
-    begin, _, end = notes.replace(" pixels in the first shard", " pixels").partition(found)
+    begin, _, end = notes.replace(" pixels in the first shard of each split", " pixels").partition(
+        found
+    )
     assert begin + end.partition("'[NAME]') ")[2] == expected
 
 
@@ -200,18 +219,19 @@ def test_other_test_splits_at_an_address_are_named(server):
     assert "tried" not in notes
 
 
-def test_one_shard_is_fetched_and_the_cache_keeps_its_bound(server, tmp_path):
-    for split in ("train", "test"):
-        write(server.folder, split, [0, 1, 2] * 10)
+def test_one_shard_of_each_split_is_fetched_and_the_cache_keeps_its_bound(server, tmp_path):
+    for split, labels in (("train", [0, 1, 2]), ("test", [2, 1, 0])):
+        write(server.folder, split, labels * 10)
     fetched = tmp_path / "cache/fetched"
     fetched.mkdir(parents=True)
     (fetched / f"{'0' * 64}.tar").write_bytes(bytes(10_000))
     _, notes = parsed(server.url, "--data.cache_gb", "2e-5")
     assert "images of 12 × 12 pixels" in notes
     fetches = {name: n for name, n in server.requests.items() if name != "manifest.json"}
-    assert fetches == {"train-000000.tar": 1, "index.npy": 1}
+    assert fetches == {"train-000000.tar": 1, "test-000000.tar": 1, "index.npy": 2}
     (kept,) = fetched.glob("*.tar")
-    assert kept.stem == load_manifest(server.folder / "train").shards[0].sha256
+    last = {load_manifest(server.folder / split).shards[0].sha256 for split in ("train", "test")}
+    assert kept.stem in last
 
 
 def test_faults_of_a_server_are_one_line(server, capsys):
