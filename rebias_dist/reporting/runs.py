@@ -21,6 +21,8 @@ from rebias_dist.reporting.training_data import made_with
 from rebias_dist.runs.results import LARGEST
 from rebias_dist.runs.results_schema import Results
 
+_LAST = [*Config.model_fields][-1]  # a run writes all sections, in this order
+
 
 @dataclass(frozen=True)
 class Run:
@@ -46,9 +48,12 @@ def read_run(folder: Path) -> Run:
         if not (folder / "config.yaml").exists():  # else taken for a shipped configuration
             raise ConfigError("no run here (config.yaml: No such file or directory)")
         try:
-            config = validate(read_config_file(str(folder / "config.yaml")), own_method=False)
+            values = read_config_file(str(folder / "config.yaml"))
+            config = validate(values, own_method=False)
         except ConfigError as error:
             raise ConfigError(f"config.yaml: {error}") from None
+        if _LAST not in values:  # the rest of a file that was cut would be the defaults
+            raise ConfigError(f"config.yaml: cut; its last section, {_LAST}, is missing")
         options = made_with(folder, config)
         state = parse_json(_read(folder / "state.json"))
         found = state.get("status") if isinstance(state, dict) else None

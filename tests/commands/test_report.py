@@ -239,6 +239,15 @@ def damage_config(run: Path) -> None:
     (run / "config.yaml").write_text("epochs: [")
 
 
+def damage_cut_config(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text[: text.index("data:")])
+
+
+def damage_empty_config(run: Path) -> None:
+    (run / "config.yaml").write_text("")
+
+
 def damage_no_config(run: Path) -> None:
     (run / "config.yaml").unlink()
 
