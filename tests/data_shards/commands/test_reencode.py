@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_shards.__main__ import cli
 from data_shards.format.manifest import load_split
@@ -137,3 +139,153 @@ def test_resized_images_are_stored_as_jpeg(source):
     assert {facts.extension for facts in found} == {"jpg"}
     assert {min(facts.size) for facts in found} == {10}
     assert sum("reencoded" in facts.flags for facts in found) == 6
+
+
+def test_a_tiff_without_a_known_black_and_white_is_refused(source, capsys):
+    cat = source / "in" / "train" / "cat"
+    for path in cat.iterdir():
+        path.unlink()
+    ramp = np.linspace(0, 1, 600).reshape(20, 30)
+    for name, values in {
+        "i32": (ramp * 65535).astype(np.int32),
+        "f01": ramp.astype(np.float32),
+        "i16": (ramp * 65535).astype(np.uint16),
+    }.items():
+        Image.fromarray(values).save(cat / f"{name}.tif")
+    assert cli(command(source, "out", "--reencode")) == 1
+    shown = capsys.readouterr().out
+    assert "cat/f01.tif: unsupported-tiff" in shown
+    assert "cat/i32.tif: unsupported-tiff" in shown
+    assert "--reencode takes" not in shown
+    folder = source / "out" / "train"
+    manifest, (row,) = load_split(folder)
+    with Image.open(io.BytesIO(read_image(folder, manifest, row))) as png:
+        assert (np.asarray(png.convert("L")) == (ramp * 65535).astype(np.uint16) >> 8).all()
+
+
+GREY = np.asarray(noise(5, (30, 20)).convert("L"))
+RGB = np.asarray(noise(5, (30, 20)))
+DEEP_GREY, DEEP_RGB = (pixels.astype(np.uint16) * 257 for pixels in (GREY, RGB))
+OPAQUE = np.full_like(GREY, 255)
+CMYK, YCBCR = (noise(5, (30, 20)).convert(mode) for mode in ("CMYK", "YCbCr"))
+
+
+def tiff(pixels, photometric, *, order="<", planes=False, packed=False, **tags):
+    """A TIFF of pixels [height, width] or [height, width, channels]; ``tags`` are its others."""
+    height, width = pixels.shape[:2]
+    pixels = pixels.reshape(height, width, -1).astype(pixels.dtype.newbyteorder(order))
+    channels = pixels.shape[-1]
+    parts = np.moveaxis(pixels, -1, 0) if planes else [pixels]
+    strips = [zlib.compress(part.tobytes()) if packed else part.tobytes() for part in parts]
+    bits = tags.get("bits", 8 * pixels.itemsize)
+    entries = {  # SHORT each
+        256: [width],
+        257: [height],
+        258: [bits] * channels,
+        259: [8 if packed else 1],
+        262: [photometric],
+        273: [],  # where the strips begin
+        277: [channels],
+        278: [height],
+        279: [len(strip) for strip in strips],
+        284: [2 if planes else 1],
+        **({338: [tags["extra"]]} if "extra" in tags else {}),
+        339: [tags.get("kind", 1)] * channels,
+        **({530: tags["sampling"]} if "sampling" in tags else {}),
+    }
+    place = 8 + 2 + 12 * len(entries) + 4
+    for strip in strips:
+        entries[273].append(place)
+        place += len(strip)
+    table, behind = struct.pack(f"{order}H", len(entries)), b"".join(strips)
+    for tag, values in entries.items():
+        value = struct.pack(f"{order}{len(values)}H", *values)
+        if len(value) > 4:
+            behind, value = behind + value, struct.pack(f"{order}I", place)
+            place += 2 * len(values)
+        table += struct.pack(f"{order}HHI", tag, 3, len(values)) + value.ljust(4, b"\0")
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    return start + struct.pack(f"{order}I", 8) + table + bytes(4) + behind
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "tags", "expected"),
+    [
+        (GREY, 1, {}, GREY),
+        (255 - GREY, 0, {}, GREY),
+        (DEEP_GREY, 1, {}, GREY),
+        (np.dstack([GREY, OPAQUE]), 1, {"extra": 2}, GREY),
+        (RGB, 2, {}, RGB),
+        (RGB, 2, {"planes": True}, RGB),
+        (DEEP_RGB, 2, {}, RGB),
+        (np.dstack([RGB, OPAQUE]), 2, {"extra": 1}, RGB),
+        (np.dstack([RGB, OPAQUE]), 2, {"extra": 2}, RGB),
+        (CMYK, 5, {}, CMYK.convert("RGB")),
+        (YCBCR, 6, {"sampling": [1, 1]}, YCBCR.convert("RGB")),
+    ],
+)
+def test_tiffs_of_known_range_keep_their_pixels(order, packed, pixels, photometric, tags, expected):
+    content = tiff(np.asarray(pixels), photometric, order=order, packed=packed, **tags)
+    found, expected = stored(content).astype(int), np.asarray(expected)
+    difference = found - (expected[..., None] if expected.ndim == 2 else expected)
+    # libtiff and Pillow round YCbCr differently.
+    assert abs(difference).max() <= (3 if pixels is YCBCR else 0)
+
+
+def stored(content):
+    with Image.open(io.BytesIO(as_png(content))) as png:
+        return np.asarray(png)
+
+
+def test_palettes_with_alpha_and_lab_keep_their_pixels():
+    image = Image.fromarray(RGB)
+    lab = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    palette = image.convert("RGBA").convert("PA")
+    for kept, expected, error in ((palette, palette.convert("RGB"), 0), (lab, image, 2)):
+        stream = io.BytesIO()
+        kept.save(stream, "TIFF")
+        difference = stored(stream.getvalue()).astype(int) - np.asarray(expected)
+        assert abs(difference).mean() <= error, kept.mode
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "tags"),
+    [
+        (GREY.astype(np.int8), 1, {"kind": 2}),
+        (DEEP_GREY.astype(np.int16), 1, {"kind": 2}),
+        (DEEP_GREY.astype(np.int32), 1, {"kind": 2}),
+        ((GREY / 255).astype(np.float32), 0, {"kind": 3}),
+        ((GREY / 255).astype(np.float32), 1, {"kind": 3, "packed": True}),
+        (np.dstack([GREY, OPAQUE]), 1, {"extra": 1}),
+        (DEEP_RGB, 2, {"planes": True}),
+        (RGB, 8, {"planes": True}),
+        (RGB, 6, {}),
+        (RGB, 6, {"sampling": [2, 2]}),
+    ],
+)
+def test_tiffs_that_would_change_their_pixels_are_refused(order, pixels, photometric, tags):
+    with pytest.raises(UnfitError, match="refused: unsupported-tiff"):
+        as_png(tiff(pixels, photometric, order=order, **tags))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "tags"),
+    [
+        (GREY.astype(np.uint32), 1, {}),
+        (DEEP_GREY, 1, {"bits": 12}),
+        (DEEP_GREY, 0, {}),
+        (DEEP_GREY, 0, {"packed": True}),
+    ],
+)
+def test_tiffs_that_pillow_reads_in_one_byte_order_alone_never_become_a_png(
+    pixels, photometric, tags
+):
+    with pytest.raises(UnfitError, match="refused: unsupported-tiff"):
+        as_png(tiff(pixels, photometric, **tags))
+    with pytest.raises(UnfitError):
+        as_png(tiff(pixels, photometric, order=">", **tags))
