@@ -14,13 +14,13 @@ CUSTOM = "folder"
 DATASETS = {**SUMMARIES, CUSTOM: "any other data set, with --classes, its class-map file"}
 
 _EXAMPLES = {
-    "imagenet1k": "--source ILSVRC2012_img_train.tar --split train",
+    "imagenet1k": "--source ILSVRC2012_img_train.tar",
     "imagenet9": "--source ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz",
     "imagenet-a": "--source imagenet-a.tar",
     "imagenet9-a": "--source imagenet-a.tar",
     "imagenet-c": "--source blur.tar --split defocus_blur-3",
     "imagenet9-c": "--source blur.tar noise.tar weather.tar digital.tar",
-    CUSTOM: "--name pets --classes pets.csv --source photos --split train",
+    CUSTOM: "--name pets --classes pets.csv --source photos",
 }
 
 
@@ -67,8 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             default=SELECTION_FRACTION,
             metavar="PART",
             help="fraction of each class's training images that is held out for selection, unless "
-            "there is a folder 'selection' beside them; with 0 there is no such split; with 1 and "
-            "--split selection, all of --source is selection data (default %(default)s)",
+            "there is a folder 'selection' beside them; --split train leaves them out, --split "
+            "selection converts them; with 0 there is no such split; with 1 and --split selection, "
+            "all of --source is selection data (default %(default)s)",
         )
         parser.add_argument(
             "--stylised",
@@ -86,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             help="the classes of images without class folders: the devkit "
             "(ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv or a CSV with the "
             "columns name,wnid; a name may be a path below the source. If no folder names the "
-            "split, --split has just the images of that CSV (default: searched beside the source)",
+            "split, --split has just the images of that CSV; give the one of train for the splits "
+            "train and selection (default: searched beside the source)",
         )
     parser.add_argument(
         "--no-md5",

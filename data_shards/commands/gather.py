@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 python -m data_shards gather urls.txt --output data/gathered --val-fraction 0.05
-python -m data_shards convert imagenet9 --source data/gathered/train --split train --output shards
+python -m data_shards convert imagenet9 --source data/gathered --output shards
 """
 
 

@@ -21,6 +21,7 @@ EXAMPLE = """
 python -m data_shards convert imagenet1k --source train.tar --output shards --part 1/2
 python -m data_shards convert imagenet1k --source train.tar --output shards --part 2/2
 python -m data_shards merge shards --split train
+python -m data_shards merge shards --split selection
 """
 
 

@@ -42,9 +42,9 @@ def listings(
 
     ``selection`` has the images of a folder of that name. If there is none, it is a part of the
     training images: ``selection_fraction`` of each wnid, chosen by
-    :func:`~data_shards.sources.naming.selection_keys`. ``train`` has the rest, and the images of
-    ``stylised`` except copies of selection images. With ``split="selection"`` and the fraction 1,
-    all images of the source are selection data.
+    :func:`~data_shards.sources.naming.selection_keys`. ``train`` has the rest, also if it is listed
+    alone, and the images of ``stylised`` except copies of selection images. With
+    ``split="selection"`` and the fraction 1, all images of the source are selection data.
 
     ``verify_md5`` reads whole archives. ``labels`` has the classes of images outside class folders;
     without it, the files of ILSVRC2012 and Kaggle are looked for beside the source. The items are
@@ -153,6 +153,17 @@ def _training(
     result = []
     if split != SELECTION:
         rest = [row for row in rows if (row.wnid, row.key) not in chosen] if chosen else rows
+        if chosen and not rest:
+            raise UsageError(
+                f"--selection-fraction {fraction}: holds out all {len(rows):,} training images; "
+                "give a smaller fraction"
+            )
+        if split == TRAIN and chosen:
+            warnings.append(
+                f"{len(rows) - len(rest):,} of {len(rows):,} training images are held out as the "
+                "split selection; --split selection converts them, --selection-fraction 0 keeps "
+                "them"
+            )
         founds = [found]
         styled: list[Row] = []
         if copies is not None:

@@ -4,6 +4,7 @@ import pytest
 
 from data_shards.__main__ import cli
 from data_shards.errors import UsageError
+from data_shards.format.manifest import load_split
 from data_shards.sources.datasets import custom
 from data_shards.sources.imagenet import listings
 from tests.data_shards import trees
@@ -67,6 +68,48 @@ def test_the_commands_exit_with_0_and_leave_nothing_out(tmp_path, pets, capsys):
     shown = capsys.readouterr()
     assert "left out" not in shown.out
     assert "8 images are not in val.csv" in shown.err
+
+
+def _many(root):
+    """Fifty images of each class in one folder, and a table of them."""
+    pool = trees.write_folder(root, {"pool": {f"{n}.jpg": trees.jpeg(n) for n in range(100)}})
+    rows = [(f"{n}.jpg", ("tabby", "pug")[n % 2]) for n in range(100)]
+    return pool / "pool", _table(root / "train.csv", rows)
+
+
+def test_train_alone_says_which_images_it_leaves_out_and_what_converts_them(tmp_path, pets, capsys):
+    pool, table = _many(tmp_path)
+    command = ["convert", "folder", "--name", "pets", "--classes", str(tmp_path / "pets.csv")]
+    command += ["--source", str(pool), "--labels", str(table), "--workers", "1"]
+    command += ["--output", str(tmp_path / "out")]
+    assert cli([*command, "--split", "train"]) == 0
+    note = "warning: train: 2 of 100 training images are held out as the split selection; "
+    assert note + "--split selection converts them, --selection-fraction 0 keeps them\n" in (
+        capsys.readouterr().err
+    )
+    assert cli([*command, "--split", "selection"]) == 0
+    assert "held out" not in capsys.readouterr().err
+    keys = [load_split(tmp_path / "out" / split)[1]["key"] for split in ("train", "selection")]
+    assert [len(found) for found in keys] == [98, 2]
+    assert len({key for found in keys for key in found}) == 100
+    command[-1] = str(tmp_path / "all")
+    assert cli([*command, "--split", "train", "--selection-fraction", "0"]) == 0
+    assert "held out" not in capsys.readouterr().err
+
+
+def test_nothing_is_said_if_no_image_is_left_out_or_selection_is_converted_too(tmp_path, pets):
+    photos = _photos(tmp_path / "photos")  # with selection data of its own
+    (train,) = listings(pets, [photos], "train", selection_fraction=0.5)
+    assert not any("held out" in line for line in train.warnings)
+    for found in listings(pets, [photos / "train"], selection_fraction=0.5):
+        assert not any("held out" in line for line in found.warnings)
+
+
+def test_a_fraction_that_leaves_no_training_image_is_refused(tmp_path, pets):
+    trees.write_folder(tmp_path / "train", {"pug": {"1.jpg": b"1"}, "tabby": {"1.jpg": b"2"}})
+    for split in (None, "train"):
+        with pytest.raises(UsageError, match="holds out all 2 training images; give a smaller"):
+            listings(pets, [tmp_path / "train"], split, selection_fraction=0.6)
 
 
 def test_a_name_of_the_table_without_an_image_is_missed(tmp_path, pets):
