@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from rebias_dist.methods.options import (
     STRICT,
@@ -153,7 +153,7 @@ class DataConfig(BaseModel):
     """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
     evaluation. For colours, rotation and RandAugment see data.augment."""
     resize: Count = 256
-    """crop_flip: short side before the centre crop in evaluation."""
+    """crop_flip: short side before the centre crop in evaluation; crop or more."""
     crop: Count = 224
     """crop_flip: side of the images that the networks see."""
     augment: AugmentConfig = AugmentConfig()
@@ -216,6 +216,18 @@ class DataConfig(BaseModel):
                 "group_balanced, or bias_conflicting:RATIO with a number above 1"
             )
         return sampling
+
+    @model_validator(mode="after")
+    def _no_black_frame(self, info: ValidationInfo) -> DataConfig:
+        # A run that was recorded with such a frame is still read, for its report and its networks.
+        is_recorded = info.context == {"import": False}
+        if self.augmentation == "crop_flip" and self.crop > self.resize and not is_recorded:
+            raise ValueError(
+                f"data.crop: {self.crop} exceeds data.resize {self.resize}, so the images of "
+                "evaluation would have a black frame; set data.resize to "
+                f"{round(self.crop * 256 / 224)}, for example"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

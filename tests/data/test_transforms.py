@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from rebias_dist.data.transforms import EvalTransform, TrainTransform, identity, random_crop
+from rebias_dist.config.files import validate
+from rebias_dist.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    eval_transform,
+    identity,
+    random_crop,
+)
+from rebias_dist.errors import ConfigError
 
 
 def _image(height=60, width=80, seed=0):
@@ -89,6 +97,21 @@ def test_eval_is_resize_and_centre_crop(height, width):
     assert out.dtype == torch.uint8
     assert torch.equal(out, reference(image))
     assert torch.equal(out, EvalTransform(40, 32)(image, 9, 9))
+
+
+@given(st.integers(1, 48), st.integers(1, 48), st.integers(1, 40), st.integers(1, 40))
+def test_no_evaluation_has_a_black_frame(crop, resize, height, width):
+    values = {"data": {"augmentation": "crop_flip", "crop": crop, "resize": resize}}
+    if crop > resize:
+        named = rf"^data\.crop: {crop} exceeds data\.resize {resize}, .*; set data\.resize to"
+        with pytest.raises(ConfigError, match=named):
+            validate(values)
+        # A recorded run can still be read.
+        assert validate(values, own_method=False).data.crop == crop
+    else:
+        white = torch.full((3, height, width), 255, dtype=torch.uint8)
+        assert eval_transform(validate(values).data)(white).min() == 255
+    assert validate({"data": {**values["data"], "augmentation": "none"}}).data.crop == crop
 
 
 def test_identity():
