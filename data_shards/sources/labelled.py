@@ -7,9 +7,9 @@ same everywhere. Every doubt is an error in one line before anything is written.
 import functools
 import os
 import posixpath
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,12 +21,11 @@ from data_shards.sources.datasets import SELECTION, TEST, TRAIN, VAL
 from data_shards.sources.folders import IMAGE_ENDINGS, OTHER_IMAGE_ENDINGS, File, Scanner
 from data_shards.sources.listing import Item, Listing, listing_digest
 from data_shards.sources.naming import safe_key, selection_keys, unique_keys
+from data_shards.sources.oddities import unused_words, with_warnings
 from data_shards.sources.tables import Columns, Table
 from data_shards.sources.words import hint, numbered, split_names
 
 _ORDER: Final = (TRAIN, SELECTION, VAL, TEST)
-_SHOWN: Final = 5
-_VALIDATION: Final = ("val", "valid", "validation", "dev")
 _NEAR: Final = 5000  # names of a folder that are compared with one that is missing
 
 
@@ -225,7 +224,8 @@ def labelled_listings(data: Labelled, images: Images, *, skip_missing: bool) -> 
                 attributes=vocabularies,
             )
         )
-    return _with_warnings(listings, len(data.rows) - len(present))
+    unused = unused_words(data.splits, names)
+    return with_warnings(listings, len(data.rows) - len(present), unused)
 
 
 def _with_held_out(hold_out: HoldOut, rows: Sequence[Row], splits: Sequence[str]) -> list[str]:
@@ -238,8 +238,24 @@ def _with_held_out(hold_out: HoldOut, rows: Sequence[Row], splits: Sequence[str]
         if not 0 < part < rest:
             raise UsageError(f"--hold-out {split}={part}: parts must be above 0, together below 1")
         train = [number for number, name in enumerate(result) if name == TRAIN]
+        if not train:
+            raise UsageError(
+                f"--hold-out {split}={part}: the split train, which it takes from, has 0 images; "
+                f"there are {', '.join(sorted(set(splits)))}: name one of them train (--splits "
+                "does it for a table), or leave --hold-out out"
+            )
         keys = [(rows[number].label, rows[number].path) for number in train]
         chosen = selection_keys(keys, part / rest, hold_out.seed)
+        if not chosen:
+            raise UsageError(
+                f"--hold-out {split}={part}: is less than one image of each class, so it takes "
+                f"none of the {len(train):,} training images; give a larger part"
+            )
+        if len(chosen) == len(train):
+            raise UsageError(
+                f"--hold-out {split}={part}: takes all {len(train):,} training images that are "
+                "left; give a smaller part"
+            )
         for number, key in zip(train, keys, strict=True):
             if key in chosen:
                 result[number] = split
@@ -328,57 +344,3 @@ def _expected_warning(data: Labelled, split: str, count: int) -> list[str]:
     if expected == count:
         return []
     return [f"{data.dataset} {split}: {count:,} images, but {expected:,} are published"]
-
-
-def _with_warnings(listings: Sequence[Listing], missing: int) -> list[Listing]:
-    """Add what is odd but allowed: rows without files, empty groups, values that train lacks."""
-    told: list[list[str]] = [[] for _ in listings]
-    if missing:
-        told[0].append(f"{missing:,} rows have no file and are left out")
-    if len(listings[0].classes) == 1:
-        told[0].append(
-            f"all images have the class {listings[0].classes[0]!r}, so there is nothing to learn; "
-            "--label-column names the column of the classes"
-        )
-    names = [listing.split for listing in listings]
-    for name, lines in zip(names, told, strict=True):
-        if name in _VALIDATION and TRAIN in names and SELECTION not in names:
-            lines.append(
-                "training takes this for a test split; name it selection with --splits if it is "
-                "to choose the best checkpoint"
-            )
-    seen: dict[str, set[int]] = {}
-    for listing, lines in zip(listings, told, strict=True):
-        per_class = Counter(item.label for item in listing.items)
-        without = [name for n, name in enumerate(listing.classes) if not per_class[n]]
-        if without:
-            lines.append(f"these classes have no images: {_some(without)}")
-        for place, (name, values) in enumerate(listing.attributes.items()):
-            cells = Counter((item.label, item.attributes[place]) for item in listing.items)
-            blank = sum(count for (_, value), count in cells.items() if value < 0)
-            if blank:
-                lines.append(f"{blank:,} images have no {name}, because their cells are empty")
-            here = {value for _, value in cells if value >= 0}
-            known = seen.setdefault(name, here)
-            if listing.split == TRAIN and len(here) == 1:
-                lines.append(f"{name}: all images have {values[min(here)]}, so it forms no groups")
-            if here - known:
-                only = [values[value] for value in sorted(here - known)]
-                lines.append(f"{name}: {listings[0].split} has no {_some(only)}")
-            empty = [
-                f"{listing.classes[label]} × {values[value]}"
-                for label in sorted(per_class)
-                for value in sorted(here)
-                if not cells[label, value]
-            ]
-            if empty:
-                lines.append(f"{name}: no image has class × value {_some(empty)}")
-    return [
-        replace(listing, warnings=(*listing.warnings, *lines))
-        for listing, lines in zip(listings, told, strict=True)
-    ]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
