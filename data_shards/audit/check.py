@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -17,10 +17,11 @@ from data_shards.convert.publish import groups_of_equal
 from data_shards.convert.workers import Crash, map_surviving
 from data_shards.errors import DataShardsError, UsageError
 from data_shards.findings import CRASHES, Finding
+from data_shards.format.manifest import MANIFEST_NAME, parse_manifest
 from data_shards.images.duplicates import DuplicateFinder
 from data_shards.images.examine import IMAGE_SUFFIXES, Examination, examine_item, full_pixels
 from data_shards.sources.archives import is_tar, packed_name, printable
-from data_shards.sources.folders import File, Folder, Scanner
+from data_shards.sources.folders import IMAGE_ENDINGS, File, Folder, Scanner
 from data_shards.sources.listing import Item
 
 R = TypeVar("R")
@@ -42,6 +43,7 @@ class Check:
         self._paths = paths
         self._workers = workers
         self._progress = progress
+        self._indexed: dict[Path, frozenset[str]] = {}  # folder -> names of shards
         self.images = 0
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
@@ -62,7 +64,7 @@ class Check:
         self.images = len(images)
         begin = time.monotonic()
         rows = DuplicateFinder()
-        results = self._map(_examine, images.items(), len(images), "checking")
+        results = self._map(_examine, images.all(), len(images), "checking")
         for row, result in enumerate(results):
             if isinstance(result, Crash):
                 rows.add("", "")
@@ -108,9 +110,15 @@ class Check:
         if not stat.S_ISREG(facts.st_mode):
             yield Finding(printable(str(path)), "refused", ("not-a-file",))
         elif path.suffix.lower() == ".tar":
-            scanner = Scanner(lambda parts: True, md5=False, progress=self._progress)
+            allow_webp = self._is_indexed(path)
+            scanner = Scanner(
+                lambda parts: True,
+                md5=False,
+                progress=self._progress,
+                endings=IMAGE_ENDINGS | {"webp"} if allow_webp else IMAGE_ENDINGS,
+            )
             try:
-                yield from self._take(scanner, path, above, images)
+                yield from self._take(scanner, path, above, images, allow_webp=allow_webp)
             except UsageError:
                 if given:
                     raise
@@ -122,11 +130,29 @@ class Check:
             folder.images.append(File(path.name, str(path), 0, facts.st_size))
             images.add(above, [folder])
 
+    def _is_indexed(self, tar: Path) -> bool:
+        """Return whether ``index`` took this tar as a shard, so that it may hold WebP images."""
+        folder = tar.parent
+        if folder not in self._indexed:
+            try:
+                manifest, _ = parse_manifest(folder / MANIFEST_NAME)
+                shards = manifest.shards if manifest.is_indexed else ()
+            except DataShardsError:  # there is none, or verify names what is wrong with it
+                shards = ()
+            self._indexed[folder] = frozenset(shard.name for shard in shards)
+        return tar.name in self._indexed[folder]
+
     def _take(
-        self, scanner: Scanner, source: Path, above: str, images: "_Images"
+        self,
+        scanner: Scanner,
+        source: Path,
+        above: str,
+        images: "_Images",
+        *,
+        allow_webp: bool = False,
     ) -> Iterator[Finding]:
         folders = sorted(scanner.scan(source), key=lambda folder: folder.parts)
-        images.add(above, folders)
+        images.add(above, folders, allow_webp=allow_webp)
         self.others += len(scanner.ignored)
         self.packed += [path for path in scanner.ignored if packed_name(path)]
         self.litter += scanner.litter
@@ -148,14 +174,14 @@ class Check:
         yield from _repeats(rows.same_bytes(), "same-bytes", images)
         groups = rows.same_pixels()
         members = list(itertools.chain.from_iterable(groups))
-        items = (images.item(row) for row in members)
+        items = (images.image(row) for row in members)
         hashes = dict(
             zip(members, self._map(_full_pixels, items, len(members), "comparing"), strict=True)
         )
         yield from _repeats(groups_of_equal(groups, hashes), "same-pixels", images)
 
     def _map(
-        self, function: Callable[[Item], R], items: Iterable[Item], total: int, title: str
+        self, function: Callable[["_Image"], R], items: Iterable["_Image"], total: int, title: str
     ) -> Iterator[R | Crash]:
         results = map_surviving(
             function, items, workers=self._workers, chunk=_CHUNK, seconds=_SECONDS
@@ -164,12 +190,19 @@ class Check:
         yield from tqdm(results, desc=title, total=total, unit=" images", disable=hidden)
 
 
-def _examine(item: Item) -> Examination:
-    return examine_item(item)[0]
+class _Image(NamedTuple):
+    """An image to examine."""
+
+    item: Item
+    allow_webp: bool
 
 
-def _full_pixels(item: Item) -> str:
-    examination, content = examine_item(item)
+def _examine(image: _Image) -> Examination:
+    return examine_item(image.item, allow_webp=image.allow_webp)[0]
+
+
+def _full_pixels(image: _Image) -> str:
+    examination, content = examine_item(image.item, allow_webp=image.allow_webp)
     # Between the two looks the file may have changed.
     return full_pixels(content) if examination.verdict in ("ok", "suspect") else ""
 
@@ -191,32 +224,32 @@ class _Images:
     """All images in order, by row; the images of a folder share what is known of it."""
 
     def __init__(self) -> None:
-        self._folders: list[tuple[str, Folder]] = []
+        self._folders: list[tuple[str, Folder, bool]] = []
         self._ends: list[int] = []
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def add(self, above: str, folders: Sequence[Folder]) -> None:
+    def add(self, above: str, folders: Sequence[Folder], *, allow_webp: bool = False) -> None:
         """Append the images of ``folders``, which lie in the folder ``above``."""
         for folder in folders:
             folder.images.sort()
-            self._folders.append((above, folder))
+            self._folders.append((above, folder, allow_webp))
             self._ends.append(len(self) + len(folder.images))
 
     def name(self, row: int) -> str:
-        return self.item(row).source
+        return self.image(row).item.source
 
-    def item(self, row: int) -> Item:
+    def image(self, row: int) -> _Image:
         place = bisect.bisect_right(self._ends, row)
-        above, folder = self._folders[place]
+        above, folder, allow_webp = self._folders[place]
         begin = self._ends[place - 1] if place else 0
-        return _item(above, folder, folder.images[row - begin])
+        return _Image(_item(above, folder, folder.images[row - begin]), allow_webp)
 
-    def items(self) -> Iterator[Item]:
-        for above, folder in self._folders:
+    def all(self) -> Iterator[_Image]:
+        for above, folder, allow_webp in self._folders:
             for file in folder.images:
-                yield _item(above, folder, file)
+                yield _Image(_item(above, folder, file), allow_webp)
 
 
 def _item(above: str, folder: Folder, file: File) -> Item:

@@ -266,7 +266,7 @@ def _pixel_hash(kind: str, size: tuple[int, int], parts: Iterable[bytes | memory
     return digest.hexdigest()
 
 
-def examine_item(item: Item) -> tuple[Examination, bytes]:
+def examine_item(item: Item, *, allow_webp: bool = False) -> tuple[Examination, bytes]:
     """Read an image and examine it; return its bytes too, ``b""`` if they cannot be read."""
     if item.length > MOST_BYTES:
         return _unread("refused", "too-large"), b""
@@ -274,7 +274,7 @@ def examine_item(item: Item) -> tuple[Examination, bytes]:
         content = read_item(item)
     except DataShardsError:
         return _unread("corrupt", "unreadable"), b""
-    return examine(content, item.source), content
+    return examine(content, item.source, allow_webp=allow_webp), content
 
 
 def _unread(verdict: Verdict, reason: str) -> Examination:

@@ -16,6 +16,7 @@ from data_shards.audit.check import Check
 from data_shards.images.examine import examine_item
 from data_shards.sources.listing import Item
 from tests.data_shards.images.zoo import photographs, whole, zoo
+from tests.data_shards.small_split import encoded, noise
 
 PHOTO, OTHER, THIRD = photographs()[:3]
 
@@ -149,6 +150,74 @@ def test_a_folder_of_shards(tmp_path, capsys):
     assert _verdicts(findings) == {(f"{tmp_path}/val-000001.tar/k.jpg", "corrupt", "truncated")}
 
 
+def _webp(seed):
+    return encoded(noise(seed, (32, 32)), "WEBP")
+
+
+def _index(root, split, files):
+    """Make ``w/<split>`` of a tar that another program wrote."""
+    (root / "c.csv").write_text("wnid,class\nn0,cat\nn1,dog\n")
+    (root / "w" / split).mkdir(parents=True)
+    tar = _tar(root / "w" / split / "000.tar", files)
+    words = ["index", str(tar), "--dataset", "pets", "--classes", str(root / "c.csv")]
+    cli([*words, "--workers", "1"])
+    return tar
+
+
+@pytest.fixture
+def indexed(tmp_path, capsys):
+    """Two splits of indexed shards with WebP images, two of them in both; one has no end."""
+    for split, seeds in (("train", range(6)), ("test", range(4, 9))):
+        files = {"9.webp": _webp(9)[:-30], "9.cls": b"1"}
+        for seed in seeds:
+            name = f"{seed}.{'WebP' if seed % 2 else 'jpg'}"  # the content is WebP in each
+            files |= {name: _webp(seed), f"{seed}.cls": b"0"}
+        _index(tmp_path, split, files)
+    capsys.readouterr()
+    return tmp_path / "w"
+
+
+def test_indexed_shards_may_hold_webp(indexed, capsys):
+    train, test = indexed / "train" / "000.tar", indexed / "test" / "000.tar"
+    cut = {(f"{tar}/9.webp", "corrupt", "truncated") for tar in (train, test)}
+    twice = {
+        (f"{train}/4.jpg", "duplicate", "same-bytes"),
+        (f"{train}/5.WebP", "duplicate", "same-bytes"),
+    }
+    code, findings = _check(capsys, indexed)
+    assert code == 1
+    assert {found for found in _verdicts(findings) if found[1] != "ok"} == cut | twice
+    assert cli(["check", str(train), str(test.parent), "--workers", "1"]) == 1
+    assert "13 images checked" in capsys.readouterr().out
+
+
+def test_webps_of_the_same_pixels_are_found_in_indexed_shards(tmp_path, capsys):
+    first = _index(tmp_path, "train", {"a.webp": _webp(3), "a.cls": b"0"})
+    second = _index(tmp_path, "val", {"b.webp": _webp(3) + b"more", "b.cls": b"0"})
+    capsys.readouterr()
+    code, findings = _check(capsys, tmp_path / "w")
+    assert code == 1
+    assert [(f["path"], f["reasons"], f["of"]) for f in findings if "of" in f] == [
+        (f"{second}/b.webp", ["same-pixels"], f"{first}/a.webp")
+    ]
+
+
+@pytest.mark.parametrize("lost", ["manifest", "name", "mark"])
+def test_webp_of_tars_that_are_not_indexed_is_refused(indexed, capsys, lost):
+    tar, manifest = indexed / "train" / "000.tar", indexed / "train" / "manifest.json"
+    if lost == "manifest":
+        manifest.write_text("{}")
+    elif lost == "name":
+        tar = tar.rename(tar.with_name("001.tar"))
+    else:
+        manifest.write_text(manifest.read_text().replace('"indexed": true', '"indexed": false'))
+    code, findings = _check(capsys, tar)
+    assert code == 1
+    expected = {(f"{tar}/{seed}.jpg", "refused", "unsupported-format") for seed in (0, 2, 4)}
+    expected |= {(f"{tar}/{seed}.WebP", "refused", "extension") for seed in (1, 3, 5)}
+    assert _verdicts(findings) == expected | {(f"{tar}/9.webp", "refused", "extension")}
+
+
 def test_what_is_no_file_is_refused_without_blocking(tmp_path):
     folder = _fill(tmp_path / "in", {"good.jpg": PHOTO})
     outside = _fill(tmp_path / "out", {"secret.jpg": OTHER})
@@ -206,12 +275,12 @@ class _Fragile(Check):
         return super()._map(_fragile if title == "checking" else function, items, total, title)
 
 
-def _fragile(item):
-    if "deadly" in item.source:
+def _fragile(image):
+    if "deadly" in image.item.source:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if "hungry" in item.source:
+    if "hungry" in image.item.source:
         bytearray(2**30)
-    return examine_item(item)[0]
+    return examine_item(image.item)[0]
 
 
 def test_an_image_that_kills_the_decoder_is_named_and_the_rest_goes_on(tmp_path):
