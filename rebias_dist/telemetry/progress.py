@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 
 from tqdm import tqdm
@@ -109,8 +109,19 @@ class _Log:
         """Do nothing: log messages are not buffered."""
 
 
+def _columns() -> int:
+    """Return the width of the terminal at stderr; 0 if there is none, or none any more."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
+    except OSError:  # it was closed since
+        return 0
+
+
 class Progress:
     """A bar at the bottom of the terminal, below log messages; elsewhere ordinary log lines.
+
+    A terminal that is closed ends the display and nothing else: a run hears of it by SIGHUP, or
+    goes on if that is ignored.
 
     Args:
         total_steps: steps of the whole run.
@@ -121,7 +132,7 @@ class Progress:
 
     def __init__(self, total_steps: int, start_step: int = 0, interval: float = 10.0) -> None:
         # Containers and batch systems hand out terminals that are 0 columns wide.
-        on_terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        on_terminal = _columns() > 0
         self._total_steps = total_steps
         self._on_terminal = on_terminal
         self._redirect = ExitStack()
@@ -148,21 +159,22 @@ class Progress:
     @property
     def room(self) -> int | None:
         """Return the characters that a terminal has for the description; None: any number."""
-        if not self._on_terminal:
-            return None
+        columns = _columns() if self._on_terminal else 0
         taken = len(f"100%|| {self._total_steps}/{self._total_steps}, ") + _BAR
-        return os.get_terminal_size(sys.stderr.fileno()).columns - taken
+        return columns - taken if columns else None
 
     def show(self, step: int, description: str) -> None:
         """Show that ``step`` steps are done, if what is shown is old enough."""
         if step >= self._total_steps:
             self._bar.mininterval = 0
         self._bar.set_postfix_str(description, refresh=False)
-        self._bar.update(step - self._bar.n)
+        with suppress(OSError):
+            self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
         """Show the last state, if it is not yet shown, and let the terminal go."""
-        if self._bar.n > self._bar.last_print_n:
-            self._bar.refresh()
         self._redirect.close()
-        self._bar.close()
+        with suppress(OSError):
+            if self._bar.n > self._bar.last_print_n:
+                self._bar.refresh()
+            self._bar.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -144,6 +145,12 @@ def _damage() -> None:
             file.write(content)
 
 
+def _await_hangup() -> None:
+    """Stay in the step until the terminal is closed."""
+    while os.isatty(2):
+        time.sleep(0.05)
+
+
 ACTIONS: dict[str, Callable[[], object]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -153,6 +160,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "memory": lambda: _raise(MemoryError()),
     "nan": _not_a_number,
     "damage": _damage,
+    "hangup": _await_hangup,
 }
 
 _SITE = """\

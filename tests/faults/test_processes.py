@@ -1,13 +1,18 @@
 """Real processes that are killed, stopped, signalled and damaged."""
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from rebias_dist.config.files import validate
 from tests import ROOT
 from tests.faults.failpoints import TRAINING, WRITING, plant
 from tests.faults.processes import (
+    DEADLINE,
     Ended,
     Started,
     listening,
@@ -191,6 +197,52 @@ def test_nohup_is_left_alone(small_run, tmp_path):
     run.process.send_signal(signal.SIGTERM)
     ended = run.end()
     assert (ended.code, ended.left) == (75, []), ended.out
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored"])
+def test_a_closed_terminal_saves_a_run_or_is_left_alone(small_run, tmp_path, ignored):
+    """The terminal is gone while a step is taken, and so is where its progress is shown."""
+    values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
+    long = write_config(tmp_path / "long.yaml", {**values, "log": {"every_steps": 1}})
+    command = [sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
+    planted = plant(tmp_path / "s", rank=0, point="start of the step", step=6, action="hangup")
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+
+    def on_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    run = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **planted},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=on_terminal,
+    )
+    os.close(theirs)
+    try:
+        while not (tmp_path / "s/has worked").exists():
+            assert run.poll() is None
+            if select.select([mine], [], [], 0.05)[0]:
+                os.read(mine, 65536)
+        os.close(mine)
+        if ignored:
+            while _step(tmp_path / "runs/a") < 25:
+                assert run.poll() is None
+                time.sleep(0.05)
+            run.send_signal(signal.SIGTERM)
+        assert run.wait(DEADLINE) == 75
+    finally:
+        run.kill()
+    state = json.loads((tmp_path / "runs/a/state.json").read_text())
+    assert state["status"] == "interrupted"
+    assert (state["step"] == 6) != ignored
+    assert (tmp_path / f"runs/a/checkpoints/step-{state['step']:09d}").is_dir()
 
 
 def _step(run: Path) -> int:

@@ -209,3 +209,40 @@ def test_elsewhere_whole_lines_without_carriage_returns(tmp_path, columns):
     ]
     assert len(messages) < 10
     assert received == (tmp_path / "logs" / "rank0.log").read_text()
+
+
+CLOSED = """
+import logging, os, sys, time
+from pathlib import Path
+from rebias_dist.telemetry.writers import Telemetry
+telemetry = Telemetry(Path(sys.argv[1]), rank=0, total_steps=30, global_batch=64, identity={})
+log = logging.getLogger("rebias_dist")
+log.info("on a terminal: %s", os.isatty(2))
+telemetry.progress(1, epoch=1, text="f 1.0")
+while os.isatty(2):
+    time.sleep(0.05)
+log.info("on a terminal: %s", os.isatty(2))
+for step in range(2, 31):
+    time.sleep(0.02)
+    telemetry.progress(step, epoch=1, text=f"f {1 / step:.3f}", details="data wait 3 %")
+telemetry.scalars(30, {"f/loss": 0.1}, epoch=1)
+log.info("fault: %s", telemetry.fault)
+telemetry.close()
+"""
+
+
+def test_a_terminal_that_is_closed_is_no_fault_of_the_run(tmp_path):
+    """The streams are Python's own, as those of a program that calls the API."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-c", CLOSED, str(tmp_path)]
+    with subprocess.Popen(command, stderr=theirs) as process:
+        os.close(theirs)
+        received = b""
+        while b"epoch 1" not in received:
+            received += os.read(mine, 65536)
+        os.close(mine)
+    assert process.returncode == 0
+    log = (tmp_path / "logs/rank0.log").read_text()
+    assert MESSAGE.findall(log) == ["on a terminal: True", "on a terminal: False", "fault: None"]
+    assert '"f/loss"' in (tmp_path / "metrics.jsonl").read_text()
