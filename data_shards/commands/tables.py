@@ -239,6 +239,8 @@ def _values(given: Sequence[str], attributes: Sequence[str]) -> dict[str, tuple[
                 f"--values {text}: {name!r} is no attribute{hint(name, attributes)}; the "
                 f"attributes are: {', '.join(attributes) or 'none'}"
             )
+        if name in values:
+            raise UsageError(f"--values {text}: {name!r} must be there once")
         values[name] = tuple(words_of("--values", words))
     return values
 
@@ -250,6 +252,8 @@ def _pairs_of(option: str, text: str | None) -> dict[str, str]:
         word, equals, name = pair.partition("=")
         if not (equals and word.strip() and name.strip()):
             raise UsageError(f"{option} {pair}: must be two words, such as {example}")
+        if word.strip() in pairs:
+            raise UsageError(f"{option} {text}: {word.strip()!r} must be there once")
         pairs[word.strip()] = name.strip()
     return pairs
 

@@ -371,6 +371,13 @@ def bird(row, **changes):
             "selection=NAME to train=train,sel=selection",
         ),
         ({}, ["--splits", "train"], "must be two words, such as 0=train"),
+        ({}, ["--splits", "a=train,a=test"], "'a' must be there once"),
+        ({}, ["--hold-out", "test=0.1,test=0.2"], "'test' must be there once"),
+        (
+            {},
+            ["--values", "place=land,water", "--values", "place=water,land"],
+            "'place' must be there once",
+        ),
         ({}, ["--images", "{}/nowhere"], "no such folder of images"),
         ({}, ["--name", "Birds!"], "--name Birds!"),
         ({}, ["--attributes", "path"], "has 48 values in 48 rows, so it forms no groups"),
