@@ -74,7 +74,10 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_limit_arguments(parser)
     parser.add_argument(
-        "--quarantine", type=Path, metavar="DIR", help="copy the images that are left out to DIR"
+        "--quarantine",
+        type=Path,
+        metavar="DIR",
+        help="copy the images that are left out to DIR/<split>, also those of an earlier run",
     )
     parser.add_argument(
         "--exclude-suspect", action="store_true", help="leave out odd images as well"
@@ -146,6 +149,7 @@ def run_listings(arguments: argparse.Namespace) -> int:
     """
     from data_shards.convert.plan import Conversion, Options
     from data_shards.convert.publish import Limit
+    from data_shards.convert.quarantine import copy_refused
 
     options = Options(
         seed=arguments.seed,
@@ -173,6 +177,9 @@ def run_listings(arguments: argparse.Namespace) -> int:
     for listing in (c.listing for c in conversions):
         for warning in listing.warnings:
             print(f"warning: {listing.split}: {warning}", file=sys.stderr)
+    if arguments.quarantine is not None and not arguments.dry_run:
+        for listing in empty:
+            copy_refused(listing, arguments.quarantine / listing.split)
     code = report_empty(empty, limit, arguments)
     if arguments.dry_run:
         for conversion in full:

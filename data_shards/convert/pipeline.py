@@ -12,6 +12,7 @@ from pathlib import Path
 from data_shards.convert.journal import Head, Note, Record, Sample, Work
 from data_shards.convert.plan import Conversion, Options
 from data_shards.convert.publish import Limit, Tally, publish
+from data_shards.convert.quarantine import copy_missing, copy_out, copy_refused
 from data_shards.convert.treatment import Made, is_left_out, treat
 from data_shards.convert.workers import Crash, map_surviving, mark
 from data_shards.errors import DataShardsError
@@ -19,9 +20,8 @@ from data_shards.findings import CRASHES, Finding, Verdict
 from data_shards.format.attributes import named_values
 from data_shards.format.manifest import NO_BIAS, Manifest
 from data_shards.format.writer import ShardWriter, present, shard_name, shard_writer
-from data_shards.images.examine import IMAGE_SUFFIXES, Examination
+from data_shards.images.examine import Examination
 from data_shards.sources.listing import Item
-from data_shards.system.files import write_synced
 
 # For one image, or for flushing a shard to a slow disk.
 _SECONDS = 600.0
@@ -32,8 +32,8 @@ class Job:
     """One shard to write.
 
     ``again``: the shard was written without some images, which are to be examined again.
-    ``crashed`` has the findings on images that are not tried, by their positions. ``attributes``
-    are those of the listing.
+    Those that are left out are copied to ``quarantine``. ``crashed`` has the findings on images
+    that are not tried, by their positions. ``attributes`` are those of the listing.
     """
 
     work: Work
@@ -69,10 +69,11 @@ def convert_listing(
     """Convert, and return the manifest of ``output/<split>``; nothing is ever overwritten.
 
     With several parts (number from 1, how many), this call writes the shards of one part and
-    returns None; :func:`~data_shards.convert.publish.merge` publishes. Images that are left out
-    are copied to ``quarantine``, if given. ``on_shard(images, written)`` is called after each
-    shard, with False for one that an earlier run has written. Images that an earlier run left out
-    are examined again: they may have been repaired, or were unreadable for a moment.
+    returns None; :func:`~data_shards.convert.publish.merge` publishes. Images that are left out,
+    now or by an earlier run, are copied to ``quarantine/<split>``, if given.
+    ``on_shard(images, written)`` is called after each shard, with False for one that an earlier run
+    has written. Images that an earlier run left out are examined again: they may have been
+    repaired, or were unreadable for a moment.
 
     UsageError if another data set lies in the folder. DataShardsError if more images are damaged
     than ``limit`` allows: then nothing is published, but the work is kept.
@@ -81,7 +82,12 @@ def convert_listing(
     plan = conversion.plan
     work = Work(output, plan.split)
     there = present(output, plan)
+    copies = None if quarantine is None else quarantine / plan.split
+    if copies is not None:
+        copy_refused(conversion.listing, copies)
     if there is not None:
+        if copies is not None:
+            copy_missing(conversion.listing, copies, output / plan.split, there)
         work.remove()
         return there
     head = Head.of(conversion)
@@ -89,8 +95,6 @@ def convert_listing(
     tally.add(head.notes)
     limit.check(tally)
     work.begin(head)
-    if quarantine is not None:
-        (quarantine / plan.split).mkdir(parents=True, exist_ok=True)
     try:
         missing, again = [], []
         for number in conversion.part(*part):
@@ -104,7 +108,7 @@ def convert_listing(
             tally.add(record.notes)
             limit.check(tally)
             on_shard(record.images, False)
-        jobs = _jobs(conversion, work, again, missing, quarantine)
+        jobs = _jobs(conversion, work, again, missing, copies)
         for written in _write(jobs, workers):
             tally.add(written.notes)
             on_shard(written.images, written.fresh)
@@ -139,7 +143,7 @@ def _jobs(
             items=conversion.items(number),
             options=conversion.options,
             again=number in known,
-            quarantine=quarantine / work.split if quarantine else None,
+            quarantine=quarantine,
             attributes=conversion.listing.attributes,
         )
 
@@ -197,7 +201,10 @@ def _left_out_notes(record: Record) -> list[Note]:
 
 
 def _left_out(job: Job, record: Record) -> list[Note]:
-    """Return notes on the images that a record left out and that would be left out again."""
+    """Return notes on the images that a record left out and that would be left out again.
+
+    They are copied into the quarantine: the earlier run may have had none.
+    """
     sources = {note.path for note in _left_out_notes(record)}
     notes = []
     for position, item in enumerate(job.items):
@@ -207,10 +214,12 @@ def _left_out(job: Job, record: Record) -> list[Note]:
         crash = job.crashed.get(position)
         if crash is not None:
             notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
+            _copy(item, position, job)
             continue
         found, _, _ = treat(item, job.options)
         if is_left_out(found, job.options):
             notes.append(_note(item, found.verdict, found.reasons, left_out=True))
+            _copy(item, position, job)
     return notes
 
 
@@ -224,14 +233,14 @@ def _write_shard(job: Job) -> Record:
             crash = job.crashed.get(position)
             if crash is not None:
                 notes.append(_note(item, crash.verdict, crash.reasons, left_out=True))
-                _copy(item, b"", job)
+                _copy(item, position, job)
                 continue
             found, content, made = treat(item, job.options)
             left_out = is_left_out(found, job.options)
             if found.verdict != "ok":
                 notes.append(_note(item, found.verdict, found.reasons, left_out=left_out))
             if left_out:
-                _copy(item, content, job)
+                _copy(item, position, job)
             else:
                 _store(writer, item, found, content, made, job.attributes)
                 originals.append((item, found))
@@ -300,10 +309,7 @@ def _store(
     )
 
 
-def _copy(item: Item, content: bytes, job: Job) -> None:
-    """Copy an image that is left out into the quarantine, if there is one and it was read."""
-    if job.quarantine is None or not content:
-        return
-    suffix = Path(item.source).suffix.lower()
-    name = item.key + (suffix if suffix in IMAGE_SUFFIXES else ".bin")
-    write_synced(job.quarantine / name, content)
+def _copy(item: Item, position: int, job: Job) -> None:
+    """Copy an image that is left out into the quarantine, if there is one."""
+    if job.quarantine is not None:
+        copy_out(item, job.quarantine, lambda: mark(position))

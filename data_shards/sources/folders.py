@@ -48,7 +48,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The images of one folder, and the names of its other files that may be meant as images.
+    """The images of one folder, and its other files that may be meant as images.
 
     ``parts`` are the names on the way from the source to the folder; a tar is one of them. If
     the source is itself a tar, its name is the first. ``archive`` is the name of the outermost
@@ -58,7 +58,12 @@ class Folder:
     parts: tuple[str, ...]
     archive: str
     images: list[File] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    other_files: list[File] = field(default_factory=list)
+
+    @property
+    def others(self) -> list[str]:
+        """The names of its other files."""
+        return [file.name for file in self.other_files]
 
 
 class Scanner:
@@ -138,9 +143,9 @@ class Scanner:
                     elif is_tar(name):
                         tars.append((entry.path, inside))
                     else:
-                        self._other(folder, name)
+                        self._other(folder, File(name, entry.path, 0, _length(entry)))
             on_files(len(folder.images))
-            if folder.images or folder.others:
+            if folder.images or folder.other_files:
                 yield folder
             for tar, inside in sorted(tars):
                 if self._wanted(inside):
@@ -166,11 +171,11 @@ class Scanner:
             kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "not-a-file")
             self._refuse((*folder.parts, entry.name), kind)
 
-    def _other(self, folder: Folder, name: str) -> None:
-        if is_litter(name) or name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
-            self._ignore((*folder.parts, name), folder=False)
+    def _other(self, folder: Folder, file: File) -> None:
+        if is_litter(file.name) or file.name.rpartition(".")[2].lower() in _JUNK_ENDINGS:
+            self._ignore((*folder.parts, file.name), folder=False)
         else:
-            folder.others.append(name)
+            folder.other_files.append(file)
 
     def _tar(self, parts: tuple[str, ...], path: str) -> Iterator[Folder]:
         name = parts[-1]
@@ -206,10 +211,11 @@ class Scanner:
             if folder is None:
                 below = tuple(where.split("/")) if where else ()
                 folder = folders[where] = Folder((*parts, *below), archive=name)
+            found = File(file, path, offset, length)
             if is_image(file, self._endings):
-                folder.images.append(File(file, path, offset, length))
+                folder.images.append(found)
             else:
-                self._other(folder, file)
+                self._other(folder, found)
         del index
         for folder in folders.values():
             litter = litter_in(folder.parts[len(parts) :])
@@ -236,6 +242,14 @@ class Scanner:
             self.litter.add(path)
         else:
             self.ignored.append(path)
+
+
+def _length(entry: os.DirEntry[str]) -> int:
+    """Return the bytes of a regular file; 0 if it is gone."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0
 
 
 def _kind(entry: os.DirEntry[str], root: str) -> tuple[str, int]:

@@ -32,15 +32,17 @@ class Found:
     """What a search found, by split.
 
     ``rows`` are the images, ``archives`` (name: md5) hold them, ``findings`` are the files that
-    were not taken, ``outside`` are the wnids of other data sets, ``ignored`` other files,
-    ``litter`` folders that are hidden or another program's, ``deeper`` the images that lie in
-    folders below a class folder, ``entered`` the folder or archive of a split in the source,
-    ``packed`` compressed archives (split, name without endings, path), ``told`` further warnings.
+    were not taken, ``refused`` the regular files among them, ``outside`` are the wnids of other
+    data sets, ``ignored`` other files, ``litter`` folders that are hidden or another program's,
+    ``deeper`` the images that lie in folders below a class folder, ``entered`` the folder or
+    archive of a split in the source, ``packed`` compressed archives (split, name without endings,
+    path), ``told`` further warnings.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     archives: dict[str, dict[str, str | None]] = field(default_factory=dict)
     findings: dict[str, list[Finding]] = field(default_factory=dict)
+    refused: dict[str, list[Row]] = field(default_factory=dict)
     outside: dict[str, set[str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
     litter: dict[str, list[str]] = field(default_factory=dict)

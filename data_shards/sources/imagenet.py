@@ -217,8 +217,10 @@ def _listing(
         told += _count_warning(dataset, split, len(rows))
     told += _missing_warning(dataset, rows)
     findings: list[Finding] = []
+    refused: list[Row] = []
     for found in told_by:
         findings += found.findings.get(source_split, [])
+        refused += found.refused.get(source_split, [])
         told += found.warnings(source_split, dataset)
     all_facts = dict(facts or {})
     names: dict[str, str | None] = {}
@@ -243,6 +245,20 @@ def _listing(
         facts=all_facts,
         findings=tuple(findings),
         warnings=tuple(told),
+        refused=_refused_items(refused, items),
+    )
+
+
+def _refused_items(rows: Sequence[Row], items: Sequence[Item]) -> tuple[Item, ...]:
+    if not rows:
+        return ()
+    ranked = sorted(rows)
+    keys = [*(item.key for item in items), *(row.key for row in ranked)]
+    sources = [*(item.source for item in items), *(row.source for row in ranked)]
+    own = unique_keys(keys, sources)[len(items) :]
+    return tuple(
+        Item(row.source, key, -1, "", row.path, row.offset, row.length)
+        for key, row in zip(own, ranked, strict=True)
     )
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from posixpath import splitext
 from typing import Final
 
 from data_shards.errors import UsageError
@@ -15,7 +16,7 @@ from data_shards.sources.folders import OTHER_IMAGE_ENDINGS, File, Folder, Scann
 from data_shards.sources.found import UNKNOWN, Found, Row
 from data_shards.sources.labels import DEVKIT, KAGGLE, Labels, find_labels, load_labels
 from data_shards.sources.layouts import Layout, Place
-from data_shards.sources.naming import class_in, key_of
+from data_shards.sources.naming import class_in, key_of, safe_key
 
 _VALIDATION: Final = "ILSVRC2012_val_"
 _TEST: Final = "ILSVRC2012_test_"
@@ -89,6 +90,7 @@ class _SourceReader:
         self.unlisted = 0
         self._rows: defaultdict[str | None, list[Row]] = defaultdict(list)
         self._findings: list[tuple[str | None, Finding]] = []
+        self._refused: defaultdict[str | None, list[Row]] = defaultdict(list)
         self._archives: defaultdict[str | None, set[str]] = defaultdict(set)
         self._forms: defaultdict[str | None, set[bool]] = defaultdict(set)
         self._deeper: defaultdict[str | None, list[str]] = defaultdict(list)
@@ -164,6 +166,8 @@ class _SourceReader:
             found.entered.setdefault(name, "/".join(map(printable, (*self._prefix, path))))
         for split, rows in self._rows.items():
             found.rows.setdefault(split or rest, []).extend(rows)
+        for split, rows in self._refused.items():
+            found.refused.setdefault(split or rest, []).extend(rows)
         for split, outside in self._layout.outside.items():
             found.outside.setdefault(split or rest, set()).update(outside)
         for finding in scanner.findings:
@@ -221,15 +225,15 @@ class _SourceReader:
             self._take_listed(folder, before)
             return
         if place.known:
-            self._refuse_names(split, before, folder.others)
+            self._refuse_names(split, before, folder.other_files)
             if folder.images and split != "":
                 self._take_class(folder, split, place, before)
             return
-        images = [name for name in folder.others if is_image(name, OTHER_IMAGE_ENDINGS)]
+        images = [f for f in folder.other_files if is_image(f.name, OTHER_IMAGE_ENDINGS)]
         self._ignored += [
-            "/".join(map(printable, (*folder.parts, name)))
-            for name in folder.others
-            if name not in images
+            "/".join(map(printable, (*folder.parts, file.name)))
+            for file in folder.other_files
+            if file not in images
         ]
         if folder.images and self._take_flat(folder, place, before):
             self._refuse_names(split, before, images)
@@ -238,11 +242,21 @@ class _SourceReader:
             path = where or self._source.name
             finding = Finding(path, "refused", (UNKNOWN,), images=count)
             self._findings.append((split or None, finding))
+            self._keep_refused(split, before, [*folder.images, *images])
 
-    def _refuse_names(self, split: str | None, before: str, names: Iterable[str]) -> None:
+    def _refuse_names(self, split: str | None, before: str, files: Sequence[File]) -> None:
         self._findings += [
-            (split, Finding(before + printable(name), "refused", ("extension",))) for name in names
+            (split, Finding(before + printable(file.name), "refused", ("extension",)))
+            for file in files
         ]
+        self._keep_refused(split, before, files)
+
+    def _keep_refused(self, split: str | None, before: str, files: Iterable[File]) -> None:
+        """Keep where files lie that a finding refuses, by themselves or with their folder."""
+        for name, path, offset, length in files:
+            source = before + printable(name)
+            key = safe_key(splitext(source)[0].replace("/", "_"))
+            self._refused[split].append(Row(key, source, "", path, offset, length))
 
     def _with_corruption(self, folder: Folder, place: Place) -> str | None:
         """Return the split; "" if the images cannot be taken because no corruption is named."""
@@ -251,6 +265,7 @@ class _SourceReader:
             images = len(folder.images)
             finding = Finding(where, "refused", ("no-severity",), images=images)
             self._findings.append((None, finding))
+            self._keep_refused(None, f"{where}/" if where else "", folder.images)
             return ""
         return place.split
 
@@ -295,6 +310,7 @@ class _SourceReader:
             else:
                 source = before + printable(file.name)
                 self._findings.append((split, Finding(source, "refused", ("no-label",))))
+                self._keep_refused(split, before, [file])
         return True
 
     def _class_of(self, folder: Folder, file: File) -> str | None:

@@ -45,6 +45,7 @@ class Listing:
     md5, but have no path of this machine. ``findings`` are the files that were not taken;
     ``warnings`` are lines for the user, for example about a class without images. ``attributes``
     are the names of the values of each attribute by id; the first attribute is the bias.
+    ``refused`` are the regular files of the findings; their keys are those of no image.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class Listing:
     findings: tuple[Finding, ...] = ()
     warnings: tuple[str, ...] = ()
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: tuple[Item, ...] = ()
 
 
 def listing_digest(items: Sequence[Item]) -> str:
