@@ -184,10 +184,10 @@ def first_fault(
 
     ``keys_at`` returns the keys that the mapping at a location may have.
     """
+    errors = invalid.errors()
     # A misspelt key comes first, before the right one that is missing.
-    error = min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
-    # pydantic reports the members of a union as parts of the location; they are no fields.
-    location = tuple(part for part in error["loc"] if part in _path_names(values, error["loc"]))
+    error = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    location = _place(values, error["loc"])
     name = ".".join(map(str, location))
     if error["type"] == "missing":
         return f"{'.'.join(map(str, error['loc']))}: is missing; add this key"
@@ -198,7 +198,12 @@ def first_fault(
     given = error["input"]
     if given is None:
         return f"{name}: null is not a value here; give one, or remove the key"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    members = [other for other in errors if _place(values, other["loc"]) == location]
+    if type(given) in (int, float):  # the member that takes numbers says which it takes
+        members = [one for one in members if one["type"] != "literal_error"] or members
+    texts = [one["msg"].removeprefix("Input should be ") for one in members]
+    message = " or ".join([members[0]["msg"], *texts[1:]])
+    message = message[0].lower() + message[1:]
     if error["type"] == "literal_error" and isinstance(given, str):
         expected = re.findall(r"'([^']*)'", error["msg"])
         message += f"; {_nearest(given, expected)}"
@@ -210,16 +215,19 @@ def first_fault(
     return f"{name}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}: {message}"
 
 
-def _path_names(values: Any, location: tuple[int | str, ...]) -> set[int | str]:
-    """Return the parts of an error's place that exist as keys in ``values``."""
-    found: set[int | str] = set()
+def _place(values: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return the keys in ``values`` that lead to an error.
+
+    pydantic reports the members of a union as further parts of the location; they are no fields.
+    """
+    found: list[int | str] = []
     for part in location:
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
             break
-        found.add(part)
-    return found
+        found.append(part)
+    return tuple(found)
 
 
 def to_yaml(config: Config) -> str:

@@ -130,7 +130,7 @@ def _add_field(
         dest=dotted,
         default=argparse.SUPPRESS,
         metavar=_metavar(field),
-        type=_yaml_value(dotted) if choices or not plain else _text,
+        type=_text if plain else _yaml_value(dotted),
         help=text.replace("%", "%%"),
         **({"nargs": "?", "const": True} if field.annotation is bool else {}),
     )

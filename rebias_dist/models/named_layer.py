@@ -195,7 +195,7 @@ def user_factory(path: str) -> Callable[..., Any]:
     """
     try:
         factory = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module may fail in any way
         raise ArgumentError(
             f"network {path!r} cannot be imported ({_one_line(error)}); write it as "
             f"package.module:factory, importable where the run starts"
@@ -237,14 +237,17 @@ def user_network(
         options: further keyword arguments of the factory.
 
     Raises:
-        ArgumentError: the factory refuses its arguments, does not return a module, or its
-            network has no such layer. The network's forward pass raises it if the logits or
+        ArgumentError: the factory fails, does not return a module, or its network has no such
+            layer. The network's forward pass raises it if the logits or
             features have another type or shape.
     """
     try:
         network = factory(num_classes=num_classes, **options)
-    except TypeError as error:
-        raise ArgumentError(f"network {path!r} cannot be built: {_one_line(error)}") from error
+    except Exception as error:  # the factory may fail in any way
+        raise ArgumentError(
+            f"network {path!r} cannot be built ({_one_line(error)}); correct the factory or its "
+            "options"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ArgumentError(
             f"network {path!r} builds an object of type {type(network).__name__}; its factory "
@@ -254,4 +257,4 @@ def user_network(
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,6 +23,11 @@ from rebias_dist.step.randomness import keyed
 
 WIDEST = 4096
 """Most features of a network: HSIC's distances lose their meaning in many dimensions."""
+_GIVEN = {
+    "name": "the name of a network is a field of its own",
+    "num_classes": "the number of classes comes from the data",
+}
+"""What no option of a network can be, and why."""
 
 
 def build_networks(config: Config, classes: int, precision: Precision) -> dict[str, nn.Module]:
@@ -36,6 +41,10 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
         wanted |= {f"g{index}": g for index, g in enumerate(config.g)}
     networks = {}
     for name, network in wanted.items():
+        for option, reason in _GIVEN.items():
+            if option in network.options:
+                given = f"{_key(name)}.options.{option}: {network.options[option]!r}"
+                raise ConfigError(f"{given}: {reason}; remove it")
         with keyed(torch.device("cpu"), config.seed, "init", name):
             try:
                 built = models.build(network.name, num_classes=classes, **network.build_options())
@@ -45,6 +54,11 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
                     models.last_layer(built, classes)
             except ConfigError as error:
                 raise ConfigError(f"{_key(name)}: {error}") from None
+            except RuntimeError as error:  # torch's, for a network beyond the memory
+                reason = " ".join(str(error).split())
+                raise ConfigError(
+                    f"{_key(name)}: {network.name} cannot be built: {reason}; make it smaller"
+                ) from error
         # Channels last: on a CPU 1.4 times the speed for a BagNet, 1.1 for a ResNet, 1 for a
         # simple_convnet (python -m benchmarks.memory_format), and what CUDA's kernels prefer.
         built = built.to(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """Wrong use of the registry: one line that names the thing, the value and the cure."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,28 @@ def test_features_by_layer() -> None:
 )
 def test_user_factories_that_do_not_fit(path: str, words: str) -> None:
     assert words in message(path, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def net(num_classes", "cannot be imported (SyntaxError: "),
+        ("raise RuntimeError('two\\nlines')", "cannot be imported (RuntimeError: two lines)"),
+        ("1 / 0", "cannot be imported (ZeroDivisionError: "),
+        ("def net(num_classes): raise ValueError('a\\nb')", "cannot be built (ValueError: a b)"),
+        ("def net(num_classes): return {}[num_classes]", "cannot be built (KeyError: 2)"),
+        ("def net(num_classes, width): pass", "cannot be built (TypeError: "),
+    ],
+)
+def test_whatever_a_users_module_or_factory_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    module = f"net_{tmp_path.name}"  # each module is imported once
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = message(f"{module}:net", num_classes=2)
+    assert f"network '{module}:net' {words}" in text
+    assert "; " in text
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,20 @@ def test_a_network_that_cannot_take_the_images_is_one_line(small_run):
     )
 
 
+@pytest.mark.parametrize("option", ["name", "num_classes"])
+@pytest.mark.parametrize("network", ["simple_convnet", "resnet18", f"{NETS}:vit"])
+def test_what_the_run_gives_a_network_is_no_option(small_run, network, option):
+    line = refused(untested(small_run), f={"name": network, "options": {option: 5}})
+    assert re.match(rf"f\.options\.{option}: 5: .*; remove it$", line)
+    line = refused(untested(small_run), g=[{"name": network, "options": {option: 5}}])
+    assert line.startswith(f"g.0.options.{option}: 5: ")
+
+
+def test_a_network_beyond_the_memory_is_one_line(small_run):
+    line = refused(untested(small_run), f={"name": "simple_convnet", "width": 1e9})
+    assert re.match(r"f: simple_convnet cannot be built: .*memory.*; make it smaller$", line)
+
+
 def test_a_network_in_the_working_folder_is_found_by_the_console_script(small_run, tmp_path):
     (tmp_path / "here").mkdir()
     page = (ROOT / "docs/howto/own-network.md").read_text()
