@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from rebias_dist.config.files import (
 from rebias_dist.config.flags import add_config_flags, read_file_of, resolve_config
 from rebias_dist.config.schema import Config
 from rebias_dist.errors import ConfigError, RankError
+from rebias_dist.methods.options import MethodConfig
 from rebias_dist.ranks.placement import is_rank_zero
 
 
@@ -41,7 +42,8 @@ class Request:
     default: bool = False
     """The default configuration, because no ``--config`` was given."""
     notes: tuple[str, ...] = ()
-    """What was read from the shards in ``data.root``, because no ``--config`` was given."""
+    """What to tell first: what was read from the shards in ``data.root``, because no ``--config``
+    was given, and which options of the method have no effect."""
 
 
 _EPILOG = """examples:
@@ -100,6 +102,7 @@ def parse_train(argv: Sequence[str], program: str = "rebias-train") -> Request:
         raise ConfigError("--resume must: give the --name of the run")
     overrides = tuple(arguments.resume_override)
     _check_overrides(config, overrides)
+    notes += _without_effect(config.method, vars(arguments), values.get("method"))
     return Request(config, arguments.resume, overrides, arguments.dry_run, default, tuple(notes))
 
 
@@ -124,6 +127,22 @@ def _read_from_shards(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], s
     tests = data.test_splits if "test_splits" in values else ()
     found = read_from(str(data.root), tests, data.cache_gb)
     return None if found is None else (*found, root)
+
+
+def _without_effect(method: MethodConfig, flags: Collection[str], in_file: Any) -> list[str]:
+    """Return a warning for each option without effect that was given for this method.
+
+    What a file gives for another method is none: a sweep lays many methods over one file.
+    """
+    given = {flag.removeprefix("method.") for flag in flags}
+    if isinstance(in_file, dict) and in_file.get("name") == method.name:
+        given |= in_file.keys()
+    return [
+        f"warning: method.{name}: {method.name} does not use it, so {value} changes nothing; "
+        "remove it"
+        for name, value in method.without_effect.items()
+        if name in given
+    ]
 
 
 def _check_overrides(config: Config, overrides: Sequence[str]) -> None:

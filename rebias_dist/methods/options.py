@@ -76,6 +76,16 @@ class MethodConfig(BaseModel):
         return frozenset() if cls is MethodConfig else _COMMON - cls.common
 
     @property
+    def without_effect(self) -> dict[str, Any]:
+        """Return the options that change nothing for this method but differ from their defaults.
+
+        They are not refused, for configurations and runs of earlier versions have them.
+        """
+        given = {name: getattr(self, name) for name in sorted(_IDLE.get(self.name, ()))}
+        fields = type(self).model_fields
+        return {name: value for name, value in given.items() if value != fields[name].default}
+
+    @property
     def facts(self) -> Facts:
         """Return what is known of the method before it is built."""
         return METHODS[self.name] if self.name in METHODS else own_method(self.name).facts
@@ -119,6 +129,15 @@ def of_another_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         used -= {"g_pretrain_epochs"}
     return {key: value for key, value in values.items() if key in used}
 
+
+_OF_HSIC = frozenset({"lambda_g", "swap_inner_bandwidth", "hsic"})
+_IDLE = {
+    "vanilla": _OF_HSIC | {"lambda_f", "n_g_update"},
+    "biased": _OF_HSIC | {"lambda_f"},
+    "rubi": _OF_HSIC,
+    "learned_mixin": _OF_HSIC | {"n_g_update"},
+}
+"""The common fields that have no effect on a method, though it takes them."""
 
 _COMMON = frozenset(MethodConfig.model_fields) - {"name"}
 _PRETRAIN_F = frozenset({"f_pretrain_epochs"})
