@@ -29,6 +29,7 @@ from rebias_dist.data.transforms import train_transform
 from rebias_dist.data.workers import transit_memory
 from rebias_dist.errors import DataError
 from rebias_dist.methods.base import Method
+from rebias_dist.methods.registry import METHODS
 from rebias_dist.models import feature_dim, last_layer
 from rebias_dist.ranks.consensus import Consensus
 from rebias_dist.ranks.session import Session
@@ -243,6 +244,7 @@ def build_players(
             heads = method.heads(widths["f"], g_widths, classes)
         if heads is not None:
             heads.to(precision.device, precision.parameters)
+    own_method = config.method.name not in METHODS
     return {
         name: Player(
             name,
@@ -250,7 +252,7 @@ def build_players(
             heads=heads if name == "f" else None,
             optimizer=config.optimizer,
             precision=precision,
-            unused=name != "f" and not config.method.update_g_cls,
+            unused=own_method or (name != "f" and not config.method.update_g_cls),
             skips=config.faults.non_finite_limit if config.faults.non_finite == "skip" else 0,
             compile=config.compile,
             own=network_config(config, name),

@@ -362,7 +362,7 @@ class Minimax:
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             gs = [outputs[place] for outputs in opponents]
-            return method.f_terms(output, gs, turn.known[place], f.heads_replica)
+            return method.f_terms(output, gs, turn.known[place], f.heads)
 
         self._update(f, batches, step, 0, terms, metrics, first=first, coupling=coupling, own=own)
         metrics.objectives["f"] = objective + metrics.own_terms("f")

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from rebias_dist import models
 from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
 from rebias_dist.errors import ConfigError, NonFiniteError
 from rebias_dist.methods.base import Output
 from rebias_dist.models import load_state
-from rebias_dist.phases import phase, switch
+from rebias_dist.phases import phase
 from rebias_dist.ranks.device_wait import to_host
-from rebias_dist.ranks.versions import BUFFERS_STAY
 from rebias_dist.step.adamp import AdamP
 from rebias_dist.step.batchnorm import RunningStatistics
 from rebias_dist.step.compilation import compiled
 from rebias_dist.step.precision import Precision
+from rebias_dist.step.reduction import Reduction
 
 
 class Player:
@@ -36,7 +35,8 @@ class Player:
         heads: trained with the network (those of RUBi and LearnedMixin), or None.
         optimizer: settings of the optimizer, which the network does not share.
         precision: the types of the forward pass.
-        unused: some parameters get no gradient (g without its cross-entropy).
+        unused: the method may leave parameters without a gradient, in some updates or in all. Of a
+            network that is not ours or torchvision's this is assumed.
         skips: how many updates in a row may be skipped for a gradient that is not finite.
         compile: run the passes of the updates through torch.compile.
         own: settings of this network; of these ``head_lr``, ``head_weight_decay`` and ``ema``.
@@ -89,9 +89,8 @@ class Player:
         """Whether ``take_step`` leaves it to the caller to see if the gradient was finite."""
         self._compiled = compile
         self._module = compiled(network) if compile else network
-        self._replica = _replicate(self._module, precision.device, unused)
-        self._reduces = False
-        self.heads_replica = heads if heads is None else _replicate(heads, precision.device, False)
+        unused = unused or own.name not in models.names()
+        self._reduction = Reduction(self._module, heads, precision.device, unused)
 
     def fix(self) -> None:
         """Put the network into evaluation mode for good: it trains no more."""
@@ -104,7 +103,7 @@ class Player:
         Passes without gradients call the module itself: DDP would count them as the start of a
         reduction.
         """
-        module = self._replica if gradient else self._module
+        module = self._reduction if gradient else self._module
         with (
             # A compiled network rounds differently with gradients and without. Both passes of
             # gradient caching must agree, so both use the version with gradients.
@@ -115,26 +114,19 @@ class Player:
             logits, features = module(images)
         return Output(logits, features) if gradient else Output(logits.detach(), features.detach())
 
-    @contextmanager
-    def without_reduction(self, without: bool) -> Iterator[None]:
-        """Keep the gradients of this forward and backward local, if ``without`` says so."""
-        self._reduces = isinstance(self._replica, DistributedDataParallel) and not without
-        with ExitStack() as stack:
-            for module in (self._replica, self.heads_replica):
-                if without and isinstance(module, DistributedDataParallel):
-                    stack.enter_context(module.no_sync())
-            yield
+    def without_reduction(self, without: bool) -> AbstractContextManager[None]:
+        """Keep the gradients of a forward and backward local, if ``without`` says so."""
+        return self._reduction.postponed(without)
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate a loss, scaled where the precision needs it."""
         with phase("backward"):
-            scaled = self.scaler.scale(loss)
-            if self._reduces:
-                scaled.register_hook(_begin_communication_last)  # type: ignore[no-untyped-call]
-            scaled.backward()  # type: ignore[no-untyped-call]
+            self._reduction.backward(self.scaler.scale(loss))
 
     def take_step(self, micro_batches: int) -> Tensor:
         """Update the weights and then the BatchNorm buffers; return the gradients' norm.
+
+        A parameter without a gradient stays as it is, without weight decay.
 
         All ranks hold the same reduced gradients, bit for bit, so all of them decide alike. A
         gradient that is not finite skips the update. In fp16 the next update has a smaller scale;
@@ -145,6 +137,7 @@ class Player:
         Raises:
             NonFiniteError: alike on all ranks.
         """
+        self._reduction.drop_absent()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
@@ -270,26 +263,6 @@ class Player:
                     values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
-
-
-def _begin_communication_last(gradient: Tensor) -> None:
-    # When all gradients are computed, autograd runs its callbacks in the order in which they were
-    # queued. This one is queued at the first gradient, and DDP's, which waits for the pending
-    # reductions, at the last. So the time of that wait counts as communication.
-    torch.autograd.Variable._execution_engine.queue_callback(lambda: switch("communication"))
-
-
-def _replicate(module: nn.Module, device: torch.device, unused: bool) -> nn.Module:
-    if not dist.is_initialized() or not any(p.requires_grad for p in module.parameters()):
-        return module
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        # step/batchnorm.py keeps the buffers alike on all ranks.
-        **BUFFERS_STAY,
-        find_unused_parameters=unused,
-        gradient_as_bucket_view=True,  # saves a copy of the gradients and its memory
-    )
 
 
 def _parts(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
