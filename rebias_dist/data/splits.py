@@ -57,7 +57,7 @@ class Data:
         """
         for name, digest in self.digests().items():
             if name in expected and expected[name] != digest:
-                root = self.train.place.rpartition("/")[0]
+                root, _ = root_and_split(self.train.place)
                 raise ConfigError(
                     f"{root}: the split {name} is not the one that the run "
                     "was started with; restore it, or start a new run under another name"
