@@ -31,19 +31,21 @@ class Resumption:
     """Steps that are skipped because they failed again after a rollback."""
     changes: dict[str, str] = field(default_factory=dict)
     """Overridden differences from the checkpoint: 'key: old → new', by key."""
+    anew: list[str] = field(default_factory=list)
+    """What begins anew after such a change; alike on all ranks."""
     damaged: list[str] = field(default_factory=list)
     """Checkpoints that were passed over, and why."""
     attempts: Attempts | None = None
     """On rank 0; None on the others."""
 
     def warnings(self) -> list[str]:
-        """Return the warnings for the user: damaged checkpoints and overridden changes."""
+        """Return the warnings for the user: damaged checkpoints, and changes with their effect."""
         lines = [
             f"passed over a damaged checkpoint: {line}; its folder is now {checkpoint.DAMAGED}…"
             for line in self.damaged
         ]
         lines += [f"changed in mid-run by --resume-override: {c}" for c in self.changes.values()]
-        return lines
+        return lines + self.anew
 
     def stop_or_roll_back(
         self, text: str, step: int, faults: FaultsConfig, consensus: Consensus
@@ -123,5 +125,5 @@ def resume_run(
     )
     with consensus.together():
         if found.step is not None and found.finished is None:
-            run.restore(state or checkpoint.load(folder.checkpoints, found.step))
+            found.anew = run.restore(state or checkpoint.load(folder.checkpoints, found.step))
     return found

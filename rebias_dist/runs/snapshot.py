@@ -99,8 +99,7 @@ class Snapshot:
         The keys are the fields of the configuration that the weights depend on,
         ``manifest.<split>`` for the data, and ``data.aligned`` for the rule.
         """
-        then = validate(parse_yaml(state["config"], "the checkpoint's configuration")).identity()
-        lines = differences(then, self.config.identity())
+        lines = differences(_config_of(state).identity(), self.config.identity())
         manifests = self.data.digests()
         known = {split: digest for split, digest in state["data"].items() if split in manifests}
         now = {split: manifests[split] for split in known}
@@ -111,8 +110,11 @@ class Snapshot:
             lines += differences({"data.aligned": old}, {"data.aligned": new})
         return {line.partition(": ")[0]: line for line in lines}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> list[str]:
         """Continue from a saved state; the caller has checked its :meth:`changes`.
+
+        Returns:
+            A line for each part that begins anew, because it does not fit what was saved.
 
         Raises:
             ConfigError: the networks or the steps of an epoch differ.
@@ -124,12 +126,19 @@ class Snapshot:
                 f"are {self.steps_per_epoch}, so it cannot continue; start another run"
             )
         self.restore_networks(state)
+        optimizer, anew = _config_of(state).optimizer.name, []
         for name, player in self.players.items():
-            player.load_training_state(state["players"][name])
+            anew += player.load_training_state(state["players"][name], optimizer)
         if seen := state.get("input"):  # 0.1 has none
             self.normalise.use(Normalize(mean=tuple(seen["mean"]), std=tuple(seen["std"])))
         self.step, self.epoch = state["step"], state["epoch"]
         self.radii, self.radii_epoch = radii_of(state), state["radii_epoch"]
+        if self.radii is not None and len(self.radii.g) != len(self.players.keys() - {"f"}):
+            self.radii, self.radii_epoch = None, -1
+            if self.method.needs_radii:
+                anew.append(
+                    "the kernel radii are measured anew, because the run had more networks g"
+                )
         # Runs of 0.1 have no state of a method.
         remembered = state.get("method", {})
         if remembered and state["data"].get("train") != self.data.digests()["train"]:
@@ -140,6 +149,7 @@ class Snapshot:
         restore_state(self.method, remembered)
         self.begun_epoch = state.get("begun_epoch", -1)
         self.best = state["best"]
+        return anew
 
     def restore_networks(self, state: dict[str, Any]) -> None:
         """Load only the networks' weights.
@@ -176,3 +186,8 @@ class Snapshot:
             values["f/sigma"] = self.radii.f
             values |= {f"g{index}/sigma": sigma for index, sigma in enumerate(self.radii.g)}
         return values
+
+
+def _config_of(state: dict[str, Any]) -> Config:
+    """Return the configuration with which a state was saved."""
+    return validate(parse_yaml(state["config"], "the checkpoint's configuration"))

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rebias_dist import models
 from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
-from rebias_dist.errors import ConfigError, NonFiniteError
+from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Output
 from rebias_dist.models import load_state
 from rebias_dist.phases import phase
@@ -72,6 +72,7 @@ class Player:
         ]
         groups, self._rates = _groups(self.parameters, optimizer, own, last)
         self.optimizer = make_optimizer(groups, optimizer)
+        self._optimizer_name = optimizer.name
         self.scaler = precision.scaler()
         self.statistics = RunningStatistics(network)
         self.average: AveragedModel | None = None
@@ -233,22 +234,39 @@ class Player:
         else:
             self._average_anew()
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
+    def load_training_state(self, state: dict[str, Any], optimizer: str) -> list[str]:
         """Restore what :meth:`state_dict` returned, except for the network itself.
 
-        Raises:
-            ConfigError: the last layer had settings of its own, and now has none, or the reverse.
+        Args:
+            state: what was saved.
+            optimizer: the name of the optimizer that it was saved with.
+
+        Returns:
+            A line for each part that does not fit what was saved, and so begins anew.
         """
+        anew = []
         if self.heads is not None:
-            self.heads.load_state_dict(state["heads"])
+            if _shapes(self.heads.state_dict()) == _shapes(state["heads"] or {}):
+                self.heads.load_state_dict(state["heads"])
+            else:
+                anew.append(f"{self.name}: its heads begin anew, because the run had other ones")
+        saved, reason = state["optimizer"], ""
+        if optimizer != self._optimizer_name:
+            reason = f"the run had optimizer.name {optimizer}"
+        elif not _fits(saved, self.optimizer):
+            reason = "the run trained other parameters, or in other groups"
+        if reason:
+            anew.append(f"{self.name}: its optimizer begins with an empty state, because {reason}")
+        else:
+            self._load_optimizer(saved)
+        if state["scaler"]:  # empty unless the run was in fp16
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+        return anew
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
         # load_state_dict brings the saved settings too. Those of the configuration count, which
         # --resume-override may have changed; the learning rate is set before each step.
-        saved = state["optimizer"]
-        if len(saved["param_groups"]) != len(self.optimizer.param_groups):
-            raise ConfigError(
-                f"{self.name}: a resumed run cannot begin or cease to have a head_lr or "
-                "head_weight_decay; start another run"
-            )
         groups = [
             group | {name: value for name, value in chosen.items() if name not in ("params", "lr")}
             for group, chosen in zip(
@@ -261,8 +279,24 @@ class Player:
             for name, value in values.items():
                 if isinstance(value, Tensor) and value.ndim > 1:
                     values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state["skipped"]
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def _fits(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a saved state is of as many parameters, of the same shapes and groups."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    if [len(group["params"]) for group in saved["param_groups"]] != list(map(len, groups)):
+        return False
+    parameters = [parameter for group in groups for parameter in group]
+    return all(
+        value.shape in (parameters[place].shape, torch.Size())  # the number of steps is a scalar
+        for place, values in saved["state"].items()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    )
 
 
 def _parts(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

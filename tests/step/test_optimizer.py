@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
-from rebias_dist.errors import ConfigError
 from rebias_dist.models import freeze_backbone
 from rebias_dist.step.player import Player, make_optimizer
 from rebias_dist.step.precision import Precision
@@ -84,7 +83,7 @@ def test_a_setting_that_was_changed_for_a_resumed_run_is_used(name):
     resumed, other = (_player(name=name, weight_decay=w, **changed) for w in (0.1, 0.0))
     for player in (resumed, other):
         player.network.load_state_dict(state["network"])
-        player.load_training_state(state)
+        player.load_training_state(state, name)
         (group,) = player.optimizer.param_groups
         for key, value in changed.items():
             assert list(group[key]) == value if key == "betas" else group[key] == value
@@ -103,7 +102,7 @@ def test_a_state_from_a_network_of_another_memory_format_goes_on_alike(name):
     state = copy.deepcopy(first.state_dict())
     resumed = _convolution(last, name)
     resumed.network.load_state_dict(state["network"])
-    resumed.load_training_state(state)
+    resumed.load_training_state(state, name)
     for number in (1, 2):
         _step_on_images(first, contiguous, number)
         _step_on_images(resumed, last, number)
@@ -121,7 +120,7 @@ def test_a_state_saved_by_the_plain_optimizer_goes_on_alike(name):
     _step_on_images(first, torch.contiguous_format, 0)
     state = copy.deepcopy(first.state_dict())
     resumed.network.load_state_dict(state["network"])
-    resumed.load_training_state(state)
+    resumed.load_training_state(state, name)
     for number in (1, 2):
         for player in (first, resumed):
             _step_on_images(player, torch.contiguous_format, number)
@@ -201,11 +200,54 @@ def test_the_last_layer_has_its_own_decay():
     assert changed == ["last.weight", "last.bias"]
 
 
-def test_without_settings_of_its_own_there_is_one_group_and_a_change_is_refused():
-    plain = _two(NetworkConfig())
-    assert len(plain.optimizer.param_groups) == 1
-    with pytest.raises(ConfigError, match="f: a resumed run cannot begin or cease to have"):
-        _two(NetworkConfig(head_lr=0.5)).load_training_state(plain.state_dict())
+def test_without_settings_of_its_own_there_is_one_group():
+    assert len(_two(NetworkConfig()).optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name", "reason"),
+    [
+        (NetworkConfig(), NetworkConfig(), "adam", "optimizer.name sgd"),
+        (NetworkConfig(), NetworkConfig(), "adamp", "optimizer.name sgd"),
+        (NetworkConfig(), NetworkConfig(head_lr=0.5), "sgd", "other parameters"),
+        (NetworkConfig(), NetworkConfig(freeze="backbone"), "sgd", "other parameters"),
+        (NetworkConfig(freeze="backbone"), NetworkConfig(), "sgd", "other parameters"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_left_and_told(before, after, name, reason):
+    old, new, fresh = _two(before, momentum=0.9), _two(after, name), _two(after, name)
+    _step(old)
+    for player in (new, fresh):
+        player.load_network(old.state_dict())
+    (line,) = new.load_training_state(copy.deepcopy(old.state_dict()), "sgd")
+    assert line.startswith("f: its optimizer begins with an empty state, because ")
+    assert reason in line
+    for player in (new, fresh):
+        _step(player)
+    assert all(torch.equal(value, _state(fresh)[key]) for key, value in _state(new).items())
+
+
+def test_states_of_equal_numbers_but_other_shapes_do_not_fit():
+    old, new = _two(NetworkConfig(), momentum=0.9), _two(NetworkConfig(), momentum=0.9)
+    _step(old)
+    state = copy.deepcopy(old.state_dict())
+    # One row would be copied into all of them.
+    buffers = state["optimizer"]["state"][0]
+    buffers["momentum_buffer"] = buffers["momentum_buffer"][:1]
+    assert len(new.load_training_state(state, "sgd")) == 1
+    assert not new.optimizer.state
+
+
+def test_a_scale_of_fp16_is_kept_and_may_be_missing():
+    precisions = {name: Precision(name, torch.device("cpu")) for name in ("fp16", "float32")}
+    half, full = (
+        Player("f", _Two(), optimizer=OptimizerConfig(name="sgd"), precision=precision)
+        for precision in precisions.values()
+    )
+    half.scaler.load_state_dict({**half.scaler.state_dict(), "scale": 8.0})
+    for saved, player in ((half, full), (full, half), (half, half)):
+        assert player.load_training_state(saved.state_dict(), "sgd") == []
+    assert half.scaler.state_dict()["scale"] == 8.0
 
 
 def test_the_average_is_of_the_weights_and_buffers_after_each_update():
@@ -225,7 +267,7 @@ def test_the_average_is_of_the_weights_and_buffers_after_each_update():
     assert not torch.equal(found["last.weight"], _state(player)["last.weight"])
     again = _two(NetworkConfig(ema=0.75))
     again.load_network(player.state_dict())
-    again.load_training_state(player.state_dict())
+    again.load_training_state(player.state_dict(), "sgd")
     _step(player)
     _step(again)
     assert again.average is not None
