@@ -15,14 +15,13 @@ import gc
 import logging
 from collections.abc import Collection
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 from rebias_dist import assemble
 from rebias_dist.config import plan
 from rebias_dist.config.files import flat
 from rebias_dist.config.schema import Config
-from rebias_dist.data.workers import bounded_waits
+from rebias_dist.data.workers import bounded_waits, undisturbed
 from rebias_dist.errors import InterruptedRun, NonFiniteError, RolledBack
 from rebias_dist.evaluation import groups, tensorboard
 from rebias_dist.evaluation.evaluator import Evaluator
@@ -34,7 +33,7 @@ from rebias_dist.ranks.faults import origin
 from rebias_dist.ranks.process_group import resolve_placement, set_time_out
 from rebias_dist.ranks.session import Session, session
 from rebias_dist.ranks.waits import told
-from rebias_dist.runs import results
+from rebias_dist.runs import checkpoint, results
 from rebias_dist.runs.resumption import resume_run
 from rebias_dist.runs.run_folder import fresh_name
 from rebias_dist.step.precision import choose_algorithms, set_products
@@ -201,8 +200,13 @@ class Trainer:
         if parts.method.facts.fixed_g and epoch.playing:
             for g in parts.game.gs:
                 g.fix()
-        if epoch.playing and self.engine.begin_epoch(at, number):
-            self.meter.start()
+        if epoch.playing:
+            # A method's turn is not done by halves: a run that stops in it is saved as before it.
+            changes = self.leads and self.engine.may_change(at, number)
+            before = checkpoint.copied(at.state()) if changes else None
+            with self.keeper.interruptible(state=before):
+                if self.engine.begin_epoch(at, number):
+                    self.meter.start()
         self.meter.flops_per_step = self.work.of(epoch)
         self.batches = parts.loader.on_device(self.ranks.device, number, at.step - epoch.begin)
 
@@ -220,7 +224,8 @@ class Trainer:
         game.set_learning_rate(plan.rate_of_step(self.config, self.parts.layout, step))
         if epoch.playing:
             metrics = game.step(batches, step, self.at.radii)
-            self.parts.method.after_step(step - game.first_step, self.engine)
+            with undisturbed():  # a step is taken whole
+                self.parts.method.after_step(step - game.first_step, self.engine)
         else:
             metrics = game.pretrain(batches, step, train_f=epoch.train_f, train_g=epoch.train_g)
         self.at.step += 1
@@ -242,9 +247,8 @@ class Trainer:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
             weights = {name: player.modules for name, player in parts.players.items()}
             check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
-            leave = partial(self.keeper.leave_if_asked, save=True)
-            with self.forecast.evaluating():
-                figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii, leave)
+            with self.keeper.interruptible(), self.forecast.evaluating():
+                figures = evaluate_splits(self.evaluator, parts.data.monitored, at.radii)
             tensorboard.show(self.telemetry, at.step, number, figures)
             for split, found in figures.items():
                 for line in groups.lines(split, found):
@@ -272,7 +276,7 @@ class Trainer:
             return {}
         self.forecast.tell(1 if at.best_step == at.step else 2)
         telemetry.state("evaluating", step=at.step, epoch=at.epoch)
-        leave = partial(self.keeper.leave_if_asked, save=False)
-        final = test_and_record(self.config, parts, self.evaluator, telemetry, leave)
+        with self.keeper.interruptible(save=False):
+            final = test_and_record(self.config, parts, self.evaluator, telemetry)
         self.keeper.status = "finished"
         return final

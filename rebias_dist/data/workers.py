@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -58,7 +58,8 @@ def bounded_waits(minutes: float, stop: Callable[[], bool]) -> Iterator[None]:
     Args:
         minutes: how long the ranks wait for each other; a rank waits for its data three quarters
             of that.
-        stop: whether this process was asked to stop; if so, it does not wait any longer.
+        stop: whether this process was asked to stop; if so, it reads nothing more and does not
+            wait any longer.
     """
     global _bounds
     before, _bounds = _bounds, _Bounds(60 * minutes * _PART, stop)
@@ -80,7 +81,7 @@ def fetched_by_workers(
 
     Raises:
         RebiasError: a worker failed or brings nothing within the bound.
-        InterruptedRun: this process was asked to stop while a worker brought nothing.
+        InterruptedRun: this process was asked to stop.
     """
     with _without_advice():
         loader = DataLoader(
@@ -96,15 +97,31 @@ def fetched_by_workers(
             # DataLoader draws a number from its generator; this keeps the global one unchanged.
             generator=torch.Generator(),
         )
-    if not workers:
-        yield from loader
-        return
     try:
-        source = _start(loader)
+        source = _start(loader) if workers else iter(loader)
         while True:
-            yield _next(source)
+            _heed_stop()
+            yield _next(source) if workers else next(source)
     except StopIteration:
         return
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave a request to stop unheard inside the block, for what must be done whole."""
+    global _bounds
+    before, _bounds = _bounds, replace(_bounds, stop=lambda: False)
+    try:
+        yield
+    finally:
+        _bounds = before
+
+
+def _heed_stop() -> None:
+    if _bounds.stop():
+        raise InterruptedRun(
+            "interrupted while it waited for data; it goes on from the newest checkpoint"
+        )
 
 
 @contextmanager
@@ -170,10 +187,7 @@ class Patience:
             RebiasError: it has waited too long.
         """
         waited = time.monotonic() - self._begin
-        if _bounds.stop():
-            raise InterruptedRun(
-                "interrupted while it waited for data; it goes on from the newest checkpoint"
-            )
+        _heed_stop()
         if waited > _bounds.seconds:
             raise RebiasError(
                 f"no data for {waited:.0f} s: {cause} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,6 @@ def test_and_record(
     parts: Parts,
     evaluator: Evaluator,
     telemetry: Telemetry,
-    leave_if_asked: Callable[[], None],
 ) -> dict[str, Any]:
     """Evaluate the last and the best checkpoint on test data, and write results.json.
 
@@ -74,13 +73,15 @@ def test_and_record(
         parts: its data and its state at the end.
         evaluator: its evaluation.
         telemetry: receives the figures.
-        leave_if_asked: called between two batches.
 
     Returns:
         The content of results.json.
+
+    Raises:
+        InterruptedRun: on all ranks, if one of them was asked to stop.
     """
     at, consensus = parts.snapshot, evaluator.consensus
-    tested, lost = evaluate_checkpoints(evaluator, at, parts.folder.checkpoints, leave_if_asked)
+    tested, lost = evaluate_checkpoints(evaluator, at, parts.folder.checkpoints)
     for choice, why in lost.items():
         _log.warning("the %s checkpoint is damaged and has no figures: %s", choice, why)
     final = results.assemble(config, parts.data.classes, tested, at.step, lost, parts.data.rule)

@@ -82,6 +82,10 @@ class MethodEngine:
 
         Returns:
             Whether anything was done.
+
+        Raises:
+            InterruptedRun: on all ranks, if one of them was asked to stop. A method's turn may be
+                half done then.
         """
         parts, config, begun = self._parts, self._config, False
         method = parts.method
@@ -96,6 +100,11 @@ class MethodEngine:
                 )
             at.radii_epoch, begun = number, True
         return begun
+
+    def may_change(self, at: Snapshot, number: int) -> bool:
+        """Return whether :meth:`begin_epoch` lets the method change the networks or its state."""
+        has_turn = type(self._parts.method).before_epoch is not Method.before_epoch
+        return has_turn and at.begun_epoch != number
 
     def predict(self, name: str) -> Tensor:
         """Return a network's predictions in evaluation mode, int64 ``[n]``, of the training set.

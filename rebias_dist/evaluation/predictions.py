@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rebias_dist.data import EvalLoader, ShardDataset
+from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import DataError
 from rebias_dist.evaluation.evaluator import Evaluator
 from rebias_dist.ranks.consensus import Consensus
@@ -48,16 +49,11 @@ def predict(
 
     Raises:
         DataError: on all ranks, if a sample is damaged or there is none.
+        InterruptedRun: on all ranks, if one of them was asked to stop.
     """
     networks, consensus = evaluator.networks, evaluator.consensus
-    precision = evaluator.precision
-    n = len(dataset)
-    if n == 0:
+    if len(dataset) == 0:
         raise DataError(f"{dataset.place}: has no samples to evaluate on")
-    predicted = {name: torch.zeros(n, dtype=torch.int64) for name in networks}
-    confidence = {name: torch.zeros(n, dtype=torch.float64) for name in networks}
-    rows: dict[str, list[Tensor]] = {name: [] for name in networks}
-    kept: list[Tensor] = []
     loader = EvalLoader(
         dataset,
         batch=evaluator.batch,
@@ -65,42 +61,78 @@ def predict(
         world_size=consensus.world_size,
         transform=evaluator.transform,
         workers=evaluator.workers,
-        pinned=precision.device.type == "cuda",
+        pinned=evaluator.precision.device.type == "cuda",
     )
+    share = _Share(evaluator, len(dataset), columns)
+    rounds = -(-loader.batches // consensus.world_size)
     what = f"evaluation on {dataset.manifest.split}, batches"
-    told_of = told(what, len(loader), aloud=consensus.rank == 0)
+    told_of = told(what, rounds, aloud=consensus.rank == 0)
     training = {name: network.training for name, network in networks.items()}
     try:
         for network in networks.values():
             network.eval()
-        with consensus.together(), torch.no_grad(), told_of as work:
-            for found in loader:
-                images = evaluator.normalise(found.images.to(precision.device))
-                first = found.samples < evaluator.hsic_samples
-                kept.append(found.samples[first])
-                for name, network in networks.items():
-                    with precision.autocast():
-                        logits, features = network(images)
-                    logits = logits.double().cpu()
-                    if columns is not None:
-                        logits = logits[:, columns]
-                    # Not the largest probability, because two of them may round to one number.
-                    best = logits.argmax(1)
-                    predicted[name][found.samples] = best
-                    chosen = logits.softmax(1).gather(1, best[:, None])[:, 0]
-                    confidence[name][found.samples] = chosen
-                    rows[name].append(features[first.to(features.device)].cpu())
+        with torch.no_grad(), told_of as work:
+            batches = iter(loader)
+            for _ in range(rounds):
+                # In each round, so that a stop or a fault of one rank ends all without delay.
+                with consensus.together():
+                    batch = next(batches, None)
+                    if batch is not None:  # in the last round some ranks have none
+                        share.add(batch)
                 work.done += 1
     finally:
         for name, network in networks.items():
             network.train(training[name])
-    for values in (*predicted.values(), *confidence.values()):
-        _sum(values, consensus)
-    return Predictions(
-        {name: values.numpy() for name, values in predicted.items()},
-        {name: values.numpy() for name, values in confidence.items()},
-        _gathered(rows, kept, min(n, evaluator.hsic_samples), consensus),
-    )
+    return share.joined()
+
+
+class _Share:
+    """The predictions for this rank's batches.
+
+    Args:
+        evaluator: the networks and the settings.
+        n: samples of the split.
+        columns: see :func:`predict`.
+    """
+
+    def __init__(self, evaluator: Evaluator, n: int, columns: Sequence[int] | None) -> None:
+        self._evaluator, self._n, self._columns = evaluator, n, columns
+        names = evaluator.networks
+        self._predicted = {name: torch.zeros(n, dtype=torch.int64) for name in names}
+        self._confidence = {name: torch.zeros(n, dtype=torch.float64) for name in names}
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._kept: list[Tensor] = []
+
+    def add(self, batch: MicroBatch) -> None:
+        """Run the networks on a batch."""
+        evaluator = self._evaluator
+        images = evaluator.normalise(batch.images.to(evaluator.precision.device))
+        first = batch.samples < evaluator.hsic_samples
+        self._kept.append(batch.samples[first])
+        for name, network in evaluator.networks.items():
+            with evaluator.precision.autocast():
+                logits, features = network(images)
+            logits = logits.double().cpu()
+            if self._columns is not None:
+                logits = logits[:, self._columns]
+            # Not the largest probability, because two of them may round to one number.
+            best = logits.argmax(1)
+            self._predicted[name][batch.samples] = best
+            chosen = logits.softmax(1).gather(1, best[:, None])[:, 0]
+            self._confidence[name][batch.samples] = chosen
+            self._rows[name].append(features[first.to(features.device)].cpu())
+
+    def joined(self) -> Predictions:
+        """Return the predictions of all ranks; a collective."""
+        consensus = self._evaluator.consensus
+        for values in (*self._predicted.values(), *self._confidence.values()):
+            _sum(values, consensus)
+        m = min(self._n, self._evaluator.hsic_samples)
+        return Predictions(
+            {name: values.numpy() for name, values in self._predicted.items()},
+            {name: values.numpy() for name, values in self._confidence.items()},
+            _gathered(self._rows, self._kept, m, consensus),
+        )
 
 
 def _sum(values: Tensor, consensus: Consensus) -> None:

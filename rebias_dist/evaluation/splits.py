@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,6 @@ def evaluate_splits(
     evaluator: Evaluator,
     data: Mapping[str, ShardDataset],
     radii: Radii | None,
-    before_each: Callable[[], None] = lambda: None,
     with_intervals: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on several splits; a collective.
@@ -202,21 +201,22 @@ def evaluate_splits(
         evaluator: the networks and the settings.
         data: the splits by name.
         radii: see :func:`evaluate_split`.
-        before_each: called before each split; if it raises, it must raise on all ranks.
         with_intervals: compute bootstrap intervals too.
 
     Returns:
         The figures of each split, as :func:`evaluate_split` returns them.
+
+    Raises:
+        InterruptedRun: on all ranks, if one of them was asked to stop.
     """
-    figures = {}
-    for split, dataset in data.items():
-        before_each()
-        figures[split] = evaluate_split(evaluator, dataset, radii, with_intervals=with_intervals)
-    return figures
+    return {
+        split: evaluate_split(evaluator, dataset, radii, with_intervals=with_intervals)
+        for split, dataset in data.items()
+    }
 
 
 def evaluate_checkpoints(
-    evaluator: Evaluator, run: Snapshot, folder: Path, before_each: Callable[[], None]
+    evaluator: Evaluator, run: Snapshot, folder: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Evaluate a run's last and best checkpoint on its test splits; a collective.
 
@@ -227,7 +227,6 @@ def evaluate_checkpoints(
         evaluator: with the networks of the run.
         run: has the data, and restores the networks.
         folder: of the checkpoints.
-        before_each: called before each split; if it raises, it must raise on all ranks.
 
     Returns:
         ``step`` and ``splits`` (the figures) by ``last`` and ``best``; and the error of the best
@@ -236,6 +235,7 @@ def evaluate_checkpoints(
 
     Raises:
         DataError: on all ranks, if the last checkpoint or a split is damaged.
+        InterruptedRun: on all ranks, if one of them was asked to stop.
     """
     consensus = evaluator.consensus
     tested: dict[str, Any] = {}
@@ -257,8 +257,6 @@ def evaluate_checkpoints(
             return tested, {choice: str(error)}
         with consensus.together():
             run.restore_networks(state)
-        figures = evaluate_splits(
-            evaluator, run.data.tests, radii_of(state), before_each, with_intervals=True
-        )
+        figures = evaluate_splits(evaluator, run.data.tests, radii_of(state), with_intervals=True)
         tested[choice] = {"step": step, "splits": figures}
     return tested, {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rebias_dist.config.schema import CheckpointConfig
 from rebias_dist.errors import InterruptedRun, RebiasError
@@ -51,16 +52,19 @@ class Keeper:
         self._telemetry, self._ranks, self._settle = telemetry, ranks, settle
         self._saved_step, self._saved_at = at.step, time.monotonic()
 
-    def begin_to_save(self) -> None:
+    def begin_to_save(self, state: dict[str, Any] | None = None) -> None:
         """Flush the records and begin to save, on rank 0; training continues meanwhile.
 
         A disk error on rank 0 is raised on all ranks in :meth:`go_on`.
+
+        Args:
+            state: of an earlier moment of this step; None: the present state.
         """
         self._settle()
         at = self._at
         if self._ranks.consensus.rank == 0:
             self._telemetry.flush()
-            stall = self._saver.begin(at.step, at.state(), at.best_step)
+            stall = self._saver.begin(at.step, state or at.state(), at.best_step)
             self._telemetry.scalars(at.step, {"checkpoint/stall_seconds": stall}, epoch=at.epoch)
         self._saved_step, self._saved_at = at.step, time.monotonic()
 
@@ -81,41 +85,45 @@ class Keeper:
         # All ranks count alike, so this comes first and a fault does not prevent it.
         if every and self._at.step % every == 0 and self._at.step > self._saved_step:
             self.begin_to_save()
-        wish = self._agree(fault)
-        if wish == _Wish.SAVE:
+        fault = fault or self._telemetry.fault or self._saver.fault()
+        wish = _Wish.SAVE if self._is_late() else _Wish.GO_ON
+        agreed = self._ranks.consensus.agree(fault, _Wish.LEAVE if self._ranks.stop else wish)
+        if agreed != _Wish.GO_ON:
             self.begin_to_save()
-        if wish == _Wish.LEAVE:
-            self._leave(save=True)
+        if agreed == _Wish.LEAVE:
+            self._leave()
 
-    def leave_if_asked(self, *, save: bool) -> None:
-        """Leave if any rank was asked to; a collective.
+    @contextmanager
+    def interruptible(
+        self, *, save: bool = True, state: dict[str, Any] | None = None
+    ) -> Iterator[None]:
+        """Save and leave if the block, which raises alike on all ranks, is interrupted.
 
-        For evaluations. What is due is saved after one, so that a resumed run need not repeat it.
+        For what goes through many samples between two steps. A resumed run begins it anew. What is
+        due is saved after an evaluation, so that a resumed run need not repeat it.
 
         Args:
             save: save before. In the final evaluation everything is saved already, and the networks
                 may be those of the best checkpoint, which must not be saved as the newest.
+            state: what is saved, if the block may change the run; None: the present state.
         """
-        if self._agree() == _Wish.LEAVE:
-            self._leave(save=save)
-
-    def _agree(self, fault: RebiasError | None = None) -> int:
-        fault = fault or self._telemetry.fault or self._saver.fault()
-        wish = _Wish.SAVE if self._is_late() else _Wish.GO_ON
-        return self._ranks.consensus.agree(fault, _Wish.LEAVE if self._ranks.stop else wish)
+        try:
+            yield
+        except InterruptedRun:
+            if save:
+                self.begin_to_save(state)
+            self._leave()
 
     def _is_late(self) -> bool:
         late = time.monotonic() - self._saved_at > 60 * self._settings.every_minutes
         return late and self._ranks.consensus.rank == 0 and self._at.step > self._saved_step
 
-    def _leave(self, *, save: bool) -> NoReturn:
-        if save:
-            self.begin_to_save()
-            self.wait()
+    def _leave(self) -> NoReturn:
+        self.wait()
         raise InterruptedRun(
             f"interrupted; saved at step {self._at.step}; to continue, use the same command "
             f"with --name {self._at.config.name}"
-        )
+        ) from None
 
     def close(self) -> None:
         """Wait until the checkpoint is written, and record how the run ended."""

@@ -77,10 +77,12 @@ def test_a_stop_is_heard_while_workers_hang(shards):
     found = said(
         shards,
         """
-        with bounded_waits(1000.0, lambda: True):
+        asked = threading.Event()
+        with bounded_waits(1000.0, asked.is_set):
             steps = loader.on_device(torch.device("cpu"), 0, 0)
             next(steps)
             stop_workers()
+            threading.Timer(3.0, asked.set).start()
             last = [found for found in steps][-1]
         print(last)
         """,
