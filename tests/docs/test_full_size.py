@@ -58,6 +58,11 @@ def test_the_table_has_the_figures_of_the_archives(runs):
             assert (figure, int(seeds)) == shown(runs, rho, method, network, split)
 
 
+def test_the_number_of_finished_runs_is_that_of_the_archives(runs):
+    said = re.search(r"Of its 36 runs, (\d+) are done", SAID)
+    assert int(said[1]) == len(runs["run"].unique())
+
+
 def test_the_curves_are_those_of_the_archives(runs):
     head, _, *found = rows("after epoch")
     assert head[1:] == [str(epoch) for epoch in range(1, 11)]
@@ -123,11 +128,14 @@ def test_the_lead_and_the_conflicting_digits_are_those_of_the_archives(runs):
     lead = leads.mean()
     assert found.groups() == tuple(f"{value:.1f}" for value in (lead, lead - half, lead + half))
     for said, column in (
-        (r"Vanilla is right on ([\d.]+) % of them and ReBias on ([\d.]+) %", "conflicting"),
+        (r"vanilla is right on ([\d.]+) % of them and ReBias on ([\d.]+) %", "conflicting"),
         (r"class on ([\d.]+) % of them and ReBias on ([\d.]+) %", "follows_bias"),
     ):
         means = (by_method[name][column].astype(float).mean() for name in ("vanilla", "rebias"))
         assert re.search(said, SAID).groups() == tuple(f"{100 * mean:.1f}" for mean in means)
+    of_rubi = by_method["rubi"][["accuracy", "follows_bias", "conflicting"]].astype(float)
+    said = r"has ([\d.]+) %. It follows .*? ([\d.]+) % .*? only ([\d.]+) %"
+    assert re.search(said, SAID).groups() == tuple(f"{100 * x:.1f}" for x in of_rubi.mean())
     of_rebias = by_method["rebias"][["conflicting", "follows_bias"]].astype(float).mean()
     left = of_rebias["conflicting"] / (1 - of_rebias["follows_bias"])
     assert "it is right four times in five" in SAID
