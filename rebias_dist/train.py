@@ -139,8 +139,7 @@ class Trainer:
         self.is_first_step = True
         try:
             self.introduce(overrides)
-            # A run that was stopped inside an evaluation enters its epoch again, without steps.
-            for number in range(self.at.epoch, self.parts.layout.epochs):
+            for number in range(self.first_epoch(), self.parts.layout.epochs):
                 self.before_epoch(number)
                 while self.at.step < self.epoch.end:
                     with told("the first step", aloud=self.is_first_step and self.leads):
@@ -193,6 +192,14 @@ class Trainer:
                 tensorboard.show_samples(self.telemetry, parts.data.train)
         self.meter.start()
 
+    def first_epoch(self) -> int:
+        """Return the epoch to enter first; after a stop inside its evaluation it has no steps."""
+        at, layout = self.at, self.parts.layout
+        if at.step >= layout.total_steps and at.epoch < layout.epochs:
+            # Cut off by max_steps: what comes before the steps of the next epoch is not due.
+            return (at.step - 1) // layout.steps_per_epoch
+        return at.epoch
+
     def before_epoch(self, number: int) -> None:
         """Begin the epoch, and start to load its data."""
         config, parts, at = self.config, self.parts, self.at
@@ -242,8 +249,13 @@ class Trainer:
         at, parts, number = self.at, self.parts, self.epoch.number
         parts.game.verdicts.settle()
         done = at.step >= parts.layout.total_steps
+        due = (number + 1) % self.config.evaluate.every_epochs == 0
+        # Not what max_steps adds: a run that goes on has the best of one that was never cut off.
+        regular = at.step % parts.layout.steps_per_epoch == 0 and (
+            due or number + 1 == parts.layout.epochs
+        )
         improved = False
-        if done or (number + 1) % self.config.evaluate.every_epochs == 0:
+        if done or regular:
             self.telemetry.state("evaluating", step=at.step, epoch=number)
             weights = {name: player.modules for name, player in parts.players.items()}
             check_equal_weights(weights, self.consensus, self.ranks.device, at.step)
@@ -259,8 +271,10 @@ class Trainer:
             if self.epoch.playing:
                 self.recorder.watch.evaluated(at.step, figures)
             # A checkpoint from pretraining cannot be the best one.
-            candidate = self.epoch.playing or done
-            improved = candidate and at.note(results.chosen_figure(self.config, figures))
+            if regular and self.epoch.playing:
+                improved = at.note(results.chosen_figure(self.config, figures))
+            elif done:
+                at.cut_off = at.step
             self.meter.start()
         at.epoch = at.step // parts.layout.steps_per_epoch
         if improved or done:

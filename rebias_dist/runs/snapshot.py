@@ -60,6 +60,9 @@ class Snapshot:
         """The epoch before which the method last had its turn."""
         self.best: dict[str, float] | None = None
         """The best ``figure`` on the monitored split so far, and its ``step``."""
+        self.cut_off: int | None = None
+        """The step at which ``max_steps`` has ended the run, if it has no regular evaluation there.
+        It is not saved: a run that goes on does not know it."""
 
     # ---------------------------------------------------------------- to and from disk
 
@@ -173,8 +176,8 @@ class Snapshot:
 
     @property
     def best_step(self) -> int | None:
-        """Return the step of the best figure so far."""
-        return None if self.best is None else int(self.best["step"])
+        """Return the step of the best figure so far; before there is one, that of a cut-off."""
+        return self.cut_off if self.best is None else int(self.best["step"])
 
     def constants(self) -> dict[str, float]:
         """Return the learning rates and radii, as scalars by tag."""

@@ -265,7 +265,7 @@ def test_a_finished_run_that_goes_on_has_no_figures_until_its_new_end(small_run,
     longer = validate({**values, "max_steps": 4})
     with pytest.raises(Killed), failpoint("start of the step", 4, _killed):
         main(longer)
-    assert load(run).metrics is None
+    assert load(run, "last").metrics is None
     assert not find_checkpoints(str(run))[0].finished
     main(longer)
     assert load(run).metrics["steps"] == 4
