@@ -139,7 +139,7 @@ def build(config: Config, consensus: Consensus, device: torch.device) -> Parts:
         layout=layout,
         networks=networks,
         players=players,
-        game=build_game(config, method, players, normalise, layout),
+        game=build_game(config, method, players, normalise, layout, consensus),
         loader=build_loader(config, data.train, consensus, device),
         normalise=normalise,
         shape=shape,
@@ -273,6 +273,7 @@ def build_game(
     players: dict[str, Player],
     normalise: Normalise,
     layout: Plan,
+    consensus: Consensus | None = None,
 ) -> Minimax:
     """Return the game that the players play."""
     return Minimax(
@@ -285,6 +286,7 @@ def build_game(
         seed=config.seed,
         views=config.data.views,
         first_step=layout.pretrain_epochs * layout.steps_per_epoch,
+        consensus=consensus,
     )
 
 

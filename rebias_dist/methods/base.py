@@ -279,7 +279,7 @@ def per_sample(found: object, rows: int, where: str) -> dict[str, Tensor]:
         where: the method's function, for the message.
 
     Raises:
-        ConfigError: it is something else; alike on all ranks.
+        ConfigError: it is something else, perhaps on this rank alone.
     """
     if not isinstance(found, dict):
         raise ConfigError(

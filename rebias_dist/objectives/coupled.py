@@ -42,6 +42,10 @@ _DTYPES = (
 )
 
 
+class ElsewhereError(ValueError):
+    """The function failed on another rank, which raises the reason."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Some rows of the global batch, for :func:`coupled_by_rows`."""
@@ -154,7 +158,7 @@ def coupled_by_rows(
                     dist.all_reduce(gradient, group=batch.group)
         value = torch.where(both[1] > 0, torch.nan, both[0])
         if check and failure is None and both[1] > 0:
-            raise ValueError("the coupled function failed on another rank, which says why")
+            raise ElsewhereError("the coupled function failed on another rank, which says why")
     if failure is not None:
         raise failure
     gradients = [None if g is None else g[batch.own] for g in gradients]

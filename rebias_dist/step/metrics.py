@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +29,17 @@ class Metrics:
         """Add per-sample values to a sum."""
         total = samples.detach().sum(dtype=torch.float64)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def complete(self, player: str, names: Iterable[str]) -> None:
+        """Add zeros for names that only other ranks have, so that all ranks reduce the same sums.
+
+        Args:
+            player: whose terms they are.
+            names: on any rank.
+        """
+        nothing = torch.zeros_like(self.sums[f"{player}/accuracy"])
+        for name in names:
+            self.sums.setdefault(f"{player}/{name}", nothing)
 
     def reduce(self, samples: int, passenger: Tensor | None = None) -> dict[str, float]:
         """Return all values, per sample of the global batch; a collective.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -30,13 +31,16 @@ from torch.nn.functional import cross_entropy
 
 from rebias_dist.data.batch import MicroBatch
 from rebias_dist.errors import ConfigError, NonFiniteError
-from rebias_dist.methods.base import Batch, Method, Output, one_line, per_sample, wide
+from rebias_dist.methods.base import Batch, Method, Output, Term, one_line, per_sample, wide
 from rebias_dist.methods.radii import Radii
-from rebias_dist.objectives import Features, gather_features, gather_rows
+from rebias_dist.methods.registry import METHODS
+from rebias_dist.objectives import Features, gather_features
 from rebias_dist.phases import phase
-from rebias_dist.ranks.device_wait import to_host
+from rebias_dist.ranks.consensus import Consensus
+from rebias_dist.step.agreement import Agreement
 from rebias_dist.step.known import known_of, whole_of
 from rebias_dist.step.metrics import Metrics
+from rebias_dist.step.observing import observe
 from rebias_dist.step.player import Player
 from rebias_dist.step.randomness import keyed
 from rebias_dist.step.verdicts import Verdicts, explained
@@ -69,6 +73,7 @@ class Minimax:
         seed: keys the randomness inside the networks.
         views: V, augmented views of each sample.
         first_step: the step at which pretraining ends and the game begins.
+        consensus: the ranks, to agree on faults of a method or network of the user's.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Minimax:
         seed: int,
         views: int = 1,
         first_step: int = 0,
+        consensus: Consensus | None = None,
     ) -> None:
         self.method = method
         self._name = type(method).__name__
@@ -102,8 +108,10 @@ class Minimax:
         self.first_step = first_step
         self._features: dict[str, Tensor] = {}
         """This rank's features in the current step, to name the source of a NaN."""
-        anyone = next(player for player in (f, *gs) if player is not None)
-        self.verdicts = Verdicts(anyone.precision.device)
+        players = [player for player in (f, *gs) if player is not None]
+        of_the_user = method.config.name not in METHODS or any(p.of_the_user for p in players)
+        self._agreement = Agreement(consensus if of_the_user else None)
+        self.verdicts = Verdicts(players[0].precision.device)
         """To be settled before the weights are saved or evaluated."""
 
     def set_learning_rate(self, rate: float) -> None:
@@ -140,7 +148,8 @@ class Minimax:
     ) -> list[Output]:
         """Return the player's outputs; with one micro-batch a rank they carry the graph."""
         gradient = self.one_micro_batch and not player.fixed
-        return [self._forward(player, mb, step, update, gradient=gradient) for mb in batches]
+        with self._agreement.together():
+            return [self._forward(player, mb, step, update, gradient=gradient) for mb in batches]
 
     def _own_features(self, player: Player, outputs: list[Output]) -> Features:
         """Return the player's features on the global batch, gathered once.
@@ -159,36 +168,6 @@ class Minimax:
         """Return the features of this rank's samples, the views of a sample side by side."""
         return torch.cat([_side_by_side(output.features, self.views) for output in outputs])
 
-    def _observe(self, batches: list[Batch], outputs: list[list[Output]], whole: Batch) -> Tensor:
-        """Show the method the values of all samples; return the weights of this rank's samples.
-
-        Args:
-            batches: of this rank.
-            outputs: of f and of every g, by micro-batch.
-            whole: the global batch.
-        """
-        found: list[dict[str, Tensor]] = []
-        for place, batch in enumerate(batches):
-            by_player = [Output(*(x.detach() for x in mine[place])) for mine in outputs]
-            f = by_player.pop(0) if self.f is not None else None
-            values = self.method.values(f, by_player, batch)
-            found.append(per_sample(values, len(batch.labels), f"{self._name}.values()"))
-        rows: dict[str, Tensor] = {}
-        finite = True
-        if names := sorted(found[0]):
-            local = torch.cat([torch.stack([v[n].double() for n in names], 1) for v in found])
-            gathered = gather_rows(local, self.counts)
-            rows = dict(zip(names, gathered.unbind(1), strict=True))
-            # Such a step's updates are skipped or end the run: the state must not learn from it.
-            finite = bool(to_host(gathered.isfinite().all()))
-        weights = self.method.observe(rows, whole) if finite else None
-        if weights is None:
-            weights = torch.ones(self.N, dtype=torch.float64, device=whole.labels.device)
-        per_sample({"weights": weights}, self.N, f"{self._name}.observe()")
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        begin = sum(self.counts[:rank])
-        return weights[begin : begin + self.counts[rank]]
-
     # ---------------------------------------------------------------- updates
 
     def _update(
@@ -201,7 +180,7 @@ class Minimax:
         metrics: Metrics,
         *,
         first: list[Output] | None = None,
-        coupling: Tensor | None = None,
+        coupled: Callable[[], list[Term]] | None = None,
         own: Features | None = None,
     ) -> None:
         """Update one network.
@@ -214,46 +193,43 @@ class Minimax:
             terms: the part of the objective that is a sum over samples.
             metrics: receives the metrics of this update.
             first: outputs of an earlier pass of this update, or None.
-            coupling: the weighted sum of the coupled terms, on ``own``, or None.
+            coupled: returns the coupled terms, on ``own``; None: there are none.
             own: the player's features on the global batch.
         """
         # DDP averages the ranks' gradients, while our losses are parts of one sum whose true
         # gradient is the sum over ranks. This factor undoes the average, here and nowhere else.
         scale = float(self.world_size)
-        cached: list[Tensor] | None = None
-        if coupling is not None and not self.one_micro_batch:
-            assert own is not None
-            with phase("backward"):
-                (gradient,) = torch.autograd.grad(coupling, own.local)
-            cached = list(gradient.chunk(len(batches)))
-
-        for place, batch in enumerate(batches):
-            with player.without_reduction(place < len(batches) - 1):
-                if first is not None and self.one_micro_batch:
-                    output = first[place]
-                else:
-                    output = self._forward(player, batch, step, update, gradient=True)
-                with phase("objective"):
-                    loss = torch.zeros((), dtype=torch.float64, device=batch.images.device)
-                    found = terms(place, output)
-                    where = f"{self._name}.{player.name[0]}_terms()"
-                    for name, values in per_sample(found, len(output.logits), where).items():
-                        values = values / self.views
-                        metrics.add(f"{player.name}/{name}", values)
-                        loss = loss + values.sum() / self.N
-                    if cached is not None:
-                        rows = _side_by_side(wide(output.features), self.views)
-                        loss = loss + (rows * cached[place]).sum()
-                    elif coupling is not None:
-                        loss = loss + coupling
-                    if not loss.requires_grad:
-                        raise ConfigError(
-                            f"method.name: in {self._name} the objective of {player.name} does not "
-                            "depend on its output"
-                        )
-                    right = output.logits.detach().argmax(1) == batch.labels.repeat(self.views)
-                    metrics.add(f"{player.name}/accuracy", right / self.views)
-                player.backward(scale * loss)
+        objective: list[tuple[float, str]] = []
+        with self._agreement.together(player.name) as names:
+            coupling: Tensor | None = None
+            if coupled is not None:
+                where = f"{self._name}.{player.name[0]}_coupled()"
+                with phase("objective"), one_line(where):
+                    coupling, objective = metrics.note(player.name, coupled())
+            of_rows = self._of_rows(coupling, own, batches)
+            for place, batch in enumerate(batches):
+                last = place == len(batches) - 1
+                with player.without_reduction(not last):
+                    if first is not None and self.one_micro_batch:
+                        output = first[place]
+                    else:
+                        output = self._forward(player, batch, step, update, gradient=True)
+                    with phase("objective"):
+                        found = terms(place, output)
+                        loss = of_rows(place, output) + self._sum(player, found, output, metrics)
+                        names.update(found)
+                        if not loss.requires_grad:
+                            raise ConfigError(
+                                f"method.name: in {self._name} the objective of {player.name} does "
+                                "not depend on its output"
+                            )
+                        right = output.logits.detach().argmax(1) == batch.labels.repeat(self.views)
+                        metrics.add(f"{player.name}/accuracy", right / self.views)
+                    if not last:
+                        player.backward(scale * loss)
+        player.backward(scale * loss)  # here the ranks wait for each other
+        metrics.complete(player.name, names)
+        metrics.objectives[player.name] = objective + metrics.own_terms(player.name)
         try:
             with phase("optimizer"):
                 norm = player.take_step(self.M)
@@ -261,6 +237,34 @@ class Minimax:
             raise explained(error, step, player.name, metrics, self._features) from None
         metrics.values[f"{player.name}/grad_norm"] = norm
         self.verdicts.add(player, norm, metrics)
+
+    def _of_rows(
+        self, coupling: Tensor | None, own: Features | None, batches: list[MicroBatch]
+    ) -> Callable[[int, Output], Tensor]:
+        """Return what gives a micro-batch's part of the coupled terms, by its place and output."""
+        if coupling is None:
+            return lambda place, output: output.logits.new_zeros((), dtype=torch.float64)
+        if self.one_micro_batch:
+            return lambda place, output: coupling
+        assert own is not None
+        with phase("backward"):
+            (gradient,) = torch.autograd.grad(coupling, own.local)
+        cached = gradient.chunk(len(batches))
+        return lambda place, output: (
+            (_side_by_side(wide(output.features), self.views) * cached[place]).sum().double()
+        )
+
+    def _sum(
+        self, player: Player, found: dict[str, Tensor], output: Output, metrics: Metrics
+    ) -> Tensor:
+        """Return the sum of a micro-batch's own terms, divided by N; note them."""
+        total = torch.zeros((), dtype=torch.float64, device=output.logits.device)
+        where = f"{self._name}.{player.name[0]}_terms()"
+        for name, values in per_sample(found, len(output.logits), where).items():
+            values = values / self.views
+            metrics.add(f"{player.name}/{name}", values)
+            total = total + values.sum() / self.N
+        return total
 
     def step(self, batches: list[MicroBatch], step: int, radii: Radii | None) -> Metrics:
         """Take one step of the game on this rank's micro-batches of a global batch.
@@ -289,7 +293,8 @@ class Minimax:
             g_first = [self._pass(g, batches, step, 0) for g in self.gs]
             outputs = [*([] if f_first is None else [f_first]), *g_first]
             with phase("objective"):
-                weights = self._observe(known_of(batches, None, *now), outputs, whole)
+                known = known_of(batches, None, *now)
+                weights = observe(method, known, outputs, whole, self.counts, self._agreement)
         turn = _Turn(batches, known_of(batches, weights, *now), whole, step)
 
         if not method.facts.fixed_g:
@@ -315,25 +320,22 @@ class Minimax:
         f_features: Features | None,
         metrics: Metrics,
     ) -> None:
-        g = self.gs[index]
-        own, coupling = None, None
-        objective: list[tuple[float, str]] = []
-        if self.method.g_is_coupled:
+        g, method = self.gs[index], self.method
+        own: Features | None = None
+        coupled: Callable[[], list[Term]] | None = None
+        if method.g_is_coupled:
             assert f_features is not None
             first = first or self._pass(g, turn.batches, turn.step, update)
             own = self._own_features(g, first)
-            with phase("objective"), one_line(f"{self._name}.g_coupled()"):
-                found = self.method.g_coupled(index, own, f_features.detach(), turn.whole)
-                coupling, objective = metrics.note(g.name, found)
+            coupled = partial(method.g_coupled, index, own, f_features.detach(), turn.whole)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
-            return self.method.g_terms(output, turn.known[place])
+            return method.g_terms(output, turn.known[place])
 
         batches, step = turn.batches, turn.step
         self._update(
-            g, batches, step, update, terms, metrics, first=first, coupling=coupling, own=own
+            g, batches, step, update, terms, metrics, first=first, coupled=coupled, own=own
         )
-        metrics.objectives[g.name] = objective + metrics.own_terms(g.name)
 
     def _update_f(
         self,
@@ -344,28 +346,25 @@ class Minimax:
         metrics: Metrics,
     ) -> None:
         method, batches, step = self.method, turn.batches, turn.step
-        coupling: Tensor | None = None
-        objective: list[tuple[float, str]] = []
+        coupled: Callable[[], list[Term]] | None = None
         opponents: list[list[Output]] = []
         if method.f_is_coupled or method.f_needs_g:
             updates = 0 if method.facts.fixed_g else method.config.n_g_update
-            opponents = [self.first_pass(g, batches, step, updates) for g in self.gs]
+            with self._agreement.together():
+                opponents = [self.first_pass(g, batches, step, updates) for g in self.gs]
         if method.f_is_coupled:
             assert own is not None
             others = []
             for g, outputs in zip(self.gs, opponents, strict=True):
                 rows = self._features[g.name] = self._rows(outputs)
                 others.append(gather_features(rows, counts=self.counts, async_op=True))
-            with phase("objective"), one_line(f"{self._name}.f_coupled()"):
-                found = method.f_coupled(own, others, turn.whole)
-                coupling, objective = metrics.note("f", found)
+            coupled = partial(method.f_coupled, own, others, turn.whole)
 
         def terms(place: int, output: Output) -> dict[str, Tensor]:
             gs = [outputs[place] for outputs in opponents]
             return method.f_terms(output, gs, turn.known[place], f.heads)
 
-        self._update(f, batches, step, 0, terms, metrics, first=first, coupling=coupling, own=own)
-        metrics.objectives["f"] = objective + metrics.own_terms("f")
+        self._update(f, batches, step, 0, terms, metrics, first=first, coupled=coupled, own=own)
 
     def pretrain(
         self, batches: list[MicroBatch], step: int, *, train_f: bool, train_g: bool
@@ -382,7 +381,6 @@ class Minimax:
         for player in players:
             assert player is not None
             self._update(player, batches, step, 0, terms, metrics)
-            metrics.objectives[player.name] = metrics.own_terms(player.name)
         self.verdicts.end_step(step, self._features)
         return metrics
 

@@ -17,6 +17,7 @@ from rebias_dist.config.schema import NetworkConfig, OptimizerConfig
 from rebias_dist.errors import NonFiniteError
 from rebias_dist.methods.base import Output
 from rebias_dist.models import load_state
+from rebias_dist.models.timm_networks import PREFIX
 from rebias_dist.phases import phase
 from rebias_dist.ranks.device_wait import to_host
 from rebias_dist.step.adamp import AdamP
@@ -90,8 +91,10 @@ class Player:
         """Whether ``take_step`` leaves it to the caller to see if the gradient was finite."""
         self._compiled = compile
         self._module = compiled(network) if compile else network
-        unused = unused or own.name not in models.names()
-        self._reduction = Reduction(self._module, heads, precision.device, unused)
+        known = own.name in models.names()
+        self.of_the_user = not (known or own.name.startswith(PREFIX))
+        """Whether the network is code of the user's."""
+        self._reduction = Reduction(self._module, heads, precision.device, unused or not known)
 
     def fix(self) -> None:
         """Put the network into evaluation mode for good: it trains no more."""

@@ -29,7 +29,7 @@ from rebias_dist.methods.options import options_class
 from rebias_dist.methods.radii import Radii
 from rebias_dist.methods.registry import METHODS
 from rebias_dist.methods.spectral_decoupling import class_weights
-from rebias_dist.step import metrics, minimax, player, verdicts
+from rebias_dist.step import metrics, minimax, observing, player, verdicts
 from rebias_dist.step.minimax import Minimax
 from rebias_dist.step.player import Player
 from rebias_dist.step.precision import Precision
@@ -89,7 +89,7 @@ def reads(monkeypatch):
         def __init__(self, values: torch.Tensor) -> None:
             self.wait = lambda: read(values)
 
-    for module in (metrics, minimax, player):
+    for module in (metrics, observing, player):
         monkeypatch.setattr(module, "to_host", read)
     monkeypatch.setattr(verdicts, "HostCopy", Copy)
     monkeypatch.setattr(verdicts, "wait_for", found.append)
