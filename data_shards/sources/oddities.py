@@ -7,6 +7,7 @@ from typing import Final
 
 from data_shards.sources.datasets import SELECTION, TRAIN
 from data_shards.sources.listing import Listing
+from data_shards.sources.words import plain_word
 
 _SHOWN: Final = 5
 _VALIDATION: Final = ("val", "valid", "validation", "dev")
@@ -17,19 +18,12 @@ def unused_words(names: Mapping[str, str], cells: Iterable[str]) -> list[str]:
 
     ``names`` are the names of the splits by word, ``cells`` those of the column of splits.
     """
-    there = {_plain(cell) for cell in cells}
+    there = {plain_word(cell) for cell in cells}
     return [
         f"--splits {word}={name}: no row has the word {word!r}, so it names no image"
         for word, name in names.items()
-        if _plain(word) not in there
+        if plain_word(word) not in there
     ]
-
-
-def _plain(word: str) -> str:
-    try:
-        return str(float(word))
-    except ValueError:
-        return word.strip()
 
 
 def with_warnings(

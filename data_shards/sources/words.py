@@ -120,10 +120,10 @@ def _by_name(
 
 def _spelling(word: str) -> str:
     """Return what all spellings of a word share."""
-    return " ".join(_plain(word).casefold().split())
+    return " ".join(plain_word(word).casefold().split())
 
 
-def _plain(word: str) -> str:
+def plain_word(word: str) -> str:
     """Return a word without blanks around it; a number in its shortest form."""
     number = _number(word)
     return word.strip() if number is None else _shown(number)
@@ -149,7 +149,7 @@ def split_names(cells: Sequence[tuple[str, str]], names: Mapping[str, str]) -> d
     for where, cell in cells:
         if cell in found:
             continue
-        word, is_number = _plain(cell), _number(cell) is not None
+        word, is_number = plain_word(cell), _number(cell) is not None
         if not word:
             raise UsageError(f"{where}: the split is empty; fill the cell or remove the row")
         if "," in word or "=" in word:
@@ -182,7 +182,7 @@ def _by_plain_word(names: Mapping[str, str]) -> dict[str, str]:
     given: dict[str, str] = {}
     first: dict[str, str] = {}
     for word, name in names.items():
-        plain = _plain(word)
+        plain = plain_word(word)
         pair = f"{word}={name}"
         if given.setdefault(plain, name) != name:
             raise UsageError(f"--splits: {pair} and {first[plain]} name the same split; give one")
@@ -192,7 +192,7 @@ def _by_plain_word(names: Mapping[str, str]) -> dict[str, str]:
 
 def _unnamed(where: str, cells: Iterable[str]) -> UsageError:
     """Return the error for splits that are numbers, with a value of --splits that names all."""
-    words = {_plain(cell) for cell in cells} - {""}
+    words = {plain_word(cell) for cell in cells} - {""}
     ranked = sorted(words, key=lambda word: (_number(word) is None, _number(word) or 0, word))
     taken = {word.casefold() for word in words}
     free = [name for name in (TRAIN, SELECTION, TEST) if name not in taken]
