@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +95,18 @@ def read_from(
 def _in_folder(root: str, tests: Sequence[str]) -> _Found | None:
     splits = [path.parent.name for path in children(Path(root), f"*/{MANIFEST_NAME}")]
     _check_train(root, splits)
-    sizes = {}
+    manifests, sizes = {}, {}
     try:
-        train, _ = load_split(Path(root) / "train")
-        if train.dataset == "biased_mnist":
-            return None
         for split in _used(splits, tests):
             folder = Path(root) / split
             manifest, index = load_split(folder)
-            read = functools.partial(_image, folder, manifest, index)
-            sizes[split] = _sizes(len(index), read, DataShardsError)
+            if manifest.dataset == "biased_mnist":
+                return None
+            manifests[split] = manifest
+            sizes[split] = _sizes(index, partial(read_image, folder, manifest), DataShardsError)
     except DataShardsError as error:
         raise DataError(str(error)) from None
-    return _Found(train, splits, _all_sizes(root, sizes))
-
-
-def _image(folder: Path, manifest: Manifest, index: NDArray[np.void], i: int) -> bytes:
-    return read_image(folder, manifest, index[i])
+    return _Found(manifests["train"], splits, _all_sizes(root, sizes))
 
 
 def _used(splits: Sequence[str], tests: Sequence[str]) -> list[str]:
@@ -127,16 +122,16 @@ def _at_address(root: str, tests: Sequence[str], cache_gb: float) -> _Found | No
 
     splits = splits_in(root, ("train", "selection", *tests)) if tests else splits_in(root)
     _check_train(root, splits)
-    train = ShardDataset(f"{root}/train", cache_gb=cache_gb)
-    if train.manifest.dataset == "biased_mnist":
-        return None
-    sizes = {}
+    manifests, sizes = {}, {}
     for split in _used(splits, tests):
         data = ShardDataset(f"{root}/{split}", cache_gb=cache_gb)
+        if data.manifest.dataset == "biased_mnist":
+            return None
+        manifests[split] = data.manifest
         # More shards would be long in coming.
-        images = next(filter(None, data.manifest.shard_counts), 0)
-        sizes[split] = _sizes(images, data.read, DamagedSample)
-    return _Found(train.manifest, splits, _all_sizes(root, sizes))
+        first_shard = range(next(filter(None, data.manifest.shard_counts), 0))
+        sizes[split] = _sizes(first_shard, data.read, DamagedSample)
+    return _Found(manifests["train"], splits, _all_sizes(root, sizes))
 
 
 def _check_train(root: str, splits: Sequence[str]) -> None:
@@ -188,21 +183,21 @@ def _are_small(sizes: list[tuple[int, int]]) -> bool:
 
 
 def _sizes(
-    images: int, read: Callable[[int], bytes], damaged: type[Exception]
+    images: Sequence[Any] | NDArray[np.void], read: Callable[[Any], bytes], damaged: type[Exception]
 ) -> set[tuple[int, int]]:
-    """Return the sizes (width, height) of images spread over so many.
+    """Return the sizes (width, height) of some images, spread over all of them.
 
     ``read`` returns the file of an image, or raises ``damaged``; training says what to do then.
     """
     found = set()
-    for i in range(0, images, images // _LOOKED_AT + 1):
+    for image in images[:: len(images) // _LOOKED_AT + 1]:
         try:
-            content = read(i)
+            content = read(image)
         except damaged:
             continue
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                found.add(image.size)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+                found.add(opened.size)
         except Exception:  # Pillow raises many kinds of errors on hostile bytes
             continue
     return found
