@@ -37,9 +37,8 @@ class Metrics:
             player: whose terms they are.
             names: on any rank.
         """
-        nothing = torch.zeros_like(self.sums[f"{player}/accuracy"])
-        for name in names:
-            self.sums.setdefault(f"{player}/{name}", nothing)
+        for missing in {f"{player}/{name}" for name in names} - self.sums.keys():
+            self.sums[missing] = torch.zeros_like(self.sums[f"{player}/accuracy"])
 
     def reduce(self, samples: int, passenger: Tensor | None = None) -> dict[str, float]:
         """Return all values, per sample of the global batch; a collective.

@@ -206,7 +206,7 @@ class Minimax:
                 where = f"{self._name}.{player.name[0]}_coupled()"
                 with phase("objective"), one_line(where):
                     coupling, objective = metrics.note(player.name, coupled())
-            of_rows = self._of_rows(coupling, own, batches)
+            coupled_part = self._coupled_part(coupling, own, batches)
             for place, batch in enumerate(batches):
                 last = place == len(batches) - 1
                 with player.without_reduction(not last):
@@ -216,7 +216,9 @@ class Minimax:
                         output = self._forward(player, batch, step, update, gradient=True)
                     with phase("objective"):
                         found = terms(place, output)
-                        loss = of_rows(place, output) + self._sum(player, found, output, metrics)
+                        loss = coupled_part(place, output) + self._own_part(
+                            player, found, output, metrics
+                        )
                         names.update(found)
                         if not loss.requires_grad:
                             raise ConfigError(
@@ -238,7 +240,7 @@ class Minimax:
         metrics.values[f"{player.name}/grad_norm"] = norm
         self.verdicts.add(player, norm, metrics)
 
-    def _of_rows(
+    def _coupled_part(
         self, coupling: Tensor | None, own: Features | None, batches: list[MicroBatch]
     ) -> Callable[[int, Output], Tensor]:
         """Return what gives a micro-batch's part of the coupled terms, by its place and output."""
@@ -254,7 +256,7 @@ class Minimax:
             (_side_by_side(wide(output.features), self.views) * cached[place]).sum().double()
         )
 
-    def _sum(
+    def _own_part(
         self, player: Player, found: dict[str, Tensor], output: Output, metrics: Metrics
     ) -> Tensor:
         """Return the sum of a micro-batch's own terms, divided by N; note them."""
