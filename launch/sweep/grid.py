@@ -122,9 +122,8 @@ class Sweep(Section):
             settings = dict(self.set)
             for part in combination:
                 settings |= part
-            met = [case for _, case in self._cases_of(settings)]
-            for case in met:
-                settings |= case
+            for _, case in self._cases_of(settings):
+                settings |= case  # never a key of the grid
             yield "-".join([self.name, *labels]), settings
 
 
