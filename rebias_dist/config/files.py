@@ -164,7 +164,8 @@ def validate(values: dict[str, Any], where: str = "", *, own_method: bool = True
         values: of the file or the flags.
         where: what opens the message.
         own_method: import a user's method to check its options. Without it, nothing that a
-            recorded run names is imported, and its options are taken as they are.
+            recorded run names is imported, its options are taken as they are, and so is a
+            ``data.crop`` above ``data.resize``: earlier versions trained with it.
     """
     try:
         return Config.model_validate(values, context={"import": own_method})
