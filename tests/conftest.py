@@ -65,6 +65,7 @@ def small_run(few_digits, tmp_path):
         "g": [{"name": "simple_convnet", "kernel_size": 1, "width": 0.25}],
         "radius": {"f": 1.0, "g": 1.0},
         "evaluate": {"every_epochs": 3},
+        "log": {"to": []},  # drawing and writing for TensorBoard takes as long as the training
         "data": {"source": str(few_digits), "image_size": 8, "rho": 0.8},
     }
 

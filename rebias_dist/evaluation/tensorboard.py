@@ -95,7 +95,7 @@ def _show_matrices(
 
 def show_samples(telemetry: Telemetry, dataset: ShardDataset) -> None:
     """Show the first training images."""
-    if telemetry.leader:
+    if telemetry.shows_images:
         images = [image.numpy() for image in islice(dataset.sound_images(), 32)]
         same = [image for image in images if image.shape == images[0].shape]
         telemetry.image("data/train", 0, sample_grid(np.stack(same)))
@@ -123,7 +123,7 @@ def show_final(telemetry: Telemetry, config: Config, content: dict[str, Any], ep
     last = content["checkpoints"]["last"]
     if config.data.selection != "none":  # otherwise the last evaluation recorded them already
         show(telemetry, last["step"], epoch, last["splits"])
-    if telemetry.leader:
+    if telemetry.shows_images:
         for split, of_split in last["splits"].items():
             for network, figures in of_split["networks"].items():
                 tag = f"{split}/{network}"

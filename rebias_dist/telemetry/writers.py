@@ -113,6 +113,8 @@ class Telemetry:
         self._last_step = start_step
         self._own: list[Tracker] = []
         self._apart = apart
+        self.shows_images = self.leader and (tensorboard or bool(apart))
+        """Whether an image that is given here is seen anywhere: metrics.jsonl has none."""
         try:
             self._detach_log = _attach_log(run_folder / "logs" / f"rank{rank}.log", self.leader)
             if self.leader:

@@ -8,8 +8,8 @@ import pytest
 
 from tests import ROOT
 
-CHEAP = ("environment", "equal_steps", "without_waiting", "parts_of_a_step")
-LONGER = ("objectives", "steps", "loader", "ranks", "resume", "signals")
+CHEAP = ("environment", "equal_steps", "parts_of_a_step")
+LONGER = ("without_waiting", "objectives", "steps", "loader", "ranks", "resume", "signals")
 
 
 def gpu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -269,7 +269,7 @@ def _listens_to_hangups(process: int) -> bool:
     return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_of_one_rank_that_hang_end_all_ranks_with_one_line(small_run, tmp_path, ranks):
     run = _hanging_workers(small_run, tmp_path, ranks, minutes=0.2)
     ended = run.end()

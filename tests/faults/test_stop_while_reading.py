@@ -134,6 +134,7 @@ def test_an_evaluation_and_the_radii(small_run, tmp_path):
     assert losses(tmp_path / "runs/a") == losses(tmp_path / "runs/whole")
 
 
+@pytest.mark.slow
 def test_the_turn_of_a_method_is_taken_whole_or_not_at_all(small_run, tmp_path):
     values = {**settings(small_run), "method": {"name": "counting:Counting"}}
     runs = Runs(tmp_path, values, ranks=1)

@@ -115,6 +115,7 @@ def test_the_warning_ahead_of_the_time_limit_saves_and_requeues(cluster, folder,
         assert_same_end(run, undisturbed[by])
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_can_be_resumed(cluster, folder, undisturbed):
     config = slow(undisturbed["config"], 0.3)
     job, run = launch(cluster, folder, "cancelled", config, "--nodes=2", "--by=srun")

@@ -165,7 +165,7 @@ def test_both_passes_of_an_update_give_the_same_bits(kernels, monkeypatch):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_missing_compiler_is_one_line_before_the_training(
     small_run, tmp_path, monkeypatch, ranks
 ):

@@ -35,6 +35,7 @@ def test_hsic_in_a_loop_learns_on_two_ranks(tmp_path):
     assert found[-1] < found[0]
 
 
+@pytest.mark.slow
 def test_the_contrastive_loss_of_a_loop_is_the_same_on_any_number_of_ranks(tmp_path):
     """Three ranks have 22, 21 and 21 of the 64 rows."""
     alone = losses("own_loop.py", 1, "contrastive", tmp_path)

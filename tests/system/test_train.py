@@ -70,7 +70,8 @@ def test_the_default_runs_on_eight_ranks_without_any_setting(tmp_path):
 def test_the_records_of_a_run(config_file, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = torchrun(2, "--config", config_file, "--name", "a", "--max-steps", "20", cwd=tmp_path)
+    flags = ("--name", "a", "--max-steps", "20", "--log.to", "[tensorboard]")
+    done = torchrun(2, "--config", config_file, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "a"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """The pictures for TensorBoard: what a pixel shows is what the matrix says."""
 
+import json
 import math
 import os
 import subprocess
@@ -101,3 +102,16 @@ def test_figures_need_no_display_and_no_pyplot():
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_run_that_shows_no_pictures_draws_none(small_run, tmp_path):
+    code = (
+        "import json, sys; from rebias_dist.config.files import validate;"
+        "from rebias_dist.train import main; main(validate(json.loads(sys.argv[1])));"
+        "print(sorted({'matplotlib', 'tensorboard'} & sys.modules.keys()))"
+    )
+    config = json.dumps({**small_run, "name": "a", "max_steps": 2, "log": {"to": []}})
+    command = [sys.executable, "-c", code, config]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "runs/a/results.json").exists()

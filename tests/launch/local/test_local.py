@@ -235,7 +235,9 @@ def test_a_launcher_whose_output_nobody_reads_still_hears(long, tmp_path):
 
 
 @pytest.mark.parametrize("small_disk", [8], indirect=True)
-@pytest.mark.parametrize("how", ["the save fails", "a rank is killed"])
+@pytest.mark.parametrize(
+    "how", ["the save fails", pytest.param("a rank is killed", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_named(small_run, small_disk, tmp_path, how):
     values = {**small_run, "runs_dir": str(small_disk / "runs"), "epochs": 100_000}
     values |= {"evaluate": {"every_epochs": 100_000}, "checkpoint": {"every_steps": 5}}
