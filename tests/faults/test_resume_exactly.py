@@ -155,6 +155,7 @@ def test_one_rank_stopped_here_and_there(small_run):
     stop_everywhere(settings(small_run), points, leader=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_stopped_here_and_there(small_run):
     points = [("between g and f", 5), ("before rename", 8), ("after the optimizer", 17)]
     assert run_ranks(2, _on_ranks, settings(small_run), points, timeout=1000) == [True, True]

@@ -146,6 +146,7 @@ def test_the_turn_of_a_method_is_taken_whole_or_not_at_all(small_run, tmp_path):
     assert runs.state("a") == runs.state("whole")
 
 
+@pytest.mark.slow
 def test_one_of_two_ranks(small_run, tmp_path):
     runs = Runs(tmp_path, settings(small_run), ranks=2)
     runs.run("whole")

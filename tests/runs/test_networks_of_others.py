@@ -62,6 +62,7 @@ def refused(values: dict, **more) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_plays_against_a_resnet_on_two_ranks(small_run):
     values = untested(small_run, f=VIT, g=[{"name": "resnet18"}])
     run_ranks(2, train, values, "game", timeout=1000)

@@ -123,6 +123,7 @@ def _player(compile: bool) -> Player:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_both_passes_of_an_update_give_the_same_bits(kernels, monkeypatch):
     """Also under dropout, and from a single graph; batches of evaluation need no other."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", kernels)
