@@ -8,8 +8,10 @@ import pytest
 
 from tests import ROOT
 
-CHEAP = ("environment", "equal_steps", "parts_of_a_step")
-LONGER = ("without_waiting", "objectives", "steps", "loader", "ranks", "resume", "signals")
+CHEAP = ("environment", "parts_of_a_step")
+LONGER = (
+    "equal_steps", "without_waiting", "objectives", "steps", "loader", "ranks", "resume", "signals"
+)  # fmt: skip
 
 
 def gpu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

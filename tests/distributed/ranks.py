@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# The fork server imports torch once, so a rank starts in milliseconds, not seconds.
-# It runs nothing else before it forks: no thread pool exists that a child could inherit broken.
+# The fork server imports torch and the program once, so a rank starts in milliseconds, not
+# seconds. It runs nothing else before it forks: no thread exists that a child could miss.
 _context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])
+_context.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "rebias_dist.train"])
 
 
 def _rank_main(

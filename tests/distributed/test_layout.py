@@ -59,12 +59,16 @@ def _train_all(runs_dir: str, digits: str) -> dict[str, dict]:
     return found
 
 
-@pytest.fixture(scope="module")
-def layouts(tmp_path_factory, few_digits):
-    """Train all methods on 1, 2, 3 and 4 ranks; return the runs' folder and what ranks found."""
+# Three ranks share the four micro-batches of a step unevenly.
+WORLDS = [(1, 3), pytest.param((1, 2, 4), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=str)
+def layouts(request, tmp_path_factory, few_digits):
+    """Train all methods on some numbers of ranks; return the runs' folder and what ranks found."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = str(folder), str(few_digits)
-    return folder, {w: run_ranks(w, _train_all, *arguments, timeout=1000) for w in (1, 2, 3, 4)}
+    return folder, {w: run_ranks(w, _train_all, *arguments) for w in request.param}
 
 
 def _metrics(folder: Path, name: str) -> list[dict]:
@@ -76,11 +80,11 @@ def _metrics(folder: Path, name: str) -> list[dict]:
 def test_same_losses_and_weights_on_any_number_of_ranks(layouts, method):
     from rebias_dist.runs.checkpoint import load_choice
 
-    folder, _ = layouts
+    folder, found = layouts
     reference = _metrics(folder, f"{method}-1")
     state = load_choice(folder / f"{method}-1" / "checkpoints", "last")
     compared, worst_loss, worst_weight = 0, 0.0, 0.0
-    for world in (2, 3, 4):
+    for world in found.keys() - {1}:
         for a, b in zip(_metrics(folder, f"{method}-{world}"), reference, strict=True):
             assert a["step"] == b["step"]
             assert a.keys() == b.keys()
@@ -116,8 +120,9 @@ def test_a_rank_decodes_only_its_share(layouts):
 def test_all_ranks_return_the_same_figures(layouts):
     _, found = layouts
     for method in METHODS:
-        figures = [json.dumps(rank[method]["results"]["checkpoints"]) for rank in found[3]]
-        assert len(set(figures)) == 1
+        for ranks in found.values():
+            figures = [json.dumps(rank[method]["results"]["checkpoints"]) for rank in ranks]
+            assert len(set(figures)) == 1
     assert np.isfinite(
         found[1][0]["rebias"]["results"]["checkpoints"]["last"]["splits"]["unbiased"]["hsic"][0]
     )

@@ -169,16 +169,20 @@ def _run_all() -> list[dict[str, np.ndarray]]:
     return [_run(*case) for case in CASES]
 
 
-@pytest.fixture(scope="module")
-def layouts():
-    return {world: run_ranks(world, _run_all, timeout=1000)[0] for world in (1, 2, 3, 4)}
+# Three ranks share the four or eight micro-batches of a step unevenly.
+WORLDS = [(1, 3), pytest.param((1, 2, 4), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=str)
+def layouts(request):
+    return {world: run_ranks(world, _run_all)[0] for world in request.param}
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
 def test_losses_gradients_weights_and_buffers(layouts, number):
     reference = layouts[1][number]
     worst = 0.0
-    for world in (2, 3, 4):
+    for world in layouts.keys() - {1}:
         other = layouts[world][number]
         assert other.keys() == reference.keys()
         for name, value in reference.items():

@@ -112,6 +112,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk, monkeypatch):
     assert checkpoint.load(folder, 2)["step"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_disk", [16], indirect=True)
 def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(
     small_disk, small_run, tmp_path

@@ -183,6 +183,7 @@ def test_a_single_process_listens_nowhere(small_run, tmp_path):
     assert json.loads((tmp_path / "runs/a/state.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_nohup_is_left_alone(small_run, tmp_path):
     values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
     long = write_config(tmp_path / "long.yaml", {**values, "log": {"every_steps": 1}})

@@ -409,7 +409,7 @@ def test_a_real_run_on_two_ranks_is_trained_and_reported(tmp_path, capsys):
     assert (tmp_path / "out/results.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_sweep_leaves_nothing_and_no_cell_can_be_reached_from_outside(tmp_path, ranks):
     values = {**SMALL, "ranks": ranks, "set": {**SMALL["set"], "epochs": 1000}}
     command = [sys.executable, "-m", "launch.commands.sweep", written(tmp_path, **values)]
