@@ -134,7 +134,7 @@ def test_two_steps(roots, tmp_path, name):
     flags += ["--data.resize", "48", "--data.crop", "40", "--radius.fraction", "0.01"]
     flags += ["--global-batch", "16", "--micro-batch", "8", "--log.every_steps", "1"]
     flags += ["--data.workers", "1", *_two_steps_of_the_game(name, 130 // 16)]
-    flags += ["--evaluate.batch", "8"]
+    flags += ["--evaluate.batch", "8", "--log.to", "[]"]
     if name == "imagenet9/vanilla":
         tests = {"imagenet-a": str(roots["imagenet9-a"] / "test")}
         flags += ["--data.other_tests", json.dumps(tests)]
@@ -157,7 +157,7 @@ def test_two_steps(roots, tmp_path, name):
 def test_two_steps_on_digits(few_digits, tmp_path, name):
     flags = ["--config", name, "--data.source", str(few_digits), "--data.image_size", "14"]
     flags += ["--name", "a", "--runs-dir", str(tmp_path), "--log.every_steps", "1"]
-    flags += ["--global-batch", "48", "--micro-batch", "24"]
+    flags += ["--global-batch", "48", "--micro-batch", "24", "--log.to", "[]"]
     flags += _two_steps_of_the_game(name, 432 // 48)  # a tenth of the digits is held out
     config = parse_train(flags).config
     splits = main(config)["checkpoints"]["last"]["splits"]

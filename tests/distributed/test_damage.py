@@ -38,6 +38,7 @@ def _train(root: str, runs_dir: str, on_damaged: str, steps: list[int]) -> dict:
                 "micro_batch": B,
                 "max_steps": last,
                 "epochs": 1,
+                "log": {"to": []},
                 "f": {**small, "kernel_size": 3},
                 "g": [{**small, "kernel_size": 1}],
                 "radius": {"f": "median", "g": "median", "fraction": 0.3},

@@ -37,6 +37,7 @@ def _train(root: str, runs_dir: str, cache: str, cache_gb: float, steps: list[in
             "micro_batch": 12,
             "max_steps": last,
             "epochs": 2,
+            "log": {"to": []},
             "f": {**small, "kernel_size": 3},
             "g": [{**small, "kernel_size": 1}],
             "data": {"root": root, "cache_gb": cache_gb, "window": 2},

@@ -80,14 +80,15 @@ def every(request, monkeypatch) -> int:
 
 
 def test_stop_names_step_and_rank(small_run, every, monkeypatch, tmp_path):
+    values = {**settings(small_run), "name": "a", "log": {"to": [], "every_steps": every}}
     Poison(monkeypatch, {4: 1})
     with pytest.raises(NonFiniteError, match=r"^step 4: the gradient of f .*from rank 0 \(f/ce\)"):
-        main(validate({**settings(small_run), "name": "a", "log": {"every_steps": every}}))
+        main(validate(values))
     assert attempts(tmp_path / "runs/a") == ["gave up"]
 
 
 def test_rollback_cures_what_happens_once_without_a_trace(small_run, every, monkeypatch, tmp_path):
-    values = {**settings(small_run), "log": {"every_steps": every}}
+    values = {**settings(small_run), "log": {"to": [], "every_steps": every}}
     main(validate({**values, "name": "whole"}))
     values |= {"name": "a", "checkpoint": {"every_steps": 4}}
     values["faults"] = {"non_finite": "rollback"}
@@ -105,7 +106,7 @@ def test_rollback_leaves_out_a_step_that_fails_again_and_gives_up(
     small_run, every, monkeypatch, tmp_path
 ):
     values = {**settings(small_run), "checkpoint": {"every_steps": 4}}
-    values |= {"log": {"every_steps": every}}
+    values |= {"log": {"to": [], "every_steps": every}}
     values["faults"] = {"non_finite": "rollback", "non_finite_limit": 3}
     poison = Poison(monkeypatch, {6: 100})
     main(validate({**values, "name": "a"}))
@@ -133,7 +134,7 @@ def _stopped(values: dict) -> str:
 def test_a_step_is_settled_before_it_is_saved(small_run, saves, tmp_path):
     """By steps, which all ranks count; by the clock, which only rank 0 reads; not at all."""
     values = {**settings(small_run), "name": "a", "checkpoint": {"keep": 30, **saves}}
-    values["log"] = {"every_steps": 100}
+    values["log"] = {"to": [], "every_steps": 100}
     found = run_ranks(2, _stopped, values, timeout=1000)
     assert found[0] == found[1]
     assert found[0].startswith("step 4: the gradient of f is not finite")

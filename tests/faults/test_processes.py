@@ -186,7 +186,7 @@ def test_a_single_process_listens_nowhere(small_run, tmp_path):
 @pytest.mark.slow
 def test_nohup_is_left_alone(small_run, tmp_path):
     values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
-    long = write_config(tmp_path / "long.yaml", {**values, "log": {"every_steps": 1}})
+    long = write_config(tmp_path / "long.yaml", {**values, "log": {"to": [], "every_steps": 1}})
     command = ["nohup", sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
     run = Started(command, tmp_path)
     run.wait_for("images/s")
@@ -204,7 +204,7 @@ def test_nohup_is_left_alone(small_run, tmp_path):
 def test_a_closed_terminal_saves_a_run_or_is_left_alone(small_run, tmp_path, ignored):
     """The terminal is gone while a step is taken, and so is where its progress is shown."""
     values = {**small_run, "epochs": 1000, "evaluate": {"every_epochs": 1000}}
-    long = write_config(tmp_path / "long.yaml", {**values, "log": {"every_steps": 1}})
+    long = write_config(tmp_path / "long.yaml", {**values, "log": {"to": [], "every_steps": 1}})
     command = [sys.executable, "-m", "rebias_dist.train", "--config", long, "--name", "a"]
     planted = plant(tmp_path / "s", rank=0, point="start of the step", step=6, action="hangup")
     mine, theirs = pty.openpty()

@@ -158,7 +158,7 @@ class Sometimes(Method):
 
 def test_a_term_that_few_micro_batches_have_counts_alike_on_any_layout(values, tmp_path):
     (tmp_path / "sometimes.py").write_text(HEAD + SOMETIMES)
-    values |= {"method": {"name": "sometimes:Sometimes"}, "log": {"every_steps": 1}}
+    values |= {"method": {"name": "sometimes:Sometimes"}, "log": {"to": [], "every_steps": 1}}
     (code,) = _outcomes([{**values, "name": "alone"}], str(tmp_path))
     assert code == (0, "")
     assert run_ranks(2, _outcomes, [{**values, "name": "two"}], str(tmp_path)) == [[code]] * 2

@@ -43,6 +43,7 @@ def undisturbed(cluster, folder, few_digits):
             "g": [{"name": "simple_convnet", "kernel_size": 1, "width": 0.25}],
             "radius": {"f": 1.0, "g": 1.0},
             "evaluate": {"every_epochs": 3},
+            "log": {"to": []},
             "data": {"source": str(few_digits), "image_size": 8, "rho": 0.8},
         }
     )
