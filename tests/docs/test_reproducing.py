@@ -101,3 +101,44 @@ def test_frozen_heads_are_beside_trained_ones():
             assert bool(differences.mean() < 0) == (method == "RUBi")
             half = stats.t.ppf(0.975, 2) * differences.std(ddof=1) / 3**0.5
             assert abs(differences.mean()) < half
+
+
+def test_the_optimizer_and_the_radii_are_beside_the_run_at_full_size():
+    archives = ROOT / "docs/results"
+    runs = {
+        "AdamP, σ = 1": archives / "reduced_schedule/reduced-rho0.997-rebias-seed0",
+        "Adam, σ = 1": archives / "ablations/adam-rho0.997-rebias-seed0",
+        "AdamP, σ by median": archives / "ablations/median-rho0.997-rebias-seed0",
+    }
+    _, _, *found = rows("setting")
+    assert [row[0] for row in found] == list(runs)
+    for name, *figures in found:
+        table = rebias_dist.results(runs[name])
+        optimizer, radius = name.split(", σ ")
+        assert set(table["optimizer.name"]) == {optimizer.lower()}
+        assert set(table["radius.f"].astype(str)) == {{"= 1": "1.0", "by median": "median"}[radius]}
+        mine = table[(table["checkpoint"] == "last") & (table["split"] == "unbiased")]
+        of_f = mine[mine["network"] == "f"].iloc[0]
+        curves = read_curves(runs[name], lambda tag: True)
+        percent = 100 * np.array(curves["unbiased/f_accuracy"][1])
+        last, error = 100 * of_f["accuracy"], 100 * of_f["standard_error"]
+        expected = [f"{percent[7]:.1f}", f"{last:.1f} ({error:.1f})"]
+        expected += [f"{100 * of_f[column]:.1f}" for column in ("follows_bias", "conflicting")]
+        assert figures == expected
+    # The last of them is that with σ by median.
+    assert {f"{value:.1f}" for value in percent} == {"10.0"}
+    medians = [float(curves[f"{name}/sigma"][1][at]) for at in (0, -1) for name in ("f", "g0")]
+    said = " ".join(PAGE.split())
+    assert (
+        "{:.1f} for f and {:.1f} for g in the first epoch, {:.1f} and {:.1f} in".format(*medians)
+        in said
+    )
+    with_adam, with_adamp = (float(found[index][2].split()[0]) for index in (1, 0))
+    assert f"Adam leads AdamP by {with_adam - with_adamp:.1f} points" in said
+    for name in ("reproducing", "results"):
+        page = " ".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8").split())
+        assert f"Adam has {with_adam} %, AdamP {with_adamp} %" in page
+    page = " ".join((ROOT / "docs/full-size.md").read_text(encoding="utf-8").split())
+    assert f"With Adam it has {with_adam} %" in page
+    at_full_size = re.search(r"ReBias \| f \| 3 \| [^|]+ \| ([^|]+) \|", page)[1]
+    assert f"Three seeds of AdamP have {at_full_size}," in said
