@@ -66,7 +66,7 @@ test-oldest: .venv-oldest/.installed  ## the ordinary tests with the oldest vers
 	    --ignore tests/docs/test_site.py
 
 test-slow: .venv/.installed-dev  ## the long tests alone
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of what they run; build/coverage has pages
 	rm -rf build/coverage

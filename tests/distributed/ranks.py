@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 # The fork server imports torch and the program once, so a rank starts in milliseconds, not
-# seconds. It runs nothing else before it forks: no thread exists that a child could miss.
+# seconds. It runs nothing else before it forks. With OMP_NUM_THREADS=1, as the Makefile sets it,
+# no thread exists that a child could miss.
 _context = mp.get_context("forkserver")
 _context.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "rebias_dist.train"])
 

@@ -2,14 +2,20 @@
 
 import csv
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 import rebias_dist
+from rebias_dist.commands.train import parse_train
+from rebias_dist.config.files import to_yaml
 from rebias_dist.reporting.metrics import read_curves
 from tests import ROOT
+from tests.docs.lines import commands_of_page
 
 ADAMP = "page of the authors of AdamP (Heo et al., ICLR 2021)"
 SOURCES = {
@@ -103,42 +109,97 @@ def test_frozen_heads_are_beside_trained_ones():
             assert abs(differences.mean()) < half
 
 
+RESULTS = ROOT / "docs/results"
+AT_FULL_SIZE = RESULTS / "reduced_schedule/reduced-rho0.997-rebias-seed0"
+
+
+def settings_of(run: Path) -> dict[str, object]:
+    """The configuration of an archived run, with dotted names."""
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+
+    def dotted(value: object, name: str) -> Iterator[tuple[str, object]]:
+        parts = value.items() if isinstance(value, dict) else ()
+        parts = enumerate(value) if isinstance(value, list) else parts
+        found = [one for key, part in parts for one in dotted(part, f"{name}.{key}")]
+        yield from found or [(name[1:], value)]
+
+    return dict(dotted(yaml.safe_load(text), ""))
+
+
+def differences(one: Path, other: Path) -> set[str]:
+    mine, theirs = settings_of(one), settings_of(other)
+    return {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
+
+
 def test_the_optimizer_and_the_radii_are_beside_the_run_at_full_size():
-    archives = ROOT / "docs/results"
     runs = {
-        "AdamP, σ = 1": archives / "reduced_schedule/reduced-rho0.997-rebias-seed0",
-        "Adam, σ = 1": archives / "ablations/adam-rho0.997-rebias-seed0",
-        "AdamP, σ by median": archives / "ablations/median-rho0.997-rebias-seed0",
+        "AdamP, σ = 1": (AT_FULL_SIZE, set()),
+        "Adam, σ = 1": (RESULTS / "ablations/adam-rho0.997-rebias-seed0", {"optimizer.name"}),
+        "AdamP, σ by median": (
+            RESULTS / "ablations/median-rho0.997-rebias-seed0",
+            {"radius.f", "radius.g"},
+        ),
     }
     _, _, *found = rows("setting")
     assert [row[0] for row in found] == list(runs)
+    shown, percent, curves = {}, {}, {}
     for name, *figures in found:
-        table = rebias_dist.results(runs[name])
-        optimizer, radius = name.split(", σ ")
-        assert set(table["optimizer.name"]) == {optimizer.lower()}
-        assert set(table["radius.f"].astype(str)) == {{"= 1": "1.0", "by median": "median"}[radius]}
+        run, changed = runs[name]
+        changed |= {"name", "log.every_steps"} if changed else set()
+        assert differences(AT_FULL_SIZE, run) == changed
+        table = rebias_dist.results(run)
         mine = table[(table["checkpoint"] == "last") & (table["split"] == "unbiased")]
         of_f = mine[mine["network"] == "f"].iloc[0]
-        curves = read_curves(runs[name], lambda tag: True)
-        percent = 100 * np.array(curves["unbiased/f_accuracy"][1])
+        curves[name] = read_curves(run, lambda tag: True)
+        percent[name] = 100 * np.array(curves[name]["unbiased/f_accuracy"][1])
+        assert len(percent[name]) == 10
         last, error = 100 * of_f["accuracy"], 100 * of_f["standard_error"]
-        expected = [f"{percent[7]:.1f}", f"{last:.1f} ({error:.1f})"]
+        shown[name] = f"{last:.1f}"
+        expected = [f"{percent[name][7]:.1f}", f"{last:.1f} ({error:.1f})"]
         expected += [f"{100 * of_f[column]:.1f}" for column in ("follows_bias", "conflicting")]
         assert figures == expected
-    # The last of them is that with σ by median.
-    assert {f"{value:.1f}" for value in percent} == {"10.0"}
-    medians = [float(curves[f"{name}/sigma"][1][at]) for at in (0, -1) for name in ("f", "g0")]
-    said = " ".join(PAGE.split())
-    assert (
-        "{:.1f} for f and {:.1f} for g in the first epoch, {:.1f} and {:.1f} in".format(*medians)
-        in said
-    )
-    with_adam, with_adamp = (float(found[index][2].split()[0]) for index in (1, 0))
-    assert f"Adam leads AdamP by {with_adam - with_adamp:.1f} points" in said
-    for name in ("reproducing", "results"):
-        page = " ".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8").split())
-        assert f"Adam has {with_adam} %, AdamP {with_adamp} %" in page
-    page = " ".join((ROOT / "docs/full-size.md").read_text(encoding="utf-8").split())
-    assert f"With Adam it has {with_adam} %" in page
-    at_full_size = re.search(r"ReBias \| f \| 3 \| [^|]+ \| ([^|]+) \|", page)[1]
-    assert f"Three seeds of AdamP have {at_full_size}," in said
+    adamp, adam, median = (shown[name] for name in runs)
+    of_median = "AdamP, σ by median"
+    assert {f"{value:.1f}" for value in percent[of_median]} == {median}
+    sigma = [
+        f"{curves[of_median][f'{network}/sigma'][1][epoch]:.1f}"
+        for epoch in (0, -1)
+        for network in ("f", "g0")
+    ]
+    pages = {
+        name: " ".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8").split())
+        for name in ("reproducing", "results", "full-size")
+    }
+    at_full_size = re.search(r"ReBias \| f \| 3 \| [^|]+ \| ([^|]+) \|", pages["full-size"])[1]
+    for name, said in (
+        ("reproducing", "Before the first one they are {} for f and {} for g, "
+                        "before the last one {} and {}".format(*sigma)),
+        ("reproducing", f"f follows the colour: it has {median} % after each of the ten epochs"),
+        ("reproducing", f"all of ten epochs ({median} %; {adamp} % with σ = 1)"),
+        ("reproducing", f"Adam has {adam} %. Three seeds of AdamP have {at_full_size}."),
+        ("reproducing", f"{adam} % with Adam, {adamp} % with AdamP"),
+        ("results", f"all of ten epochs ({median} %). {adam} % with Adam, {adamp} % with AdamP"),
+        ("full-size", f"f has {median} % after each of the ten epochs"),
+        ("full-size", f"it has {adam} %, where AdamP has {adamp} %"),
+    ):  # fmt: skip
+        assert said in pages[name]
+
+
+COMMANDS = [
+    command
+    for command in commands_of_page(ROOT / "docs/results.md")
+    if command.program == "rebias-train"
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words[-1])
+def test_the_commands_of_single_runs_are_those_of_their_archives(command, tmp_path):
+    config = parse_train(command.words).config
+    (run,) = RESULTS.glob(f"*/{config.name}")
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    # Where the digits lay, what decoded them and how often a line was written change no figure.
+    assert differences(run, tmp_path) <= {"data.source", "data.decoder", "log.every_steps"}
+
+
+def test_there_are_commands_of_single_runs():
+    assert len(COMMANDS) == 3

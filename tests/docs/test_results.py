@@ -86,9 +86,9 @@ def test_the_pages_say_where_rebias_is_told_from_vanilla():
     found = dict(re.findall(row, page, re.MULTILINE))
     assert found == {"0.99": "better", "0.95": "not told apart", "0.9": "not told apart"}
     for name, said in (
-        ("README.md", "three seeds do not tell ReBias from vanilla; at ρ = 0.99 they do"),
-        ("docs/results.md", "told from vanilla at one of three ρ"),
-        ("docs/reproducing.md", "tell it from vanilla at ρ = 0.99, not at 0.95 and 0.9"),
+        ("README.md", "three seeds do not distinguish ReBias from vanilla; at ρ = 0.99 they do"),
+        ("docs/results.md", "Three seeds distinguish ReBias from vanilla at one of three ρ"),
+        ("docs/reproducing.md", "distinguish it from vanilla at ρ = 0.99, not at 0.95 and 0.9"),
     ):
         assert said in " ".join((ROOT / name).read_text(encoding="utf-8").split())
 

@@ -123,7 +123,6 @@ class Runs:
         return {key: _digest(value) for key, value in state.items() if key != "config"}
 
 
-@pytest.mark.slow
 def test_an_evaluation_and_the_radii(small_run, tmp_path):
     runs = Runs(tmp_path, settings(small_run), ranks=1)
     runs.run("whole")
