@@ -11,6 +11,7 @@ from math import sqrt
 from torch import Tensor, nn
 
 from rebias_dist.errors import ArgumentError
+from rebias_dist.models.pooling import average_pool
 
 STAGES = ((64, 2), (128, 2), (256, 2), (512, 1))  # (channels, stride of the first block)
 
@@ -90,5 +91,5 @@ class BagNet18(nn.Module):
         x = self.relu(self.bn1(self.conv2(self.conv1(images))))
         for number in range(1, len(STAGES) + 1):
             x = self.get_submodule(f"layer{number}")(x)
-        features = x.mean(dim=(2, 3))
+        features = average_pool(x)
         return self.fc(features), features

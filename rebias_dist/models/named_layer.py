@@ -14,6 +14,7 @@ import torchvision.models  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from rebias_dist.errors import ArgumentError
+from rebias_dist.models.pooling import average_pool
 
 # With their auxiliary classifiers these networks return more than logits in training.
 _WITHOUT_AUXILIARY = {
@@ -103,9 +104,8 @@ class _FeatureTap:
         if features.ndim == 3:
             return features[:, 0] if self.has_class_token else features.mean(dim=1)
         if features.ndim == 4:
-            # Not AdaptiveAvgPool2d: its gradient is not deterministic on CUDA.
             single = features.shape[2:] == (1, 1)
-            return features.flatten(1) if single else features.mean(dim=(2, 3))
+            return features.flatten(1) if single else average_pool(features)
         raise ArgumentError(
             f"{self.name}: its features have the shape {list(features.shape)}; they must be "
             "[N, d], tokens [N, T, d] or a map [N, C, H, W]"

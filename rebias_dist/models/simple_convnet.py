@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rebias_dist.errors import ArgumentError
+from rebias_dist.models.pooling import average_pool
 
 CHANNELS = (16, 32, 64, 128)
 FEATURES = ("post", "pre", "logits")
@@ -108,8 +109,7 @@ class SimpleConvNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]`` and features ``[N, d]``."""
         maps = self.extracter(images)
-        # Not AdaptiveAvgPool2d: its gradient is not deterministic on CUDA.
-        pooled = maps.mean(dim=(2, 3))
+        pooled = average_pool(maps)
         logits = self.fc(self.dropout(pooled))
         if self.feature == "pre":
             return logits, torch.flatten(maps, 1)
