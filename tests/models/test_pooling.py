@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from rebias_dist import models
 from rebias_dist.models.pooling import average_pool
 
 FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
@@ -24,18 +26,38 @@ def test_value_and_gradient_are_those_of_the_mean(shape, dtype, layout):
         assert torch.equal(ours, torchs)
 
 
-def test_the_gradient_can_be_differentiated_again():
-    maps = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(average_pool, (maps,))
-    assert torch.autograd.gradgradcheck(average_pool, (maps,))
-
-
 @pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS)
-def test_the_gradient_has_the_format_of_the_map(layout):
-    # Otherwise the step has the same numbers and takes up to half as long again.
-    source = torch.randn(4, 6, 5, 5, requires_grad=True)
-    maps = source.contiguous(memory_format=layout).square()
+@pytest.mark.parametrize(
+    ("name", "options", "last"),
+    [
+        ("simple_convnet", {}, "extracter.11"),
+        ("bagnet18", {}, "layer4.1"),
+        ("tests.models.test_pooling:OneMap", {"feature": "map"}, "map"),
+    ],
+)
+def test_the_gradient_of_the_last_map_has_its_format(name, options, last, layout):
+    # Otherwise the step has the same numbers and is slower.
+    network = models.build(name, num_classes=3, **options).to(memory_format=layout)
     strides = []
-    maps.register_hook(lambda gradient: strides.append(gradient.stride()))
-    average_pool(maps).square().sum().backward()
-    assert strides == [maps.stride()]
+
+    def watch(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: strides.append((gradient.stride(), output.stride())))
+
+    modules = {where.removeprefix("network."): module for where, module in network.named_modules()}
+    modules[last].register_forward_hook(watch)
+    _, features = network(torch.randn(2, 3, 24, 24).contiguous(memory_format=layout))
+    features.square().sum().backward()
+    ((of_gradient, of_map),) = strides
+    assert of_gradient == of_map
+
+
+class OneMap(nn.Module):
+    """A network of a user's, whose map is its features."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.map = nn.Conv2d(3, 8, 3)
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.map(images).amax(dim=(2, 3)))
