@@ -202,13 +202,14 @@ class Benchmark:
 
 
 def machine() -> dict[str, str | int]:
-    """Return date, processor, cores, threads, versions and commit, by name."""
+    """Return date, processor, cores, threads, glibc's variables, versions and commit, by name."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
         names = [s for s in information.read_text().splitlines() if s.startswith("model name")]
         processor = names[0].partition(": ")[2] if names else processor
     packages = ("torch", "torchvision", "numpy", "webdataset", "adamp")
+    malloc = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("MALLOC_")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -217,6 +218,7 @@ def machine() -> dict[str, str | int]:
         "memory GB": round(memory / 1e9),
         "system": platform.release(),
         "threads": torch.get_num_threads(),
+        "glibc": " ".join(sorted(malloc)) or "default",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "pillow": PIL.__version__,  # of pillow-simd, if that is installed instead
