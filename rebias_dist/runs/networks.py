@@ -60,7 +60,7 @@ def build_networks(config: Config, classes: int, precision: Precision) -> dict[s
                     f"{_key(name)}: {network.name} cannot be built: {reason}; make it smaller"
                 ) from error
         # Channels last: on a Xeon in bf16 2.1 times the speed for a BagNet, 1.3 for a ResNet, and
-        # 1.2 for a simple_convnet (python -m benchmarks.memory_format); CUDA's kernels prefer it too.
+        # 1.2 for a simple_convnet (python -m benchmarks.memory_format). CUDA's kernels prefer it.
         built = built.to(memory_format=torch.channels_last)
         networks[name] = built.to(precision.device, precision.parameters)
     return networks
