@@ -6,8 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 RANKS ?= 2
-# Of the tests: they wait for other processes a third of their time, so three keep two cores busy.
-WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -53,7 +51,7 @@ browser:
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
 test: .venv/.installed-dev browser  ## the ordinary tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 # The oldest torch comes with CUDA: several GB. The site is for developers, with the newest tools.
 .venv-oldest/.installed: setup.cfg pyproject.toml tests/oldest.txt
@@ -64,7 +62,7 @@ test: .venv/.installed-dev browser  ## the ordinary tests
 	@touch $@
 
 test-oldest: .venv-oldest/.installed  ## the ordinary tests with the oldest versions of the packages
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile \
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not slow' -n 2 --dist loadfile \
 	    --ignore tests/docs/test_site.py
 
 test-slow: .venv/.installed-dev  ## the long tests alone
@@ -73,7 +71,7 @@ test-slow: .venv/.installed-dev  ## the long tests alone
 coverage: .venv/.installed-dev browser  ## the ordinary tests, with a table of what they run; build/coverage has pages
 	rm -rf build/coverage
 	mkdir -p build/coverage
-	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage run -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage run -m pytest -m 'not slow' -n 2 --dist loadfile
 	$(BIN)/coverage combine -q --data-file build/coverage/data build/coverage
 	$(BIN)/coverage html -q --data-file build/coverage/data -d build/coverage/html
 	$(BIN)/coverage report --data-file build/coverage/data --skip-covered

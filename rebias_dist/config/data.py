@@ -152,9 +152,10 @@ class DataConfig(BaseModel):
     augmentation: Literal["none", "crop_flip"] = "none"
     """crop_flip: random resized crop and horizontal flip in training; resize and centre crop in
     evaluation. For colours, rotation and RandAugment see data.augment."""
-    resize: Count = 256
+    # From 2: torch's resize of uint8 images to one pixel ends in an internal error (2.14).
+    resize: Annotated[int, Field(ge=2)] = 256
     """crop_flip: short side before the centre crop in evaluation; crop or more."""
-    crop: Count = 224
+    crop: Annotated[int, Field(ge=2)] = 224
     """crop_flip: side of the images that the networks see."""
     augment: AugmentConfig = AugmentConfig()
     """Further augmentation of the training images."""

@@ -99,7 +99,7 @@ def test_eval_is_resize_and_centre_crop(height, width):
     assert torch.equal(out, EvalTransform(40, 32)(image, 9, 9))
 
 
-@given(st.integers(1, 48), st.integers(1, 48), st.integers(1, 40), st.integers(1, 40))
+@given(st.integers(2, 48), st.integers(2, 48), st.integers(1, 40), st.integers(1, 40))
 def test_no_evaluation_has_a_black_frame(crop, resize, height, width):
     values = {"data": {"augmentation": "crop_flip", "crop": crop, "resize": resize}}
     if crop > resize:
@@ -112,6 +112,13 @@ def test_no_evaluation_has_a_black_frame(crop, resize, height, width):
         white = torch.full((3, height, width), 255, dtype=torch.uint8)
         assert eval_transform(validate(values).data)(white).min() == 255
     assert validate({"data": {**values["data"], "augmentation": "none"}}).data.crop == crop
+
+
+@pytest.mark.parametrize("side", ["crop", "resize"])
+def test_images_of_one_pixel_are_refused(side):
+    # torch 2.14 resizes no uint8 image to one pixel, unless it has the channels last.
+    with pytest.raises(ConfigError, match=rf"^data\.{side}: 1: .*2"):
+        validate({"data": {"augmentation": "crop_flip", side: 1}})
 
 
 def test_identity():
