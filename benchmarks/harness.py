@@ -202,7 +202,7 @@ class Benchmark:
 
 
 def machine() -> dict[str, str | int]:
-    """Return date, processor, cores, threads, glibc's variables, versions and commit, by name."""
+    """Return date, processor, cores, threads, MALLOC_ variables, versions and commit, by name."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -218,7 +218,7 @@ def machine() -> dict[str, str | int]:
         "memory GB": round(memory / 1e9),
         "system": platform.release(),
         "threads": torch.get_num_threads(),
-        "glibc": " ".join(sorted(malloc)) or "default",
+        "malloc": " ".join(sorted(malloc)) or "default",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "pillow": PIL.__version__,  # of pillow-simd, if that is installed instead

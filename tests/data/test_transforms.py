@@ -116,7 +116,7 @@ def test_no_evaluation_has_a_black_frame(crop, resize, height, width):
 
 @pytest.mark.parametrize("side", ["crop", "resize"])
 def test_images_of_one_pixel_are_refused(side):
-    # torch 2.14 resizes no uint8 image to one pixel, unless it has the channels last.
+    # torch 2.14 fails where it resizes three contiguous uint8 channels to one pixel.
     with pytest.raises(ConfigError, match=rf"^data\.{side}: 1: .*2"):
         validate({"data": {"augmentation": "crop_flip", side: 1}})
 
